@@ -1,0 +1,173 @@
+"""What a controller sees and what it answers: the three hooks a trainer calls, as plain tensors.
+
+A controller is a keyword-only dataclass that subclasses `Controller` and overrides the hooks it needs:
+
+    on_rollout   once per generation: may replace the sequence advantages
+    select       once per optimiser step, over every row of the accumulation window on all ranks
+    on_loss      once per micro-batch, with the graph: a weight on the policy term and a per-token penalty
+
+Nothing here imports trl, accelerate or a model. A controller never gathers by itself: it asks `Ranks`, which the
+trainer backs with its process group and which `OneRank` answers for a single process.
+"""
+
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar, Literal, Protocol
+
+import torch
+from torch import Tensor
+
+Scope = Literal["step", "exact", "micro_batch"]
+
+# Losses whose policy term is -min(r A, clip(r) A) with one ratio per token; they differ in what divides the sum.
+TOKEN_RATIO_LOSSES = frozenset({"grpo", "bnpo", "dr_grpo", "dapo"})
+
+
+class Ranks(Protocol):
+    """The collectives a controller may ask for. Every rank must make the same calls in the same order."""
+
+    def sum(self, x: Tensor) -> Tensor:
+        """Elementwise sum of `x` over the ranks; same shape on every rank."""
+        ...
+
+    def gather(self, x: Tensor) -> Tensor:
+        """Concatenate `x` over the ranks along dim 0; `x` must have the same shape on every rank."""
+        ...
+
+    def max(self, x: int) -> int:
+        """Largest `x` over the ranks (used to agree on a shape before `gather`)."""
+        ...
+
+
+class OneRank:
+    """`Ranks` of a single process."""
+
+    def sum(self, x: Tensor) -> Tensor:
+        return x
+
+    def gather(self, x: Tensor) -> Tensor:
+        return x
+
+    def max(self, x: int) -> int:
+        return x
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """Some rows of one accumulation window: a micro-batch, or everything one rank holds of the window.
+
+    advantages_BT: float32, the final advantages TRL's loss uses, broadcast over tokens
+    mask_BT: bool, True where a token counts in the loss (completion, not padding, not a tool's token)
+    row_id_B: int64, the row's index in the generation batch over all ranks, before any shuffle: does not depend on
+        micro-batch size or on the number of ranks, so seeded choices and tie-breaks are keyed by it
+    informative_B: bool, False where the row's prompt group had rewards without spread (its advantages are all 0)
+    """
+
+    advantages_BT: Tensor
+    mask_BT: Tensor
+    row_id_B: Tensor
+    informative_B: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Window:
+    """All rows this rank holds of one optimiser step, known before the first backward.
+
+    log_probs_BT: float32, of the sampled tokens. Scope `step`: under the policy that generated the rows. Scope
+        `exact`: under the policy as it is before this optimiser step.
+    old_log_probs_BT: float32, under the policy that generated the rows (the denominator of the ratio).
+    step: the optimiser step; with the controller's seed and `row_id_B` it fixes every random choice.
+    """
+
+    rows: Rows
+    log_probs_BT: Tensor
+    old_log_probs_BT: Tensor
+    step: int
+    ranks: Ranks = field(default_factory=OneRank)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossTerms:
+    """What a controller wants of one micro-batch.
+
+    weight_BT: multiplies the advantages, hence the policy term, token by token; detached; None = 1 everywhere
+    penalty_BT: nats-scaled loss per token, with its graph, added under the policy term's own normaliser and its own
+        importance-sampling weight; None = 0. Must be finite everywhere, padding included.
+    sums: scalars outside the graph. The trainer adds them over the micro-batches of the step and over the ranks,
+        then hands the totals to `Controller.summarise`.
+    """
+
+    weight_BT: Tensor | None = None
+    penalty_BT: Tensor | None = None
+    sums: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(kw_only=True)
+class Controller:
+    """Base class: every hook answers 'nothing to do'."""
+
+    name: ClassVar[str] = "controller"  # prefix of the metrics
+    supported_losses: ClassVar[frozenset[str]] = TOKEN_RATIO_LOSSES
+    needs_stale_policy: ClassVar[bool] = False  # True: a no-op while the ratio is exactly 1 (KL-Cov)
+    uses_loss_hook: ClassVar[bool] = True  # False: only `on_rollout`, so any loss type will do
+
+    @property
+    def scope(self) -> Scope | None:
+        """When the controller selects; None: it never selects."""
+        return None
+
+    @property
+    def clip_range(self) -> tuple[float, float] | None:
+        """(eps_low, eps_high) of the ratio range [1 - eps_low, 1 + eps_high]; inf = no clip; None = trainer's own."""
+        return None
+
+    def on_rollout(self, rewards_N: Tensor, groups_N: Tensor, advantages_N: Tensor) -> Tensor | None:
+        """New advantages for the N rows of the generation batch on all ranks, or None to leave them.
+
+        rewards_N: float32, weighted sum over reward functions, NaN where no reward applied
+        groups_N: int64, prompt group of the row
+        advantages_N: float32, as TRL computed them
+        """
+        return None
+
+    def select(self, window: Window) -> Any:
+        """The step's selection, handed back to every `on_loss` of the step. Called where `scope` asks for it."""
+        return None
+
+    def on_loss(
+        self,
+        rows: Rows,
+        selection: Any,
+        *,
+        log_probs_BT: Tensor,  # with graph
+        old_log_probs_BT: Tensor,  # detached; equals log_probs_BT.detach() on a fully on-policy schedule
+        ref_log_probs_BT: Tensor | None,
+        entropies_BT: Tensor,  # nats, detached
+        eps_low: float,
+        eps_high: float,
+    ) -> LossTerms:
+        """Weight and penalty for one micro-batch; `selection` is None under scope `micro_batch`."""
+        return LossTerms()
+
+    def summarise(self, sums: dict[str, float]) -> dict[str, float]:
+        """Metrics of one optimiser step from the totals of `LossTerms.sums`; keys get the prefix `name/`."""
+        return {}
+
+    def window_metrics(self, selection: Any) -> dict[str, float]:
+        """Metrics known once the step's selection is made; same on every rank. Keys get the prefix `name/`."""
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint must hold besides the options."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Inverse of `state_dict`."""
+
+    def options(self) -> dict[str, Any]:
+        """The dataclass fields, for the manifest."""
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+
+def float32_detached(x: Tensor) -> Tensor:
+    """`x` outside the graph in float32: bfloat16 covariances tie far too often to rank tokens by them."""
+    return x.detach().to(torch.float32)
