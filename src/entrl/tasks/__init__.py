@@ -1,0 +1,89 @@
+"""Problems with verifiers: one function turns a task name into rows TRL can train on.
+
+    load_task("sums", split="train", size=1000, seed=0)
+    load_task({"task": "reasoning_gym:countdown", "max_numbers": 4}, split="test", size=200, seed=0)
+
+Every row has `prompt` (a string, or chat messages), `answer` (the gold answer, a string), `verifier` (JSON that
+`entrl_rewards.accuracy` reads), `problem_id` and `level` (a string; "" where the task has no levels).
+
+Kinds:   `sums` (the tiny reasoner's task), `reasoning_gym:NAME`, `jsonl:PATH`, and benchmarks of the hub by name
+Split:   procedural tasks put a problem in train or test by a hash of its text, so the two never share one,
+         whatever the seeds and sizes (see `entrl.tasks.procedural`)
+"""
+
+import difflib
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+from datasets import Dataset
+
+from entrl.tasks.files import jsonl_rows
+from entrl.tasks.hub import BENCHMARKS, benchmark_rows
+from entrl.tasks.procedural import reasoning_gym_rows
+from entrl.tasks.rows import Row, as_dataset
+from entrl.tasks.sums import sums_rows
+
+Split = Literal["train", "test"]
+
+__all__ = ["Row", "Split", "load_task", "task_names"]
+
+
+def task_names() -> list[str]:
+    """Names `load_task` knows, with the two families written as patterns."""
+    return ["sums", *BENCHMARKS, "reasoning_gym:NAME", "jsonl:PATH"]
+
+
+def load_task(
+    spec: str | Mapping[str, Any], *, split: Split = "train", size: int | None = None, seed: int = 0
+) -> Dataset:
+    """Rows of a task; `spec` is a name, or a mapping with the key `task` and that task's own options.
+
+    `size` None means all rows of a file or benchmark; a procedural task has no end and needs a number.
+    """
+    options = dict(spec) if isinstance(spec, Mapping) else {"task": spec}
+    if "task" not in options:
+        raise ValueError(
+            f"a task needs the key `task`, got {sorted(options)}; known: {', '.join(task_names())}"
+        )
+    if split not in ("train", "test"):
+        raise ValueError(f"split must be 'train' or 'test', got {split!r}")
+    if size is not None and size < 1:
+        raise ValueError(f"size must be >= 1, got {size}; leave it out for all rows")
+    name = str(options.pop("task"))
+    kind, _, argument = name.partition(":")
+    builder, arguments, open_ended = _builder(kind, argument, name)
+    if not open_ended:
+        _check_options(name, builder, options)
+    if kind in ("sums", "reasoning_gym") and size is None:
+        raise ValueError(f"task {name!r} generates problems without end; say how many with `size`")
+    return as_dataset(builder(*arguments, split=split, size=size, seed=seed, **options), name=name)
+
+
+def _builder(kind: str, argument: str, name: str) -> tuple[Callable[..., list[Row]], tuple[str, ...], bool]:
+    """The function behind a name, its leading arguments, and whether it checks its options by itself."""
+    if name == "sums":
+        return sums_rows, (), False
+    if kind == "reasoning_gym" and argument:
+        return reasoning_gym_rows, (argument,), True
+    if kind == "jsonl" and argument:
+        return jsonl_rows, (argument,), False
+    if name in BENCHMARKS:
+        return benchmark_rows, (name,), False
+    close = difflib.get_close_matches(name, ["sums", *BENCHMARKS], n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    raise ValueError(f"unknown task {name!r}{hint} Known: {', '.join(task_names())}")
+
+
+def _check_options(name: str, builder: Callable[..., list[Row]], options: dict[str, Any]) -> None:
+    parameters = inspect.signature(builder).parameters.values()
+    known = [
+        p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in ("split", "size", "seed")
+    ]
+    for key in options:
+        if key not in known:
+            close = difflib.get_close_matches(key, known, n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            raise ValueError(
+                f"task {name!r} has no option {key!r}{hint} It takes: {', '.join(known) or 'none'}"
+            )

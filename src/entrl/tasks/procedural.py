@@ -1,0 +1,109 @@
+"""reasoning-gym problems without repeats, with train and test disjoint by construction.
+
+reasoning-gym seeds item i with `seed + i`, so the datasets of seeds 0 and 1 share all but one item, and small
+problem spaces repeat by chance besides. So a problem's text decides its side: it belongs to test when the first
+8 bytes of its SHA-256, as a number, are divisible by TEST_EVERY, else to train. Items of the other side and repeats
+are skipped. The first n rows do not depend on how many are asked for.
+"""
+
+import difflib
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from entrl.tasks.rows import Row, chat, digest, verifier_json
+
+TEST_EVERY = 5  # one problem in five is a test problem; more would make slow generators slower still
+CHUNK = 256  # items generated per reasoning-gym dataset object
+MAX_BARREN = 4096  # items in a row that add nothing before we say that the problem space is used up
+
+ANSWER_TAGS = "Put your final answer between <answer> and </answer> tags."
+
+
+def reasoning_gym_rows(
+    name: str, *, split: str, size: int, seed: int, instruction: str = ANSWER_TAGS, **config: Any
+) -> list[Row]:
+    """Chat rows of one reasoning-gym dataset; `config` holds the fields of its config class."""
+    rows = []
+    for item, verifier in distinct_items(name, config, split=split, size=size, seed=seed):
+        level = item["metadata"].get("difficulty", "")
+        rows.append(
+            Row(
+                prompt=chat(item["question"], instruction=instruction),
+                answer=str(item["answer"]),
+                verifier=verifier,
+                problem_id=f"{name}/{digest(item['question']):016x}",
+                level=json.dumps(level, sort_keys=True, default=str) if level else "",
+            )
+        )
+    return rows
+
+
+def distinct_items(
+    name: str, config: dict[str, Any], *, split: str, size: int, seed: int
+) -> list[tuple[dict[str, Any], str]]:
+    """`size` different items of one side of the split, each with its verifier."""
+    found: dict[str, tuple[dict[str, Any], str]] = {}
+    barren = 0
+    for item, item_seed in _items(name, config, seed=seed):
+        question = item["question"]
+        if (digest(question) % TEST_EVERY == 0) is not (split == "test") or question in found:
+            barren += 1
+            if barren >= MAX_BARREN:
+                raise ValueError(
+                    f"reasoning-gym {name!r} with {config} has no more {split} problems after {len(found)} of the "
+                    f"{size} asked for; ask for at most {len(found)}, or widen its config"
+                )
+            continue
+        barren = 0
+        found[question] = item, _verifier(name, config, item, item_seed)
+        if len(found) == size:
+            break
+    return list(found.values())
+
+
+def _items(name: str, config: dict[str, Any], *, seed: int) -> Iterator[tuple[dict[str, Any], int]]:
+    start = (
+        digest(f"{name}/{seed}") % 2**30
+    )  # neighbouring seeds start far apart; all stay below numpy's 2**32
+    while True:
+        dataset = create(name, {**config, "seed": start, "size": CHUNK})
+        for index in range(CHUNK):
+            yield dataset[index], start + index
+        start += CHUNK
+
+
+def _verifier(name: str, config: dict[str, Any], item: dict[str, Any], item_seed: int) -> str:
+    """The item itself where JSON keeps it whole, else what regenerates it (tuples, sets and int keys do not survive)."""
+    try:
+        whole = json.loads(json.dumps(item)) == item
+    except TypeError:
+        whole = False
+    if whole:
+        return verifier_json("reasoning_gym", dataset=name, config=config, entry=item)
+    return verifier_json("reasoning_gym", dataset=name, config=config, item_seed=item_seed)
+
+
+def create(name: str, config: dict[str, Any]) -> Any:
+    """A reasoning-gym dataset, with errors that name the misspelt dataset or option."""
+    import reasoning_gym
+    from reasoning_gym.factory import DATASETS
+
+    if name not in DATASETS:
+        close = difflib.get_close_matches(name, DATASETS, n=3)
+        hint = f"; did you mean {', '.join(close)}?" if close else ""
+        raise ValueError(
+            f"reasoning-gym has no dataset {name!r}{hint} It has {len(DATASETS)}: {sorted(DATASETS)}"
+        )
+    known = list(DATASETS[name][1].__dataclass_fields__)
+    for key in config:
+        if key not in known:
+            close = difflib.get_close_matches(key, known, n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            raise ValueError(
+                f"reasoning-gym {name!r} has no option {key!r}{hint} It takes: {', '.join(known)}"
+            )
+    try:
+        return reasoning_gym.create_dataset(name, **config)
+    except AssertionError as error:  # its configs validate themselves with assert
+        raise ValueError(f"reasoning-gym {name!r} refuses {config}: {error}") from error

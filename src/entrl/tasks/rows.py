@@ -1,0 +1,48 @@
+"""The row every task yields, and the table made of them."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import Any, NotRequired, TypedDict
+
+from datasets import Dataset
+
+BOXED = r"Please reason step by step, and put your final answer within \boxed{}."
+
+
+class Row(TypedDict):
+    """One problem."""
+
+    prompt: str | list[dict[str, str]]
+    answer: str
+    verifier: str  # JSON, see entrl_rewards.accuracy
+    problem_id: str
+    level: NotRequired[str]
+
+
+def as_dataset(rows: Sequence[Row], *, name: str) -> Dataset:
+    """A table with every column present in every row; ids must be unique, or paired comparisons would mispair."""
+    if not rows:
+        raise ValueError(f"task {name!r} yields no rows")
+    ids = [row["problem_id"] for row in rows]
+    if len(set(ids)) < len(ids):
+        twice = next(i for i in ids if ids.count(i) > 1)
+        raise ValueError(f"task {name!r}: problem_id {twice!r} occurs more than once; ids must be unique")
+    return Dataset.from_list([{**row, "level": row.get("level", "")} for row in rows])
+
+
+def chat(question: str, *, instruction: str = "", system: str = "") -> list[dict[str, str]]:
+    """Messages for a chat template: the question, an instruction after an empty line, a system prompt if any."""
+    text = f"{question}\n\n{instruction}" if instruction else question
+    messages = [{"role": "user", "content": text}]
+    return [{"role": "system", "content": system}, *messages] if system else messages
+
+
+def verifier_json(kind: str, **fields: Any) -> str:
+    """The `verifier` column as one JSON string (a struct column would need equal keys in every row)."""
+    return json.dumps({"kind": kind, **fields}, sort_keys=True)
+
+
+def digest(text: str) -> int:
+    """A number that depends on the text only: the same on every machine, in every process and Python version."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
