@@ -3,15 +3,14 @@
     load_task("sums", split="train", size=1000, seed=0)
     load_task({"task": "reasoning_gym:countdown", "max_numbers": 4}, split="test", size=200, seed=0)
 
-Every row has `prompt` (a string, or chat messages), `answer` (the gold answer, a string), `verifier` (JSON that
-`entrl_rewards.accuracy` reads), `problem_id` and `level` (a string; "" where the task has no levels).
+Every row has `prompt` (a string, or chat messages), `answer` (the gold answer, a string), `verifier` (JSON
+that `entrl_rewards.accuracy` reads), `problem_id` and `level` (a string; "" where the task has no levels).
 
-Kinds:   `sums` (the tiny reasoner's task), `reasoning_gym:NAME`, `jsonl:PATH`, and benchmarks of the hub by name
+Kinds:   `sums` (the tiny reasoner's task), `reasoning_gym:NAME`, `jsonl:PATH`, benchmarks of the hub by name
 Split:   procedural tasks put a problem in train or test by a hash of its text, so the two never share one,
          whatever the seeds and sizes (see `entrl.tasks.procedural`)
 """
 
-import difflib
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
@@ -21,7 +20,7 @@ from datasets import Dataset
 from entrl.tasks.files import jsonl_rows
 from entrl.tasks.hub import BENCHMARKS, benchmark_rows
 from entrl.tasks.procedural import reasoning_gym_rows
-from entrl.tasks.rows import Row, as_dataset
+from entrl.tasks.rows import Row, as_dataset, did_you_mean
 from entrl.tasks.sums import sums_rows
 
 Split = Literal["train", "test"]
@@ -50,6 +49,9 @@ def load_task(
         raise ValueError(f"split must be 'train' or 'test', got {split!r}")
     if size is not None and size < 1:
         raise ValueError(f"size must be >= 1, got {size}; leave it out for all rows")
+    for key in ("split", "size", "seed"):
+        if key in options:
+            raise ValueError(f"{key!r} is an argument of load_task, not an option of the task; move it out")
     name = str(options.pop("task"))
     kind, _, argument = name.partition(":")
     builder, arguments, open_ended = _builder(kind, argument, name)
@@ -70,8 +72,7 @@ def _builder(kind: str, argument: str, name: str) -> tuple[Callable[..., list[Ro
         return jsonl_rows, (argument,), False
     if name in BENCHMARKS:
         return benchmark_rows, (name,), False
-    close = difflib.get_close_matches(name, ["sums", *BENCHMARKS], n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
+    hint = did_you_mean(name, ["sums", *BENCHMARKS])
     raise ValueError(f"unknown task {name!r}{hint} Known: {', '.join(task_names())}")
 
 
@@ -82,8 +83,7 @@ def _check_options(name: str, builder: Callable[..., list[Row]], options: dict[s
     ]
     for key in options:
         if key not in known:
-            close = difflib.get_close_matches(key, known, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
+            hint = did_you_mean(key, known)
             raise ValueError(
                 f"task {name!r} has no option {key!r}{hint} It takes: {', '.join(known) or 'none'}"
             )

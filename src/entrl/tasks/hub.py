@@ -1,13 +1,13 @@
 """Benchmarks of the Hugging Face hub by name: where each lives and how its columns become ours.
 
-gsm8k         openai/gsm8k, config main            train and test; the gold answer follows `####`
-dapo-math     BytedTsinghua-SIA/DAPO-Math-17k      train only; the file repeats each problem about 100 times, once kept
-math-500      HuggingFaceH4/MATH-500               test only
-aime24        HuggingFaceH4/aime_2024              test only, 30 problems
-aime25        math-ai/aime25                       test only, 30 problems
-gpqa-diamond  Idavidrein/gpqa, gpqa_diamond        test only, gated: needs a hub login; options shuffled by the seed
+gsm8k         openai/gsm8k, main               train and test; the gold answer follows `####`
+dapo-math     BytedTsinghua-SIA/DAPO-Math-17k  train only; the file repeats its problems, one copy is kept
+math-500      HuggingFaceH4/MATH-500           test only
+aime24        HuggingFaceH4/aime_2024          test only, 30 problems
+aime25        math-ai/aime25                   test only, 30 problems
+gpqa-diamond  Idavidrein/gpqa, gpqa_diamond    test only; gated (hub login); options shuffled by the seed
 
-The mapping of columns is a pure function per benchmark (`ROWS`), apart from the download.
+The mapping of columns is a pure function per benchmark (`map_rows`), apart from the download.
 """
 
 import random
@@ -44,7 +44,7 @@ def gsm8k_row(record: Record, seed: int) -> Row:
 
 
 def dapo_row(record: Record, seed: int) -> Row:
-    """The prompt is kept as published: it asks for a last line `Answer: ...`, which math verification reads."""
+    """The prompt as published: it asks for a last line `Answer: ...`, which math verification reads."""
     messages = [dict(message) for message in record["prompt"]]
     question = "\n".join(message["content"] for message in messages)
     return Row(
@@ -133,7 +133,8 @@ def _download(name: str, benchmark: Benchmark, split: str) -> Iterable[Record]:
         return datasets.load_dataset(benchmark.path, benchmark.config, split=benchmark.splits[split])
     except (OSError, datasets.exceptions.DatasetsError) as error:
         raise ConnectionError(
-            f"task {name!r} needs {benchmark.path} of the Hugging Face hub, which could not be read: {error}. "
+            f"task {name!r} needs {benchmark.path} of the Hugging Face hub, which could not be "
+            f"read: {error}. "
             "Check the network and HF_HUB_OFFLINE (a gated dataset also needs `hf auth login`), "
             "or save the problems yourself and use `jsonl:PATH`"
         ) from error

@@ -1,17 +1,16 @@
 """reasoning-gym problems without repeats, with train and test disjoint by construction.
 
 reasoning-gym seeds item i with `seed + i`, so the datasets of seeds 0 and 1 share all but one item, and small
-problem spaces repeat by chance besides. So a problem's text decides its side: it belongs to test when the first
-8 bytes of its SHA-256, as a number, are divisible by TEST_EVERY, else to train. Items of the other side and repeats
-are skipped. The first n rows do not depend on how many are asked for.
+problem spaces repeat by chance besides. So a problem's text decides its side: it belongs to test when the
+first 8 bytes of its SHA-256, as a number, are divisible by TEST_EVERY, else to train. Items of the other side
+and repeats are skipped. The first n rows do not depend on how many are asked for.
 """
 
-import difflib
 import json
 from collections.abc import Iterator
 from typing import Any
 
-from entrl.tasks.rows import Row, chat, digest, verifier_json
+from entrl.tasks.rows import Row, chat, did_you_mean, digest, verifier_json
 
 TEST_EVERY = 5  # one problem in five is a test problem; more would make slow generators slower still
 CHUNK = 256  # items generated per reasoning-gym dataset object
@@ -45,43 +44,50 @@ def distinct_items(
     """`size` different items of one side of the split, each with its verifier."""
     found: dict[str, tuple[dict[str, Any], str]] = {}
     barren = 0
-    for item, item_seed in _items(name, config, seed=seed):
+    for item, where in _items(name, config, seed=seed):
         question = item["question"]
         if (digest(question) % TEST_EVERY == 0) is not (split == "test") or question in found:
             barren += 1
             if barren >= MAX_BARREN:
                 raise ValueError(
-                    f"reasoning-gym {name!r} with {config} has no more {split} problems after {len(found)} of the "
-                    f"{size} asked for; ask for at most {len(found)}, or widen its config"
+                    f"reasoning-gym {name!r} with {config} has no more {split} problems after {len(found)} "
+                    f"of the {size} asked for; ask for at most {len(found)}, or widen its config"
                 )
             continue
         barren = 0
-        found[question] = item, _verifier(name, config, item, item_seed)
+        found[question] = item, _verifier(name, config, item, where)
         if len(found) == size:
             break
     return list(found.values())
 
 
-def _items(name: str, config: dict[str, Any], *, seed: int) -> Iterator[tuple[dict[str, Any], int]]:
-    start = (
-        digest(f"{name}/{seed}") % 2**30
-    )  # neighbouring seeds start far apart; all stay below numpy's 2**32
+def _items(
+    name: str, config: dict[str, Any], *, seed: int
+) -> Iterator[tuple[dict[str, Any], tuple[int, int]]]:
+    start = digest(f"{name}/{seed}") % 2**30  # seeds start far apart
     while True:
         dataset = create(name, {**config, "seed": start, "size": CHUNK})
         for index in range(CHUNK):
-            yield dataset[index], start + index
+            yield dataset[index], (start, index)
         start += CHUNK
 
 
-def _verifier(name: str, config: dict[str, Any], item: dict[str, Any], item_seed: int) -> str:
-    """The item itself where JSON keeps it whole, else what regenerates it (tuples, sets and int keys do not survive)."""
+def _verifier(name: str, config: dict[str, Any], item: dict[str, Any], where: tuple[int, int]) -> str:
+    """The item itself where JSON keeps it whole, else (tuples, int keys) where to generate it again.
+
+    `difficulty` repeats the config, mostly as tuples, and no scorer reads it.
+    """
+    metadata = {key: value for key, value in item["metadata"].items() if key != "difficulty"}
+    entry = {**item, "metadata": metadata}
     try:
-        whole = json.loads(json.dumps(item)) == item
+        whole = json.loads(json.dumps(entry)) == entry
     except TypeError:
         whole = False
     if whole:
-        return verifier_json("reasoning_gym", dataset=name, config=config, entry=item)
-    return verifier_json("reasoning_gym", dataset=name, config=config, item_seed=item_seed)
+        return verifier_json("reasoning_gym", dataset=name, config=config, entry=entry)
+    chunk_seed, index = where
+    place = {**config, "seed": chunk_seed, "size": CHUNK}
+    return verifier_json("reasoning_gym", dataset=name, config=place, index=index)
 
 
 def create(name: str, config: dict[str, Any]) -> Any:
@@ -90,16 +96,14 @@ def create(name: str, config: dict[str, Any]) -> Any:
     from reasoning_gym.factory import DATASETS
 
     if name not in DATASETS:
-        close = difflib.get_close_matches(name, DATASETS, n=3)
-        hint = f"; did you mean {', '.join(close)}?" if close else ""
+        hint = did_you_mean(name, DATASETS)
         raise ValueError(
             f"reasoning-gym has no dataset {name!r}{hint} It has {len(DATASETS)}: {sorted(DATASETS)}"
         )
     known = list(DATASETS[name][1].__dataclass_fields__)
     for key in config:
         if key not in known:
-            close = difflib.get_close_matches(key, known, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
+            hint = did_you_mean(key, known)
             raise ValueError(
                 f"reasoning-gym {name!r} has no option {key!r}{hint} It takes: {', '.join(known)}"
             )

@@ -1,8 +1,9 @@
 """The row every task yields, and the table made of them."""
 
+import difflib
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NotRequired, TypedDict
 
 from datasets import Dataset
@@ -21,7 +22,7 @@ class Row(TypedDict):
 
 
 def as_dataset(rows: Sequence[Row], *, name: str) -> Dataset:
-    """A table with every column present in every row; ids must be unique, or paired comparisons would mispair."""
+    """A table with every column in every row; ids must be unique, or paired comparisons would mispair."""
     if not rows:
         raise ValueError(f"task {name!r} yields no rows")
     ids = [row["problem_id"] for row in rows]
@@ -32,7 +33,7 @@ def as_dataset(rows: Sequence[Row], *, name: str) -> Dataset:
 
 
 def chat(question: str, *, instruction: str = "", system: str = "") -> list[dict[str, str]]:
-    """Messages for a chat template: the question, an instruction after an empty line, a system prompt if any."""
+    """Messages for a chat template: system prompt if any, question, instruction after an empty line."""
     text = f"{question}\n\n{instruction}" if instruction else question
     messages = [{"role": "user", "content": text}]
     return [{"role": "system", "content": system}, *messages] if system else messages
@@ -43,6 +44,12 @@ def verifier_json(kind: str, **fields: Any) -> str:
     return json.dumps({"kind": kind, **fields}, sort_keys=True)
 
 
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The middle of an error message: "; did you mean 'x'?", or a full stop where nothing is close."""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {close[0]!r}?" if close else "."
+
+
 def digest(text: str) -> int:
-    """A number that depends on the text only: the same on every machine, in every process and Python version."""
+    """A number that depends on the text only: the same on every machine and in every process."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")

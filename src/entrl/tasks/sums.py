@@ -1,7 +1,7 @@
 """The tiny reasoner's task: reasoning-gym's `chain_sum`, asked as a bare expression such as `12+7-3=`.
 
-A character-level model has no use for an English sentence around the sum, so the prompt is a plain string (no chat
-template) of digits, `+`, `-` and `=`. The level is the number of terms. The verifier is chain_sum's own.
+A character-level model has no use for an English sentence around the sum, so the prompt is a plain string (no
+chat template) of digits, `+`, `-` and `=`. The level is the number of terms. The verifier is chain_sum's own.
 """
 
 from entrl.tasks.procedural import distinct_items
