@@ -1,0 +1,608 @@
+"""`EntropyGRPOTrainer`: TRL's GRPO with token signals for rewards and hooks for entropy controllers.
+
+This is the one module that knows TRL's private names (1.16): the methods overridden below, the keys of its buffered
+rows, and the order of its passes. No method body of TRL is copied; every override calls `super()`. What the names are
+expected to look like is asserted at import (`check_trl`).
+
+Passes over a rollout's tokens, in order:
+    score      TRL's own no-grad pass for old log-probs (several updates per rollout, or vLLM): entropies ride along
+    own        the same pass run by us where TRL runs none and a reward or a controller needs it
+    rescore    truncated rows again, where TRL scored them behind a zero mask (`mask_truncated_completions`)
+    reference  TRL's pass of the reference model (beta > 0)
+    exact      one no-grad pass per optimiser step, for controllers with scope `exact`
+    loss       the training pass
+"""
+
+import inspect
+import math
+import os
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+from trl import GRPOTrainer
+from trl.models.utils import disable_gradient_checkpointing
+
+from entrl.controllers.hooks import Controller, Rows, Window
+from entrl.phases import ThinkTags
+from entrl.trainers.checkpoint import load_state, moved, save_state
+from entrl.trainers.config import EntropyGRPOConfig
+from entrl.trainers.loss import LossPass, Tally, aggregate, step_metrics
+from entrl.trainers.ranks import AccelerateRanks
+from entrl.trainers.rewards import SCORED_SIGNALS, checked_rollout_func, guarded, needed_signals
+from entrl.trainers.rollout import Rollout, completion_samples
+from entrl.trainers.schedule import check_schedule, describe_schedule
+
+TESTED_TRL = "1.16"
+_SEAM = {
+    "_generate": ("self", "prompts"),
+    "_generate_and_score_completions": ("self", "inputs"),
+    "_calculate_rewards": ("self", "inputs", "prompts", "completions", "completion_ids_list"),
+    "_get_per_token_logps_and_entropies": (
+        "self",
+        "model",
+        "input_ids",
+        "attention_mask",
+        "logits_to_keep",
+        "batch_size",
+        "compute_entropy",
+    ),
+    "_prepare_inputs": ("self", "generation_batch"),
+    "_compute_loss": ("self", "model", "inputs"),
+    "_save_checkpoint": ("self", "model", "trial"),
+    "_load_optimizer_and_scheduler": ("self", "checkpoint"),
+    "get_high_entropy_mask": ("self", "entropies", "mask", "threshold"),
+    "get_off_policy_mask": (
+        "advantages",
+        "per_token_logps",
+        "sampling_per_token_logps",
+        "mask",
+        "off_policy_threshold",
+    ),
+}
+
+
+def check_trl(installed: str, trainer: type) -> None:
+    """Raise ImportError unless `trainer` has the private methods this module overrides, as TRL 1.16 has them."""
+    advice = f"entrl is tested with TRL {TESTED_TRL}.x: pip install 'trl>=1.16,<1.17'"
+    if not installed.startswith(f"{TESTED_TRL}."):
+        raise ImportError(f"found TRL {installed}, whose private methods may differ; {advice}")
+    for name, expected in _SEAM.items():
+        method = getattr(trainer, name, None)
+        if method is None:
+            raise ImportError(f"TRL {installed} has no {trainer.__name__}.{name}; {advice}")
+        found = tuple(inspect.signature(method).parameters)[: len(expected)]
+        if found != expected:
+            raise ImportError(f"{trainer.__name__}.{name} of TRL {installed} takes {found}, not {expected}; {advice}")
+
+
+check_trl(version("trl"), GRPOTrainer)
+
+
+class Counters:
+    """What a run has spent: row-passes by kind (this rank), completion tokens (all ranks), training seconds."""
+
+    def __init__(self, rows_per_step: int) -> None:
+        self.rows_per_step = rows_per_step  # of this rank
+        self.rows: Counter[str] = Counter()
+        self.completion_tokens = 0.0
+        self._before = 0.0
+        self._started: float | None = None
+
+    def start(self) -> None:
+        if self._started is None:
+            self._started = time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        return self._before + (0.0 if self._started is None else time.perf_counter() - self._started)
+
+    @property
+    def forward_passes(self) -> float:
+        """Forward passes over one optimiser step's rows, generation not counted."""
+        return sum(self.rows.values()) / self.rows_per_step
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"rows": dict(self.rows), "tokens": self.completion_tokens, "seconds": self.seconds}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.rows, self.completion_tokens = Counter(state["rows"]), state["tokens"]
+        self._before = state["seconds"]
+
+
+class EntropyGRPOTrainer(GRPOTrainer):
+    """`trl.GRPOTrainer` whose rewards may read token entropies and whose loss takes entropy controllers.
+
+    Arguments are TRL's, plus
+        controllers: `entrl.controllers.hooks.Controller` objects.
+
+    A reward function gets what it names among its parameters (or in a `needs` attribute), one entry per completion:
+        token_entropies  1-D float32, nats, over the full vocabulary at the training temperature, under the policy
+                         that generated the completion; token_logprobs the same for the sampled token
+        token_mask       1-D bool, False where a tool wrote the token
+        group_index      int, prompt group over all ranks; truncated  bool; prompt_ids  list of ints
+    and, not per completion,
+        think_tags       `entrl.phases.ThinkTags` of the tokenizer
+        gather           function: this rank's list of floats -> the list over all ranks
+
+    With no controller and no entropy-aware reward the parameters after any number of steps equal stock TRL's bit for
+    bit. Controllers act in training only; evaluation computes TRL's plain loss.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        reward_funcs: Any = None,
+        args: Any = None,
+        *trl_args: Any,
+        controllers: Sequence[Controller] | None = None,
+        **trl_kwargs: Any,
+    ) -> None:
+        self.controllers = list(controllers or [])
+        listed = reward_funcs if isinstance(reward_funcs, list) else [reward_funcs] if reward_funcs else []
+        if args is not None:
+            self._refuse(args, listed)
+        # What the overrides below hand to each other. Set before super().__init__, which may call some of them.
+        self._pass: str | None = None
+        self._rollout: Rollout | None = None
+        self._loss_pass: LossPass | None = None
+        self._selections: list[Any] = []
+        self._tally = Tally()
+        self._rewards_per_func: Tensor | None = None
+        self.completion_samples: deque[dict[str, Any]] = deque(maxlen=1024)
+        if "rollout_func" in trl_kwargs:
+            trl_kwargs["rollout_func"] = checked_rollout_func(trl_kwargs["rollout_func"])
+        super().__init__(model, reward_funcs, args, *trl_args, **trl_kwargs)
+        if args is None:
+            self._refuse(self.args, self.reward_funcs)
+        self._check_surroundings()
+        self._ranks = AccelerateRanks(self.accelerator)
+        self._schedule = describe_schedule(self.args, self.accelerator.num_processes)
+        self.counters = Counters(self._schedule.rows_per_step // self._schedule.world_size)
+        self._wanted: frozenset[str] = frozenset().union(*(needed_signals(r) for r in self.reward_funcs))
+        self.think_tags = self._find_think_tags()
+        self._loss_controllers = [c for c in self.controllers if c.uses_loss_hook]
+        for controller in self._loss_controllers:
+            if controller.clip_range is not None:
+                self.epsilon_low, self.epsilon_high = controller.clip_range
+
+    # Start-up
+
+    def _refuse(self, args: Any, reward_funcs: Sequence[Any]) -> None:
+        problems = check_schedule(args, self.controllers, reward_funcs, args.world_size)
+        if problems:
+            raise ValueError("; and ".join(problems))
+
+    def _check_surroundings(self) -> None:
+        """Refuse a world size, a backend or a sharding other than the asked one."""
+        wanted = getattr(self.args, "expected_world_size", None)
+        real = self.accelerator.num_processes
+        if wanted is not None and wanted != real:
+            raise ValueError(
+                f"world size {wanted} was asked for and {real} process(es) started; check num_processes and "
+                "distributed_type of the accelerate config (launch/cpu_2.yaml starts two gloo ranks)"
+            )
+        backend = torch.distributed.get_backend() if torch.distributed.is_initialized() else None
+        wanted = getattr(self.args, "expected_backend", None)
+        if wanted is not None and wanted != backend:
+            raise ValueError(f"backend {wanted!r} was asked for and the process group runs on {backend!r}")
+        if os.environ.get("ACCELERATE_USE_FSDP", "").lower() in ("1", "true") and self.accelerator.device.type == "cpu":
+            raise ValueError("FSDP was asked for on the CPU, where accelerate silently trains as DDP; use a GPU or DDP")
+
+    def _find_think_tags(self) -> ThinkTags | None:
+        defaults = {f.name: f.default for f in EntropyGRPOConfig.__dataclass_fields__.values()}
+        opening, closing = (getattr(self.args, k, defaults[k]) for k in ("think_open", "think_close"))
+        try:
+            return ThinkTags.from_tokenizer(self._tokenizer, open=opening, close=closing)
+        except ValueError:
+            if "think_tags" in self._wanted:
+                raise
+            return None  # nobody needs phases; samples for the report go unlabelled
+
+    @property
+    def _own_scoring_needed(self) -> bool:
+        """True where somebody needs scores of the rollout and TRL will not compute them."""
+        selecting = any(c.scope in ("step", "exact") for c in self._loss_controllers) and self.model.training
+        return (bool(self._wanted & set(SCORED_SIGNALS)) or selecting) and not self._schedule.trl_scores_rollouts
+
+    # Rollout: ids, scores, rewards, advantages
+
+    def _generate(self, prompts: list) -> Any:
+        out = super()._generate(prompts)
+        prompt_ids, completion_ids, tool_mask = out[:3]
+        self._rollout = Rollout(prompt_ids=prompt_ids, completion_ids=completion_ids, tool_mask=tool_mask)
+        if self.model.training:
+            written = sum(len(i) for i in completion_ids) if tool_mask is None else sum(sum(m) for m in tool_mask)
+            self._tally.add({"completion_tokens": torch.tensor(float(written))})
+        return out
+
+    def _get_per_token_logps_and_entropies(
+        self,
+        model: Any,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        logits_to_keep: int,
+        batch_size: int | None = None,
+        compute_entropy: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        kind = self._kind_of_pass(model)
+        # The fused head computes entropies with the log-probs anyway, so asking for them costs nothing.
+        out = super()._get_per_token_logps_and_entropies(
+            model,
+            input_ids,
+            attention_mask,
+            logits_to_keep,
+            batch_size=batch_size,
+            compute_entropy=compute_entropy or kind == "score",
+            **kwargs,
+        )
+        self.counters.rows[kind] += input_ids.size(0)
+        if kind == "score":
+            assert self._rollout is not None
+            self._rollout.log_probs_BT, self._rollout.entropies_BT = out[0].detach(), out[1].detach()
+        elif self._loss_pass is not None:
+            self._apply_controllers(self._loss_pass, log_probs_BT=out[0], entropies_BT=out[1])
+        return out
+
+    def _kind_of_pass(self, model: Any) -> str:
+        if self._pass is not None:
+            return self._pass
+        if self._loss_pass is not None:
+            return "loss"
+        # With a peft model the reference pass goes through self.model too; the old-policy pass comes first.
+        unscored = self._rollout is not None and not self._rollout.scored
+        return "score" if unscored and self._schedule.trl_scores_rollouts and model is self.model else "reference"
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        self._rollout = None
+        output = super()._generate_and_score_completions(inputs)
+        rollout = self._rollout
+        assert rollout is not None
+        self._rollout = None
+        if self._own_scoring_needed and not rollout.scored:
+            self._score(rollout)
+        if self.model.training and self.controllers:
+            self._run_rollout_hooks(output)
+        if self.model.training and self._loss_controllers:
+            self._attach_window_columns(output, rollout)
+        if self.model.training and self.accelerator.is_main_process:
+            self._keep_samples(output, rollout)
+        return output
+
+    def _score(self, rollout: Rollout) -> None:
+        """Score a whole rollout with true masks, where TRL has no pass of its own."""
+        rollout.log_probs_BT, rollout.entropies_BT = self._scores_of(rollout, range(len(rollout)), kind="own")
+
+    def _rescore_truncated(self, rollout: Rollout) -> None:
+        """Replace the meaningless scores that TRL gives to rows it masked.
+
+        Every rank passes the same number of rows, since a forward pass of a sharded model is a collective.
+        """
+        rows = [i for i, cut in enumerate(rollout.truncated(self._end_ids)) if cut]
+        count = self._ranks.max(len(rows))
+        if count == 0:
+            return
+        asked = rows + [0] * (count - len(rows))
+        log_probs, entropies = self._scores_of(rollout, asked, kind="rescore")
+        if rows:
+            rollout.set_rows(rows, log_probs[: len(rows)], entropies[: len(rows)])
+
+    def _scores_of(self, rollout: Rollout, rows: Sequence[int], *, kind: str) -> tuple[Tensor, Tensor]:
+        ids, mask, width = rollout.model_inputs(
+            rows,
+            pad_token_id=self._tokenizer.pad_token_id,
+            pad_to_multiple_of=self.pad_to_multiple_of,
+            device=self.accelerator.device,
+        )
+        return self._no_grad_pass(kind, ids, mask, width)
+
+    def _no_grad_pass(self, kind: str, ids: Tensor, mask: Tensor, width: int) -> tuple[Tensor, Tensor]:
+        training = self.model.training
+        size = self.args.per_device_train_batch_size if training else self.args.per_device_eval_batch_size
+        self._pass = kind
+        try:
+            with torch.no_grad(), disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs):
+                log_probs, entropies, _ = self._get_per_token_logps_and_entropies(
+                    self.model, ids, mask, width, batch_size=size, compute_entropy=True
+                )
+        finally:
+            self._pass = None
+        return log_probs, entropies
+
+    @property
+    def _end_ids(self) -> list[int]:
+        return [*self.eos_token_ids, self._tokenizer.pad_token_id]
+
+    def _calculate_rewards(
+        self, inputs: list[dict[str, Any]], prompts: list, completions: list, completion_ids_list: list
+    ) -> Tensor:
+        rows = [{**row, **signals} for row, signals in zip(inputs, self._signals(inputs), strict=True)]
+        plain = self.reward_funcs
+        self.reward_funcs = guarded(plain, think_tags=self.think_tags, gather=self._gather_floats)
+        try:
+            rewards = super()._calculate_rewards(rows, prompts, completions, completion_ids_list)
+        finally:
+            self.reward_funcs = plain
+        self._rewards_per_func = rewards
+        return rewards
+
+    def _signals(self, inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """What each row's reward functions get beside TRL's arguments: only what some reward names."""
+        rollout = self._rollout
+        assert rollout is not None
+        if not self._wanted:
+            return [{} for _ in inputs]
+        if clash := self._wanted & set(inputs[0]):
+            raise ValueError(f"data set columns {sorted(clash)} have the names of token signals; rename them")
+        columns: dict[str, Sequence[Any]] = {}
+        if self._wanted & set(SCORED_SIGNALS):
+            self._make_scores_ready(rollout, inputs)
+            columns["token_entropies"] = rollout.per_row(rollout.entropies_BT)
+            columns["token_logprobs"] = rollout.per_row(rollout.log_probs_BT)
+        size = self.num_generations if self.model.training else self.num_generations_eval
+        first = self.accelerator.process_index * len(inputs)
+        columns["group_index"] = [(first + i) // size for i in range(len(inputs))]
+        columns["token_mask"] = rollout.model_token_masks()
+        columns["truncated"] = rollout.truncated(self._end_ids)
+        columns["prompt_ids"] = rollout.prompt_ids
+        return [{k: column[i] for k, column in columns.items() if k in self._wanted} for i in range(len(inputs))]
+
+    def _make_scores_ready(self, rollout: Rollout, inputs: list[dict[str, Any]]) -> None:
+        if not rollout.scored:
+            if "image" in inputs[0] or "images" in inputs[0]:
+                raise ValueError(
+                    "token entropies of prompts with images need a schedule on which TRL scores rollouts itself; set "
+                    "steps_per_generation to a multiple of gradient_accumulation_steps larger than it"
+                )
+            self._score(rollout)
+        elif self.mask_truncated_completions:
+            self._rescore_truncated(rollout)
+
+    def _gather_floats(self, values: list[float]) -> list[float]:
+        return self._ranks.gather(torch.tensor(values, dtype=torch.float32, device=self.accelerator.device)).tolist()
+
+    def _run_rollout_hooks(self, output: dict[str, Any]) -> None:
+        """Let controllers replace the advantages, which they see for all ranks at once."""
+        assert self._rewards_per_func is not None
+        weights = self.reward_weights.to(self._rewards_per_func.device)
+        rewards = (self._rewards_per_func * weights).nansum(dim=1)
+        rewards[self._rewards_per_func.isnan().all(dim=1)] = math.nan
+        local = output["advantages"].size(0)
+        advantages = self._ranks.gather(output["advantages"])
+        groups = torch.arange(rewards.numel(), device=rewards.device) // self.num_generations
+        for controller in self.controllers:
+            changed = controller.on_rollout(rewards, groups, advantages)
+            advantages = advantages if changed is None else changed
+        first = self.accelerator.process_index * local
+        self._all_advantages = advantages
+        output["advantages"] = advantages[first : first + local]
+
+    def _attach_window_columns(self, output: dict[str, Any], rollout: Rollout) -> None:
+        """Columns that must follow each row through TRL's shuffle and split."""
+        local, device = output["advantages"].size(0), output["advantages"].device
+        first = self.accelerator.process_index * local
+        output["entrl_row_id"] = torch.arange(first, first + local, device=device)
+        grouped = self._all_advantages.view(-1, self.num_generations)
+        spread = (grouped.amax(1) > grouped.amin(1)).repeat_interleave(self.num_generations)
+        output["entrl_informative"] = spread[first : first + local]
+        if "old_per_token_logps" not in output and rollout.scored:
+            # Under another name than TRL's: its own key would replace the ratio of exactly 1 by round-off.
+            width = output["completion_ids"].size(1)
+            assert rollout.log_probs_BT is not None
+            output["entrl_log_probs"] = rollout.log_probs_BT[:, :width].detach()
+
+    def _keep_samples(self, output: dict[str, Any], rollout: Rollout) -> None:
+        count = getattr(self.args, "sample_completions", 8)
+        due = self.state.global_step % max(int(self.args.logging_steps), 1) == 0
+        if not count or not due or not isinstance(self._tokenizer, PreTrainedTokenizerBase):
+            return
+        assert self._rewards_per_func is not None
+        table = self._rewards_per_func.tolist()
+        names = self.reward_func_names
+        facts: dict[str, list] = {
+            "rewards": [{n: None if v != v else v for n, v in zip(names, row, strict=True)} for row in table],
+            "reward": [
+                sum(w * v for w, v in zip(self.reward_weights.tolist(), row, strict=True) if v == v) for row in table
+            ],
+            "advantage": output["advantages"].tolist(),
+            "group": [i // self.num_generations for i in range(len(rollout))],
+            "truncated": rollout.truncated(self._end_ids),
+        }
+        self.completion_samples.extend(
+            completion_samples(
+                rollout,
+                count,
+                step=self.state.global_step,
+                tokenizer=self._tokenizer,
+                tags=self.think_tags,
+                facts=facts,
+            )
+        )
+
+    # Optimiser step: selection, loss, metrics
+
+    def _prepare_inputs(self, generation_batch: Any) -> Any:
+        if self.model.training:
+            self.counters.start()
+        inputs = super()._prepare_inputs(generation_batch)
+        starts_window = self._step % self.args.gradient_accumulation_steps == 0
+        if self.model.training and self._loss_controllers and starts_window:
+            self._selections = self._select()
+        return inputs
+
+    def _select(self) -> list[Any]:
+        scopes = {c.scope for c in self._loss_controllers}
+        if not scopes & {"step", "exact"}:
+            return [None] * len(self._loss_controllers)
+        first = self._step % self.args.steps_per_generation
+        slices = self._buffered_inputs[first : first + self.args.gradient_accumulation_steps]
+        rows, old_BT = self._window_rows(slices)
+        current_BT = old_BT
+        # In the first window after a rollout the policy is still the one that was scored.
+        if "exact" in scopes and self._step % self._schedule.generate_every != 0:
+            current_BT = torch.cat([self._current_log_probs(s) for s in slices])
+        selections = []
+        for controller in self._loss_controllers:
+            log_probs = current_BT if controller.scope == "exact" else old_BT
+            selects = controller.scope in ("step", "exact")
+            window = Window(
+                rows=rows,
+                log_probs_BT=log_probs.float(),
+                old_log_probs_BT=old_BT.float(),
+                step=self.state.global_step,
+                ranks=self._ranks,
+            )
+            selection = controller.select(window) if selects else None
+            selections.append(selection)
+            for key, value in controller.window_metrics(selection).items():
+                self._metrics["train"][f"{controller.name}/{key}"].append(value)
+        return selections
+
+    def _window_rows(self, slices: Sequence[dict[str, Any]]) -> tuple[Rows, Tensor]:
+        parts = [self._rows(s) for s in slices]
+        rows = Rows(
+            advantages_BT=torch.cat([p.advantages_BT for p in parts]),
+            mask_BT=torch.cat([p.mask_BT for p in parts]),
+            row_id_B=torch.cat([p.row_id_B for p in parts]),
+            informative_B=torch.cat([p.informative_B for p in parts]),
+        )
+        old = [s["old_per_token_logps"] if "old_per_token_logps" in s else s["entrl_log_probs"] for s in slices]
+        return rows, torch.cat(old)
+
+    @staticmethod
+    def _rows(inputs: dict[str, Any]) -> Rows:
+        """A micro-batch of TRL's as `Rows`; without controllers the bookkeeping columns are filled with defaults."""
+        mask = inputs["completion_mask"]
+        if "tool_mask" in inputs:
+            mask = mask * inputs["tool_mask"]
+        advantages, count = inputs["advantages"].float(), mask.size(0)
+        if advantages.dim() == 1:
+            advantages = advantages.unsqueeze(1)
+        device = mask.device
+        return Rows(
+            advantages_BT=advantages.expand(mask.shape),
+            mask_BT=mask.bool(),
+            row_id_B=inputs.get("entrl_row_id", torch.arange(count, device=device)),
+            informative_B=inputs.get("entrl_informative", torch.ones(count, dtype=torch.bool, device=device)),
+        )
+
+    def _current_log_probs(self, inputs: dict[str, Any]) -> Tensor:
+        ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1)
+        mask = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1)
+        return self._no_grad_pass("exact", ids, mask, inputs["completion_ids"].size(1))[0]
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
+        if not self.model.training:
+            self._pass = "evaluation"
+            try:
+                return super()._compute_loss(model, inputs)
+            finally:
+                self._pass = None
+        inputs = dict(inputs)  # the rows live in TRL's buffer and are read again with num_iterations > 1
+        self._loss_inputs = inputs
+        current = self._loss_pass = LossPass(
+            rows=self._rows(inputs),
+            old_log_probs_BT=inputs.get("old_per_token_logps"),
+            ref_log_probs_BT=inputs.get("ref_per_token_logps"),
+            controllers=self._loss_controllers,
+            selections=self._selections if self._loss_controllers else [],
+            eps_low=self.epsilon_low,
+            eps_high=self.epsilon_high,
+        )
+        try:
+            loss = super()._compute_loss(model, inputs)
+        finally:
+            self._loss_pass = None
+        loss = self._add_penalty(loss, current, inputs)
+        self._tally.add(current.sums)
+        if self.accelerator.sync_gradients:
+            self._finish_step()
+        return loss
+
+    def _apply_controllers(self, current: LossPass, *, log_probs_BT: Tensor, entropies_BT: Tensor) -> None:
+        """Between TRL's forward pass and its loss: weights go in through the (B, T) advantages TRL accepts."""
+        weight_BT = current.run(log_probs_BT, entropies_BT)
+        if weight_BT is not None:
+            self._loss_inputs["advantages"] = current.rows.advantages_BT * weight_BT
+
+    def _add_penalty(self, loss: Tensor, current: LossPass, inputs: dict[str, Any]) -> Tensor:
+        if current.penalty_BT is None:
+            return loss
+        if self.use_vllm and self.vllm_importance_sampling_correction:
+            current.weigh_policy(inputs["importance_sampling_ratio"])
+        penalty_BT = current.weighted_penalty()
+        assert penalty_BT is not None
+        return loss + aggregate(
+            penalty_BT,
+            current.rows.mask_BT,
+            loss_type=self.loss_type,
+            accumulation=self.current_gradient_accumulation_steps,
+            steps_per_generation=self.args.steps_per_generation,
+            world_size=self.accelerator.num_processes,
+            max_completion_length=self.max_completion_length,
+            num_items=inputs["num_items_in_batch"],
+        )
+
+    def get_high_entropy_mask(self, entropies: Tensor, mask: Tensor, threshold: float) -> Tensor:
+        keep = super().get_high_entropy_mask(entropies, mask, threshold)
+        if self._loss_pass is not None:
+            self._loss_pass.weigh_policy(keep)
+        return keep
+
+    def get_off_policy_mask(self, *args: Any, **kwargs: Any) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        keep = GRPOTrainer.get_off_policy_mask(*args, **kwargs)
+        if self._loss_pass is not None:
+            self._loss_pass.weigh_policy(keep)
+        return keep
+
+    def _finish_step(self) -> None:
+        totals = self._ranks.total(self._tally.take())
+        self.counters.completion_tokens += totals.pop("completion_tokens", 0.0)
+        for name, value in step_metrics(totals, self._loss_controllers).items():
+            self._metrics["train"][name].append(value)
+
+    # Checkpoints
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        folder = os.path.join(self._get_output_dir(trial=trial), f"checkpoint-{self.state.global_step}")
+        save_state(folder, self.accelerator.process_index, self._state())
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "world_size": self.accelerator.num_processes,
+            "micro_step": self._step,
+            "buffered_rows": moved(self._buffered_inputs, "cpu"),
+            "counters": self.counters.state_dict(),
+            "controllers": [c.state_dict() for c in self.controllers],
+            "rewards": [r.state_dict() if hasattr(r, "state_dict") else None for r in self._stateful_rewards()],
+        }
+
+    def _stateful_rewards(self) -> list[Any]:
+        """Reward functions in order; reward models keep their weights elsewhere and count as stateless."""
+        return [None if isinstance(r, torch.nn.Module) else r for r in self.reward_funcs]
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is None:
+            return
+        state = load_state(checkpoint, self.accelerator.process_index, self.accelerator.num_processes)
+        if state is None:
+            return
+        self._step = state["micro_step"]
+        self._buffered_inputs = moved(state["buffered_rows"], self.accelerator.device)
+        self.counters.load_state_dict(state["counters"])
+        for controller, saved in zip(self.controllers, state["controllers"], strict=True):
+            controller.load_state_dict(saved)
+        for reward, saved in zip(self._stateful_rewards(), state["rewards"], strict=True):
+            if saved is not None:
+                reward.load_state_dict(saved)
+
+
+RewardFunction = Callable[..., list[float | None]]

@@ -1,0 +1,150 @@
+"""How the trainer meets reward functions: what each one asks for, and clear errors when one misbehaves."""
+
+import functools
+import inspect
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import nn
+from trl.trainer.utils import is_async_callable
+
+# What EntropyGRPOTrainer can hand to a reward beside TRL's own arguments. One entry per completion in each.
+SIGNALS = ("token_entropies", "token_logprobs", "token_mask", "group_index", "prompt_ids", "truncated")
+SHARED_SIGNALS = ("think_tags", "gather")  # one value for all completions
+SCORED_SIGNALS = ("token_entropies", "token_logprobs")  # cost a pass over the rollout where TRL runs none
+
+
+class RewardError(ValueError):
+    """A reward function raised, or returned something that cannot be a reward."""
+
+
+def reward_name(reward: Any) -> str:
+    """The name TRL logs the reward under."""
+    return getattr(reward, "__name__", type(reward).__name__)
+
+
+def _signature(reward: Any) -> inspect.Signature | None:
+    if isinstance(reward, (str, nn.Module)):
+        return None
+    return inspect.signature(reward)
+
+
+def needed_signals(reward: Any) -> frozenset[str]:
+    """Signals the reward names among its parameters or in a `needs` attribute."""
+    named = set(getattr(reward, "needs", ()))
+    known = (*SIGNALS, *SHARED_SIGNALS)
+    if unknown := named - set(known):
+        raise ValueError(
+            f"reward {reward_name(reward)!r} needs unknown signals {sorted(unknown)}; known: {', '.join(known)}"
+        )
+    signature = _signature(reward)
+    if signature is not None:
+        named |= set(signature.parameters) & set(known)
+    return frozenset(named)
+
+
+def needs_whole_groups(reward: Any) -> bool:
+    """True for a reward that compares the completions of one prompt with each other."""
+    return bool(getattr(reward, "needs_whole_groups", False))
+
+
+class GuardedReward:
+    """A reward function as TRL calls it, with errors that name the reward, the row and the next move.
+
+    TRL turns NaN and None alike into 'does not apply'. None means that; NaN is a bug of the reward and stops the run.
+    """
+
+    def __init__(self, reward: Callable, shared: dict[str, Any]) -> None:
+        self.reward = reward
+        self.__name__ = reward_name(reward)
+        wanted = needed_signals(reward)
+        self.shared = {k: v for k, v in shared.items() if k in wanted}
+
+    def __call__(self, **kwargs: Any) -> list[float | None]:
+        kwargs |= self.shared
+        self._check_arguments(kwargs)
+        try:
+            values = self.reward(**kwargs)
+        except Exception as error:
+            raise RewardError(f"reward {self.__name__!r} raised {type(error).__name__}: {error}") from error
+        return self._checked(values, kwargs)
+
+    def _check_arguments(self, kwargs: dict[str, Any]) -> None:
+        signature = _signature(self.reward)
+        if signature is None:
+            return
+        required = [
+            p.name
+            for p in signature.parameters.values()
+            if p.default is p.empty and p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)
+        ]
+        missing = [name for name in required if name not in kwargs]
+        if missing:
+            columns = sorted(k for k, v in kwargs.items() if isinstance(v, list))
+            raise RewardError(
+                f"reward {self.__name__!r} needs {missing}, which is neither a dataset column nor a signal; got "
+                f"{columns}. Add the column to the data set or rename the parameter"
+            )
+
+    def _checked(self, values: Any, kwargs: dict[str, Any]) -> list[float | None]:
+        rows = len(kwargs["prompts"])
+        if values is None or not hasattr(values, "__len__"):
+            raise RewardError(f"reward {self.__name__!r} returned {type(values).__name__}; return a list of {rows} floats")
+        if len(values) != rows:
+            raise RewardError(
+                f"reward {self.__name__!r} returned {len(values)} rewards for {rows} completions; return one per "
+                "completion, None where the reward does not apply"
+            )
+        for row, value in enumerate(values):
+            if value is None:
+                continue
+            if not math.isfinite(float(value)):
+                raise RewardError(
+                    f"reward {self.__name__!r} returned {float(value)} for row {row} of {rows}; return a finite "
+                    "number, or None where the reward does not apply"
+                )
+        return [None if v is None else float(v) for v in values]
+
+
+class GuardedAsyncReward(GuardedReward):
+    """`GuardedReward` for a coroutine function; TRL awaits several of them together."""
+
+    async def __call__(self, **kwargs: Any) -> list[float | None]:
+        kwargs |= self.shared
+        self._check_arguments(kwargs)
+        try:
+            values = await self.reward(**kwargs)
+        except Exception as error:
+            raise RewardError(f"reward {self.__name__!r} raised {type(error).__name__}: {error}") from error
+        return self._checked(values, kwargs)
+
+
+def guarded(rewards: Sequence[Any], **shared: Any) -> list[Any]:
+    """The reward functions, each behind its guard; reward models are left as they are.
+
+    shared: values of `SHARED_SIGNALS`, passed to the rewards that name them.
+    """
+
+    def guard(reward: Any) -> Any:
+        if isinstance(reward, nn.Module):
+            return reward
+        return (GuardedAsyncReward if is_async_callable(reward) else GuardedReward)(reward, shared)
+
+    return [guard(r) for r in rewards]
+
+
+def checked_rollout_func(rollout_func: Callable | None) -> Callable | None:
+    """`rollout_func` that refuses empty completions, over which TRL stumbles with an IndexError."""
+    if rollout_func is None:
+        return None
+
+    @functools.wraps(rollout_func)
+    def checked(prompts: list, trainer: Any) -> dict[str, Any]:
+        output = rollout_func(prompts, trainer)
+        for row, ids in enumerate(output.get("completion_ids", [])):
+            if len(ids) == 0:
+                raise ValueError(f"rollout_func returned an empty completion for row {row}; return at least the end token")
+        return output
+
+    return checked

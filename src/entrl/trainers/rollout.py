@@ -1,0 +1,104 @@
+"""One rank's rows of one rollout: token ids, what was scored about them, and the form in which rewards receive it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from trl.trainer.utils import pad
+
+from entrl.phases import ThinkTags, phase_labels
+
+
+@dataclass(kw_only=True)
+class Rollout:
+    """Token ids of B completions, and the (B, T) scores under the policy that generated them once they are known.
+
+    tool_mask: per completion, True where the model wrote the token and False where a tool did; None without tools.
+    log_probs_BT, entropies_BT: float32, nats, at the training temperature; meaningless beyond a row's length.
+    """
+
+    prompt_ids: list[list[int]]
+    completion_ids: list[list[int]]
+    tool_mask: list[list[int]] | None
+    log_probs_BT: Tensor | None = None
+    entropies_BT: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.completion_ids)
+
+    @property
+    def scored(self) -> bool:
+        return self.entropies_BT is not None
+
+    def truncated(self, end_ids: Sequence[int]) -> list[bool]:
+        """True for each completion that does not end in one of `end_ids`."""
+        return [not ids or ids[-1] not in end_ids for ids in self.completion_ids]
+
+    def model_inputs(
+        self, rows: Sequence[int], *, pad_token_id: int, pad_to_multiple_of: int | None, device: torch.device
+    ) -> tuple[Tensor, Tensor, int]:
+        """Padded ids and attention mask of some rows, as TRL lays them out (prompt left, completion right), and T.
+
+        Unlike TRL's own tensors these keep truncated completions visible under `mask_truncated_completions`.
+        """
+
+        def padded(ids: list[list[int]], side: str) -> tuple[Tensor, Tensor]:
+            tensors = [torch.tensor(i, dtype=torch.long) for i in ids]
+            ones = [torch.ones_like(t) for t in tensors]
+            values = pad(tensors, padding_value=pad_token_id, padding_side=side, pad_to_multiple_of=pad_to_multiple_of)
+            mask = pad(ones, padding_value=0, padding_side=side, pad_to_multiple_of=pad_to_multiple_of)
+            return values.to(device), mask.to(device)
+
+        prompt, prompt_mask = padded([self.prompt_ids[r] for r in rows], "left")
+        completion, completion_mask = padded([self.completion_ids[r] for r in rows], "right")
+        ids = torch.cat([prompt, completion], dim=1)
+        return ids, torch.cat([prompt_mask, completion_mask], dim=1), completion.size(1)
+
+    def set_rows(self, rows: Sequence[int], log_probs: Tensor, entropies: Tensor) -> None:
+        """Overwrite the scores of some rows."""
+        assert self.log_probs_BT is not None
+        assert self.entropies_BT is not None
+        width = min(log_probs.size(1), self.log_probs_BT.size(1))
+        index = torch.tensor(list(rows), device=self.log_probs_BT.device)
+        self.log_probs_BT[index, :width] = log_probs[:, :width].to(self.log_probs_BT.dtype)
+        self.entropies_BT[index, :width] = entropies[:, :width].to(self.entropies_BT.dtype)
+
+    def per_row(self, scores_BT: Tensor | None) -> list[Tensor]:
+        """The scores cut to each completion's length: 1-D float32 tensors on the CPU, so a reward may keep them."""
+        assert scores_BT is not None
+        host = scores_BT.detach().float().cpu()
+        return [host[i, : len(ids)].clone() for i, ids in enumerate(self.completion_ids)]
+
+    def model_token_masks(self) -> list[Tensor]:
+        """1-D bool per completion, True where the model wrote the token."""
+        if self.tool_mask is None:
+            return [torch.ones(len(ids), dtype=torch.bool) for ids in self.completion_ids]
+        return [torch.tensor(mask, dtype=torch.bool) for mask in self.tool_mask]
+
+
+def completion_samples(
+    rollout: Rollout, count: int, *, step: int, tokenizer: Any, tags: ThinkTags | None, facts: dict[str, list]
+) -> list[dict[str, Any]]:
+    """The first `count` completions as plain dicts for the run folder.
+
+    `entropies` is None where nothing scored the rollout (fully on-policy, and nobody asked for entropies).
+    facts: further per-row columns (rewards, advantage, group, truncated).
+    """
+    out = []
+    entropies = rollout.per_row(rollout.entropies_BT) if rollout.scored else None
+    for i in range(min(count, len(rollout))):
+        ids = rollout.completion_ids[i]
+        mask = rollout.model_token_masks()[i]
+        out.append(
+            {
+                "step": step,
+                "prompt": tokenizer.decode(rollout.prompt_ids[i]),
+                "tokens": [tokenizer.decode([t]) for t in ids],
+                "entropies": None if entropies is None else [round(float(h), 5) for h in entropies[i]],
+                "phases": phase_labels(ids, tags, mask) if tags is not None else ["answer"] * len(ids),
+                **{name: column[i] for name, column in facts.items()},
+            }
+        )
+    return out

@@ -1,0 +1,189 @@
+"""The batch arithmetic of a GRPO run, and the refusals that follow from it. No model, no data, no process group.
+
+Words: a *micro-step* is one forward and backward of `per_device_train_batch_size` rows per rank; a *window* is the
+`gradient_accumulation_steps` micro-steps of one optimiser step; a *rollout* (generation batch) is the
+`steps_per_generation` micro-batches generated together, walked `num_iterations` times.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from entrl.controllers.hooks import Controller
+from entrl.trainers.rewards import needed_signals, needs_whole_groups, reward_name
+
+TRL_DEFAULT_EPSILON = 0.2  # GRPOConfig.epsilon; a user who left it there has asked for nothing
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """Numbers of rows are over all ranks unless the name says `local`."""
+
+    world_size: int
+    per_device_rows: int
+    gradient_accumulation_steps: int
+    steps_per_generation: int
+    num_iterations: int
+    num_generations: int
+    use_vllm_correction: bool
+
+    @property
+    def local_rows_per_rollout(self) -> int:
+        return self.per_device_rows * self.steps_per_generation
+
+    @property
+    def rows_per_rollout(self) -> int:
+        return self.local_rows_per_rollout * self.world_size
+
+    @property
+    def prompts_per_rollout(self) -> int:
+        return self.rows_per_rollout // self.num_generations
+
+    @property
+    def rows_per_step(self) -> int:
+        return self.per_device_rows * self.gradient_accumulation_steps * self.world_size
+
+    @property
+    def generate_every(self) -> int:
+        """Micro-steps between two generations."""
+        return self.steps_per_generation * self.num_iterations
+
+    @property
+    def updates_per_rollout(self) -> float:
+        return self.generate_every / self.gradient_accumulation_steps
+
+    @property
+    def on_policy(self) -> bool:
+        """True where TRL takes the ratio to be exactly 1: every rollout is used up within one optimiser step."""
+        return self.gradient_accumulation_steps % self.generate_every == 0
+
+    @property
+    def trl_scores_rollouts(self) -> bool:
+        """True where TRL itself runs a no-grad pass over each rollout (old log-probs)."""
+        return not self.on_policy or self.use_vllm_correction
+
+    @property
+    def window_is_buffered(self) -> bool:
+        """True where every row of a window exists before its first backward."""
+        return self.steps_per_generation % self.gradient_accumulation_steps == 0
+
+    @property
+    def whole_groups_per_rank(self) -> bool:
+        return self.local_rows_per_rollout % self.num_generations == 0
+
+    def extra_passes_per_step(self, *, signals_needed: bool, scopes: Sequence[str | None]) -> float:
+        """Forward passes over an optimiser step's rows that stock TRL would not run, averaged over steps.
+
+        signals_needed: some reward reads token signals. scopes: the scope of each controller that selects.
+        Rescoring of truncated rows under `mask_truncated_completions` comes on top, for those rows alone.
+        """
+        rollout_share = 1.0 / max(self.updates_per_rollout, 1.0)
+        own_scoring = (signals_needed or any(s in ("step", "exact") for s in scopes)) and not self.trl_scores_rollouts
+        extra = rollout_share if own_scoring else 0.0
+        if "exact" in scopes and self.updates_per_rollout > 1:
+            extra += 1.0 - rollout_share  # the first window after a rollout still has the policy that was scored
+        return extra
+
+
+def describe_schedule(args: Any, world_size: int) -> Schedule:
+    """The schedule of a `GRPOConfig`, for `world_size` ranks."""
+    steps = args.steps_per_generation or args.gradient_accumulation_steps
+    return Schedule(
+        world_size=world_size,
+        per_device_rows=args.per_device_train_batch_size,
+        gradient_accumulation_steps=args.gradient_accumulation_steps,
+        steps_per_generation=steps,
+        num_iterations=args.num_iterations,
+        num_generations=args.num_generations,
+        use_vllm_correction=bool(args.use_vllm and args.vllm_importance_sampling_correction),
+    )
+
+
+def check_schedule(
+    args: Any, controllers: Sequence[Controller], reward_funcs: Sequence[Callable | Any], world_size: int
+) -> list[str]:
+    """Everything about these options that would make a controller or a reward wrong or idle; empty = all right.
+
+    Each entry names the value, the rule and the next move. `EntropyGRPOTrainer` raises on the first, `entrl plan`
+    prints them all.
+    """
+    schedule = describe_schedule(args, world_size)
+    problems = []
+    for controller in controllers:
+        if controller.uses_loss_hook:
+            problems += _controller_problems(args, controller, schedule)
+    problems += _clip_conflicts(args, [c for c in controllers if c.uses_loss_hook])
+    for reward in reward_funcs:
+        if needs_whole_groups(reward) and not schedule.whole_groups_per_rank:
+            problems.append(
+                f"reward {reward_name(reward)!r} compares the completions of a prompt, but each of {world_size} "
+                f"processes holds {schedule.local_rows_per_rollout} rows, which is no multiple of num_generations="
+                f"{schedule.num_generations}, so groups are split over processes; make per_device_train_batch_size x "
+                "steps_per_generation a multiple of num_generations"
+            )
+    entropy_aware = bool(controllers) or any(needed_signals(r) for r in reward_funcs)
+    if entropy_aware and not getattr(args, "allow_truncated_sampling", False):
+        problems += _truncated_sampling(args)
+    return problems
+
+
+def _controller_problems(args: Any, controller: Controller, schedule: Schedule) -> list[str]:
+    out, name = [], controller.name
+    if args.loss_type not in controller.supported_losses:
+        out.append(
+            f"{name} is not defined for loss_type={args.loss_type!r}; "
+            f"use one of {', '.join(sorted(controller.supported_losses))}"
+        )
+    if args.importance_sampling_level != "token":
+        out.append(
+            f"{name} weighs single tokens, which has no meaning with importance_sampling_level="
+            f"{args.importance_sampling_level!r} (one ratio per sequence); set importance_sampling_level: token"
+        )
+    if controller.needs_stale_policy and schedule.on_policy:
+        accumulation = schedule.gradient_accumulation_steps
+        out.append(
+            f"{name} does nothing on a fully on-policy schedule: the ratio is exactly 1 because each rollout is used "
+            f"up in one optimiser step (gradient_accumulation_steps={accumulation}, steps_per_generation="
+            f"{schedule.steps_per_generation}, num_iterations={schedule.num_iterations}); set steps_per_generation: "
+            f"{2 * accumulation} (or k x {accumulation}; the published runs use k = 8) for k updates per rollout"
+        )
+    if controller.scope in ("step", "exact") and not schedule.window_is_buffered:
+        out.append(
+            f"{name} selects over a whole optimiser step (scope={controller.scope}), but with steps_per_generation="
+            f"{schedule.steps_per_generation} and gradient_accumulation_steps={schedule.gradient_accumulation_steps} "
+            "a window straddles generations and part of it does not exist yet; make steps_per_generation a multiple "
+            "of gradient_accumulation_steps, or take scope: micro_batch"
+        )
+    return out
+
+
+def _clip_conflicts(args: Any, controllers: Sequence[Controller]) -> list[str]:
+    wanted = {c.name: c.clip_range for c in controllers if c.clip_range is not None}
+    if len(set(wanted.values())) > 1:
+        return [f"controllers ask for different clip ranges {wanted}; they cannot be combined, drop one"]
+    if not wanted:
+        return []
+    name, (low, high) = next(iter(wanted.items()))
+    given_high = args.epsilon if args.epsilon_high is None else args.epsilon_high
+    untouched = args.epsilon == TRL_DEFAULT_EPSILON and args.epsilon_high is None and args.delta is None
+    agrees = math.isclose(args.epsilon, low) and math.isclose(given_high, high) and args.delta is None
+    if untouched or agrees:
+        return []
+    return [
+        f"{name} sets the ratio range itself (eps_low={low}, eps_high={high}), but trainer says epsilon={args.epsilon}, "
+        f"epsilon_high={args.epsilon_high}, delta={args.delta}; leave the three out, or set clip_low / clip_high of "
+        f"{name} to what you want"
+    ]
+
+
+def _truncated_sampling(args: Any) -> list[str]:
+    found = {"top_p": args.top_p if args.top_p < 1 else None, "top_k": args.top_k or None, "min_p": args.min_p or None}
+    found = {k: v for k, v in found.items() if v is not None and v != -1}
+    if not found:
+        return []
+    given = ", ".join(f"{k}={v}" for k, v in found.items())
+    return [
+        f"{given} samples from a truncated distribution, while log-probs and entropies are those of the full one; "
+        "leave top_p at 1.0, top_k at 0 and min_p unset, or set allow_truncated_sampling: true knowing this"
+    ]
