@@ -42,9 +42,7 @@ def load_task(
     """
     options = dict(spec) if isinstance(spec, Mapping) else {"task": spec}
     if "task" not in options:
-        raise ValueError(
-            f"a task needs the key `task`, got {sorted(options)}; known: {', '.join(task_names())}"
-        )
+        raise ValueError(f"a task needs the key `task`, got {sorted(options)}; known: {', '.join(task_names())}")
     if split not in ("train", "test"):
         raise ValueError(f"split must be 'train' or 'test', got {split!r}")
     if size is not None and size < 1:
@@ -78,12 +76,8 @@ def _builder(kind: str, argument: str, name: str) -> tuple[Callable[..., list[Ro
 
 def _check_options(name: str, builder: Callable[..., list[Row]], options: dict[str, Any]) -> None:
     parameters = inspect.signature(builder).parameters.values()
-    known = [
-        p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in ("split", "size", "seed")
-    ]
+    known = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in ("split", "size", "seed")]
     for key in options:
         if key not in known:
             hint = did_you_mean(key, known)
-            raise ValueError(
-                f"task {name!r} has no option {key!r}{hint} It takes: {', '.join(known) or 'none'}"
-            )
+            raise ValueError(f"task {name!r} has no option {key!r}{hint} It takes: {', '.join(known) or 'none'}")

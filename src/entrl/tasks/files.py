@@ -3,8 +3,8 @@
     {"prompt": "What is 2 + 2?", "answer": "4"}
 
 Required: `prompt` (a string, or chat messages) and `answer` (a string or a number). Optional: `verifier` (an
-object or its JSON; default math), `problem_id` (default the line number), `level`. Name other columns with the
-options `prompt_column`, `answer_column`. A file holds one split: name another file for evaluation, or set
+object or its JSON; default math), `problem_id` (default the line number), `level`. Name other columns with
+the options `prompt_column`, `answer_column`. A file holds one split: name another file for evaluation, or set
 `test_every: 5` to hold out the problems whose text hashes to that side.
 """
 

@@ -93,16 +93,12 @@ def _math_row(name: str, question: str, answer: str, *, level: str = "") -> Row:
 
 
 BENCHMARKS: dict[str, Benchmark] = {
-    "gsm8k": Benchmark(
-        path="openai/gsm8k", config="main", splits={"train": "train", "test": "test"}, row=gsm8k_row
-    ),
+    "gsm8k": Benchmark(path="openai/gsm8k", config="main", splits={"train": "train", "test": "test"}, row=gsm8k_row),
     "dapo-math": Benchmark(path="BytedTsinghua-SIA/DAPO-Math-17k", splits={"train": "train"}, row=dapo_row),
     "math-500": Benchmark(path="HuggingFaceH4/MATH-500", splits={"test": "test"}, row=math500_row),
     "aime24": Benchmark(path="HuggingFaceH4/aime_2024", splits={"test": "train"}, row=aime_row),
     "aime25": Benchmark(path="math-ai/aime25", splits={"test": "test"}, row=aime_row),
-    "gpqa-diamond": Benchmark(
-        path="Idavidrein/gpqa", config="gpqa_diamond", splits={"test": "train"}, row=gpqa_row
-    ),
+    "gpqa-diamond": Benchmark(path="Idavidrein/gpqa", config="gpqa_diamond", splits={"test": "train"}, row=gpqa_row),
 }
 
 

@@ -61,9 +61,7 @@ def distinct_items(
     return list(found.values())
 
 
-def _items(
-    name: str, config: dict[str, Any], *, seed: int
-) -> Iterator[tuple[dict[str, Any], tuple[int, int]]]:
+def _items(name: str, config: dict[str, Any], *, seed: int) -> Iterator[tuple[dict[str, Any], tuple[int, int]]]:
     start = digest(f"{name}/{seed}") % 2**30  # seeds start far apart
     while True:
         dataset = create(name, {**config, "seed": start, "size": CHUNK})
@@ -97,16 +95,12 @@ def create(name: str, config: dict[str, Any]) -> Any:
 
     if name not in DATASETS:
         hint = did_you_mean(name, DATASETS)
-        raise ValueError(
-            f"reasoning-gym has no dataset {name!r}{hint} It has {len(DATASETS)}: {sorted(DATASETS)}"
-        )
+        raise ValueError(f"reasoning-gym has no dataset {name!r}{hint} It has {len(DATASETS)}: {sorted(DATASETS)}")
     known = list(DATASETS[name][1].__dataclass_fields__)
     for key in config:
         if key not in known:
             hint = did_you_mean(key, known)
-            raise ValueError(
-                f"reasoning-gym {name!r} has no option {key!r}{hint} It takes: {', '.join(known)}"
-            )
+            raise ValueError(f"reasoning-gym {name!r} has no option {key!r}{hint} It takes: {', '.join(known)}")
     try:
         return reasoning_gym.create_dataset(name, **config)
     except AssertionError as error:  # its configs validate themselves with assert
