@@ -1,0 +1,476 @@
+"""A recipe: strict YAML -> typed options -> the objects a run needs.
+
+    model:  {path, dtype, attn_implementation, revision, trust_remote_code, tokenizer}
+    data:   {task, split, train_size, seed, args}
+    rewards:      [{use, weight, args}]
+    controllers:  [{use, args}]
+    lora:   peft.LoraConfig fields verbatim, or null
+    eval:   {task, split, size, samples, k, temperature, top_p, max_new_tokens, batch_size, seed, args}, or null
+    launch: {world_size, backend}, refused when the real ones differ
+    trainer: EntropyGRPOConfig (hence TRL GRPOConfig) fields verbatim
+
+Nothing is read from the environment. A key that is not known, is written twice or was removed from TRL stops the
+recipe with the next move. YAML is read as YAML 1.2 reads scalars: `1e-4` is a number, `no` is the word "no".
+"""
+
+import dataclasses
+import hashlib
+import json
+import re
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from entrl.load import Loaded, find_file, load_controller, load_reward, suggest
+
+# Keys people carry over from older TRL or transformers; none is a field in TRL 1.16 with transformers 5.17.
+REMOVED_TRAINER_KEYS = {
+    "torch_dtype": "set model.dtype",
+    "dtype": "set model.dtype",
+    "max_prompt_length": "filter long prompts out of the dataset (TRL no longer truncates prompts)",
+    "max_length": "set trainer.max_completion_length",
+    "overwrite_output_dir": "pass overwrite=true on the command line",
+    "warmup_ratio": "set trainer.warmup_steps (a value below 1 is a share of all steps)",
+    "vllm_device": "set trainer.vllm_mode: colocate or server",
+    "vllm_dtype": "set model.dtype",
+    "vllm_max_model_len": "set trainer.vllm_max_model_length",
+    "vllm_enable_prefix_caching": "remove it: vLLM caches prefixes by default",
+    "vllm_guided_decoding_regex": "set trainer.vllm_structured_outputs_regex",
+    "use_liger_loss": "set trainer.use_liger_kernel",
+    "wandb_log_unique_prompts": "set trainer.log_unique_prompts",
+    "logit_computation_mini_batch_size": "remove it: TRL computes log-probs in chunks",
+    "evaluation_strategy": "set trainer.eval_strategy",
+    "logging_dir": "set trainer.output_dir",
+    "group_by_length": "set trainer.train_sampling_strategy: group_by_length",
+    "no_cuda": "set trainer.use_cpu",
+    "use_mps_device": "remove it: MPS is found by itself",
+    "use_ipex": "remove it",
+    "jit_mode_eval": "remove it",
+    "half_precision_backend": "set trainer.bf16 or trainer.fp16",
+    "fp16_backend": "set trainer.bf16 or trainer.fp16",
+    "per_gpu_train_batch_size": "set trainer.per_device_train_batch_size",
+    "adafactor": "set trainer.optim: adafactor",
+    "save_safetensors": "remove it: safetensors is the only format",
+    "torchdynamo": "set trainer.torch_compile_backend",
+    "fsdp_min_num_params": "set trainer.fsdp_config",
+    "fsdp_transformer_layer_cls_to_wrap": "set trainer.fsdp_config",
+    "dispatch_batches": "set trainer.accelerator_config",
+    "split_batches": "set trainer.accelerator_config",
+    "include_inputs_for_metrics": "set trainer.include_for_metrics",
+    "include_tokens_per_second": "remove it: metrics.jsonl has tokens and seconds",
+    "push_to_hub_token": "set trainer.hub_token",
+    "push_to_hub_model_id": "set trainer.hub_model_id",
+    "push_to_hub_organization": "set trainer.hub_model_id",
+    "past_index": "remove it",
+    "ray_scope": "remove it",
+    "tpu_num_cores": "remove it",
+    "xpu_backend": "set trainer.ddp_backend",
+    "kl_coef": "set trainer.beta",
+    "cliprange": "set trainer.epsilon",
+    "response_length": "set trainer.max_completion_length",
+    "mini_batch_size": "set trainer.per_device_train_batch_size",
+}
+REMOVED_MODEL_KEYS = {"torch_dtype": "set model.dtype", "name": "set model.path", "model_name_or_path": "set model.path"}
+
+# Trainer fields the recipe sets elsewhere, or that come from the command line.
+OWNED_TRAINER_KEYS = {
+    "reward_weights": "give each reward its own weight: rewards: [{use: ..., weight: ...}]",
+    "model_init_kwargs": "set model.dtype, model.attn_implementation, ... instead",
+    "trust_remote_code": "set model.trust_remote_code",
+    "expected_world_size": "set launch.world_size",
+    "expected_backend": "set launch.backend",
+    "resume_from_checkpoint": "pass resume=true on the command line",
+    "local_rank": "remove it: the launcher sets it",
+}
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+def _check(good: bool, message: str) -> None:
+    if not good:
+        raise ValueError(message)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    path: str  # shipped asset by bare name (tiny-reasoner), folder, or hub id
+    dtype: str = "float32"  # of the weights; trainer.bf16 is the autocast on top. TRL's own default
+    attn_implementation: str | None = None
+    revision: str | None = None
+    trust_remote_code: bool = False
+    tokenizer: str | None = None  # None: the model's own
+
+    def __post_init__(self) -> None:
+        _check(bool(self.path), "model.path is empty; give an asset name, a folder or a hub id")
+        _check(self.dtype in DTYPES, f"model.dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSpec:
+    task: str  # sums, reasoning_gym:<name>, jsonl:<path>, gsm8k, dapo-math, ... (entrl.tasks)
+    split: str = "train"
+    train_size: int | None = None  # None: everything the task has
+    seed: int = 0
+    args: dict[str, Any] = field(default_factory=dict)  # options of the task
+
+    def __post_init__(self) -> None:
+        size = self.train_size
+        _check(size is None or size > 0, f"data.train_size must be at least 1, got {size}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardSpec:
+    use: str
+    weight: float = 1.0
+    args: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ControllerSpec:
+    use: str
+    args: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalSpec:
+    task: str
+    split: str = "test"
+    size: int | None = 200
+    samples: int = 8  # per problem, besides one greedy answer
+    k: list[int] = field(default_factory=lambda: [1])  # of pass@k
+    temperature: float = 1.0
+    top_p: float = 1.0
+    max_new_tokens: int | None = None  # None: trainer.max_completion_length
+    batch_size: int = 64
+    seed: int = 1
+    args: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _check(self.size is None or self.size > 0, f"eval.size must be at least 1, got {self.size}")
+        _check(self.samples > 0, f"eval.samples must be at least 1, got {self.samples}")
+        _check(self.batch_size > 0, f"eval.batch_size must be at least 1, got {self.batch_size}")
+        _check(self.temperature > 0, f"eval.temperature must be above 0, got {self.temperature}; greedy is always reported")
+        _check(0 < self.top_p <= 1, f"eval.top_p must be in (0, 1], got {self.top_p}")
+        bad = [k for k in self.k if not 1 <= k <= self.samples]
+        _check(not bad, f"eval.k must lie in 1..samples ({self.samples}), got {bad}; raise eval.samples")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LaunchSpec:
+    world_size: int | None = None  # None: take what the launcher started
+    backend: str | None = None
+
+    def __post_init__(self) -> None:
+        size = self.world_size
+        _check(size is None or size > 0, f"launch.world_size must be at least 1, got {size}")
+        known = ("gloo", "nccl", "mpi", "xccl")
+        _check(self.backend in (None, *known), f"launch.backend must be one of {', '.join(known)}, got {self.backend!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Everything a run is made of. `base` is where the recipe's relative files are looked for."""
+
+    name: str
+    base: Path
+    model: ModelSpec
+    data: DataSpec
+    rewards: list[RewardSpec]
+    controllers: list[ControllerSpec] = field(default_factory=list)
+    lora: dict[str, Any] | None = None
+    eval: EvalSpec | None = None
+    launch: LaunchSpec = field(default_factory=LaunchSpec)
+    trainer: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def run_dir(self) -> Path:
+        return Path(self.trainer["output_dir"])
+
+    def resolved(self) -> dict[str, Any]:
+        """The recipe with every default of ours filled in; reading it back gives the same recipe."""
+        skip = {"name", "base"}
+        return {f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self) if f.name not in skip}
+
+    def to_yaml(self) -> str:
+        return yaml.dump(self.resolved(), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+    def config_hash(self) -> str:
+        """Of everything that decides the numbers; not of where the run is written."""
+        content = self.resolved()
+        content["trainer"] = {k: v for k, v in content["trainer"].items() if k != "output_dir"}
+        return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+    def build_rewards(self) -> list[Loaded]:
+        return [load_reward(r.use, r.args, base=self.base) for r in self.rewards]
+
+    def build_controllers(self) -> list[Loaded]:
+        return [load_controller(c.use, c.args, base=self.base) for c in self.controllers]
+
+    def build_lora(self) -> Any:
+        """peft.LoraConfig, or None."""
+        if self.lora is None:
+            return None
+        from peft import LoraConfig
+
+        return LoraConfig(**{"task_type": "CAUSAL_LM", **self.lora})
+
+    def trainer_kwargs(self) -> dict[str, Any]:
+        """The keywords of EntropyGRPOConfig: the `trainer` group plus what other groups decide."""
+        return {
+            **self.trainer,
+            "output_dir": str(self.run_dir / "checkpoints"),
+            "reward_weights": [r.weight for r in self.rewards],
+            "expected_world_size": self.launch.world_size,
+            "expected_backend": self.launch.backend,
+        }
+
+    def load_data(self, *, size: int | None = None) -> Any:
+        """The training set (datasets.Dataset); `size` overrides train_size, to look at a few rows."""
+        size = self.data.train_size if size is None else size
+        return load_rows(self.data.task, self.data, size=size, base=self.base)
+
+    def load_eval_data(self) -> Any:
+        assert self.eval is not None
+        return load_rows(self.eval.task, self.eval, size=self.eval.size, base=self.base)
+
+
+def load_rows(task: str, spec: "DataSpec | EvalSpec", *, size: int | None, base: Path | None) -> Any:
+    """entrl.tasks.load_task, with the file of `jsonl:PATH` looked for beside the recipe first."""
+    from entrl.tasks import load_task
+
+    kind, _, path = task.partition(":")
+    if kind == "jsonl" and path:
+        task = f"jsonl:{find_file(path, base)}"
+    split: Any = spec.split
+    return load_task({"task": task, **spec.args}, split=split, size=size, seed=spec.seed)
+
+
+def _plain(value: Any) -> Any:
+    """Dataclasses, tuples and paths as what YAML and JSON hold."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+# --- YAML -------------------------------------------------------------------------------------------------------
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader with YAML 1.2 scalars and no duplicate keys."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key_node, _ in node.value:
+            key = str(key_node.value)
+            if key in seen and key != "<<":
+                raise ValueError(f"{self.name}: line {key_node.start_mark.line + 1}: key {key!r} is written twice")
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+    def construct_number(self, node: Any) -> int | float:
+        text = str(self.construct_scalar(node)).replace("_", "").lower()
+        if text.lstrip("+-") in (".inf", ".nan"):
+            return float(text.replace(".", ""))
+        if re.fullmatch(r"[-+]?0[xo][0-9a-f]+", text):
+            return int(text, 0)
+        return int(text) if re.fullmatch(r"[-+]?[0-9]+", text) else float(text)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes what `_Loader` reads back: quotes exactly the strings `_Loader` would take for something else."""
+
+
+_INT = r"[-+]?[0-9][0-9_]*|0x[0-9a-fA-F]+|0o[0-7]+"
+_FLOAT = r"[-+]?(?:\.[0-9]+|[0-9][0-9_]*(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)"
+for _class in (_Loader, _Dumper):
+    _class.yaml_implicit_resolvers = {}
+    _class.add_implicit_resolver("tag:yaml.org,2002:merge", re.compile(r"^(?:<<)$"), ["<"])
+    _class.add_implicit_resolver("tag:yaml.org,2002:null", re.compile(r"^(?:~|null|Null|NULL|)$"), ["~", "n", "N", ""])
+    _class.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
+    _class.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(f"^(?:{_INT})$"), list("-+0123456789"))
+    _class.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(f"^(?:{_FLOAT})$"), list("-+0123456789."))
+for _tag in ("int", "float"):
+    _Loader.add_constructor(f"tag:yaml.org,2002:{_tag}", _Loader.construct_number)
+
+
+def parse_yaml(text: str, *, name: str = "recipe") -> Any:
+    """YAML text -> plain objects; errors say where."""
+    loader = _Loader(text)
+    loader.name = name
+    try:
+        return loader.get_single_data()
+    except yaml.YAMLError as error:
+        raise ValueError(f"{name} is not valid YAML: {' '.join(str(error).split())}") from error
+    finally:
+        loader.dispose()
+
+
+# --- reading ----------------------------------------------------------------------------------------------------
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe file, apply `key=value` overrides, check everything that needs no model."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no recipe {path}{_nearby(path)}")
+    content = parse_yaml(path.read_text(encoding="utf-8"), name=str(path))
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds a {type(content).__name__}, not a mapping of groups")
+    for override in overrides:
+        apply_override(content, override)
+    return make_recipe(content, name=path.stem, base=path.resolve().parent)
+
+
+def _nearby(path: Path) -> str:
+    folder = path.parent
+    if not folder.is_dir():
+        return f": there is no folder {folder}"
+    known = [p.name for p in folder.glob("*.yaml")]
+    return f".{suggest(path.name, known)} There are {', '.join(sorted(known))}" if known else ""
+
+
+def make_recipe(content: Mapping[str, Any], *, name: str, base: Path) -> Recipe:
+    """Plain objects -> `Recipe`."""
+    known = [f.name for f in dataclasses.fields(Recipe) if f.name not in ("name", "base")]
+    _check_keys(content, known, where="recipe")
+    for group in ("model", "data", "rewards"):
+        _check(content.get(group) is not None, f"the recipe has no {group!r} group; see recipes/README.md")
+    return Recipe(
+        name=name,
+        base=base,
+        model=_build(ModelSpec, content["model"], "model", removed=REMOVED_MODEL_KEYS),
+        data=_build(DataSpec, content["data"], "data"),
+        rewards=_build_list(RewardSpec, content["rewards"], "rewards", at_least=1),
+        controllers=_build_list(ControllerSpec, content.get("controllers") or [], "controllers"),
+        lora=_checked_lora(content.get("lora")),
+        eval=None if content.get("eval") is None else _build(EvalSpec, content["eval"], "eval"),
+        launch=_build(LaunchSpec, content.get("launch") or {}, "launch"),
+        trainer=_checked_trainer(content.get("trainer") or {}, run_dir=f"runs/{name}"),
+    )
+
+
+def _check_keys(group: Any, known: Sequence[str], *, where: str, removed: Mapping[str, str] | None = None) -> None:
+    _check(isinstance(group, Mapping), f"{where} must be a mapping, got {group!r}")
+    for key in group:
+        if removed and key in removed:
+            raise ValueError(f"{where}.{key} is gone: {removed[key]}")
+        if key not in known:
+            hint = suggest(str(key), known)
+            if where == "recipe" and not hint and key in trainer_fields():
+                hint = f" Did you mean 'trainer.{key}'?"
+            listing = f" Valid keys: {', '.join(known)}" if len(known) <= 30 else ""
+            raise ValueError(f"unknown key {key!r} in {where}.{hint}{listing}")
+
+
+def _build(cls: type, group: Any, where: str, removed: Mapping[str, str] | None = None) -> Any:
+    """A spec dataclass from a mapping, every value checked against its annotation."""
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    _check_keys(group, list(fields), where=where, removed=removed)
+    hints = typing.get_type_hints(cls)
+    values = {key: _typed(value, hints[key], f"{where}.{key}") for key, value in group.items()}
+    for f in fields.values():
+        required = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+        _check(not required or f.name in values, f"{where} needs a {f.name!r}")
+    return cls(**values)
+
+
+def _build_list(cls: type, group: Any, where: str, at_least: int = 0) -> list[Any]:
+    """Rewards and controllers: a list; a bare word stands for {use: word}."""
+    _check(isinstance(group, list), f"{where} must be a list like [{{use: name}}], got {group!r}")
+    _check(len(group) >= at_least, f"{where} is empty; name at least one")
+    items = [{"use": item} if isinstance(item, str) else item for item in group]
+    return [_build(cls, item, f"{where}.{i}") for i, item in enumerate(items)]
+
+
+def _typed(value: Any, hint: Any, where: str) -> Any:
+    """`value` if it fits a simple annotation; int is welcome where float is asked; unknown annotations pass."""
+    options = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+    for option in options:
+        kind = typing.get_origin(option) or option
+        if kind is float and isinstance(value, int) and not isinstance(value, bool):
+            return float(value)
+        if kind in (Any, typing.Literal) or not isinstance(kind, type):
+            return value
+        if isinstance(value, kind) and not (isinstance(value, bool) and kind is int):
+            return value
+    names = " or ".join("null" if o is type(None) else getattr(typing.get_origin(o) or o, "__name__", str(o)) for o in options)
+    hint_text = f"; write {where.rsplit('.', 1)[-1]}: true or false" if bool in options and isinstance(value, str) else ""
+    raise ValueError(f"{where} must be {names}, got {value!r}{hint_text}")
+
+
+def _checked_lora(group: Any) -> dict[str, Any] | None:
+    if group is None:
+        return None
+    from peft import LoraConfig
+
+    _check_keys(group, [f.name for f in dataclasses.fields(LoraConfig)], where="lora")
+    return dict(group)
+
+
+def trainer_fields() -> dict[str, Any]:
+    """Field name -> annotation of the trainer's config."""
+    from entrl.trainers.config import EntropyGRPOConfig
+
+    hints = typing.get_type_hints(EntropyGRPOConfig)
+    return {f.name: hints.get(f.name, Any) for f in dataclasses.fields(EntropyGRPOConfig) if f.init}
+
+
+def _checked_trainer(group: Any, *, run_dir: str) -> dict[str, Any]:
+    """The `trainer` group with our defaults: every step logged, nobody else's tracker, run folder by recipe name."""
+    known = trainer_fields()
+    _check(isinstance(group, Mapping), f"trainer must be a mapping, got {group!r}")
+    for key in group:
+        if key in OWNED_TRAINER_KEYS:
+            raise ValueError(f"trainer.{key} is set elsewhere: {OWNED_TRAINER_KEYS[key]}")
+    removed = {k: v for k, v in REMOVED_TRAINER_KEYS.items() if k not in known}
+    _check_keys(group, list(known), where="trainer", removed=removed)
+    values = {key: _typed(value, known[key], f"trainer.{key}") for key, value in group.items()}
+    return {"output_dir": run_dir, "logging_steps": 1, "report_to": "none", "disable_tqdm": True, **values}
+
+
+# --- overrides --------------------------------------------------------------------------------------------------
+
+SHORT_OVERRIDES = {"world_size": "launch.world_size", "backend": "launch.backend"}
+
+
+def apply_override(content: dict[str, Any], override: str) -> None:
+    """Set `a.b.0.c=value` in place; missing groups are made, lists may grow by one."""
+    key, equals, text = override.partition("=")
+    key = key.strip()
+    _check(bool(equals and key), f"override {override!r} should read key=value, such as trainer.learning_rate=1e-5")
+    parts = SHORT_OVERRIDES.get(key, key).split(".")
+    value = parse_yaml(text, name=f"override {override!r}")
+    target: Any = content
+    for i, part in enumerate(parts[:-1]):
+        child = _child(target, part, override)
+        if child is None:
+            child = [] if parts[i + 1].isdigit() else {}
+            _put(target, part, child, override)
+        target = child
+    _put(target, parts[-1], value, override)
+
+
+def _child(target: Any, part: str, override: str) -> Any:
+    if isinstance(target, list):
+        _check(part.isdigit(), f"override {override!r}: {part!r} should be a position in a list of {len(target)}")
+        return target[int(part)] if int(part) < len(target) else None
+    _check(isinstance(target, dict), f"override {override!r}: nothing can be set below {target!r}")
+    return target.get(part)
+
+
+def _put(target: Any, part: str, value: Any, override: str) -> None:
+    if isinstance(target, list):
+        _check(part.isdigit() and int(part) <= len(target), f"override {override!r}: the list has {len(target)} entries")
+        target[int(part) : int(part) + 1] = [value]
+        return
+    _check(isinstance(target, dict), f"override {override!r}: nothing can be set below {target!r}")
+    target[part] = value
