@@ -16,9 +16,8 @@ Passes over a rollout's tokens, in order:
 import inspect
 import math
 import os
-import time
-from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -32,6 +31,7 @@ from entrl.controllers.hooks import Controller, Rows, Window
 from entrl.phases import ThinkTags
 from entrl.trainers.checkpoint import load_state, moved, save_state
 from entrl.trainers.config import EntropyGRPOConfig
+from entrl.trainers.counters import Counters
 from entrl.trainers.loss import LossPass, Tally, aggregate, step_metrics
 from entrl.trainers.ranks import AccelerateRanks
 from entrl.trainers.rewards import SCORED_SIGNALS, checked_rollout_func, guarded, needed_signals
@@ -84,37 +84,6 @@ def check_trl(installed: str, trainer: type) -> None:
 check_trl(version("trl"), GRPOTrainer)
 
 
-class Counters:
-    """What a run has spent: row-passes by kind (this rank), completion tokens (all ranks), training seconds."""
-
-    def __init__(self, rows_per_step: int) -> None:
-        self.rows_per_step = rows_per_step  # of this rank
-        self.rows: Counter[str] = Counter()
-        self.completion_tokens = 0.0
-        self._before = 0.0
-        self._started: float | None = None
-
-    def start(self) -> None:
-        if self._started is None:
-            self._started = time.perf_counter()
-
-    @property
-    def seconds(self) -> float:
-        return self._before + (0.0 if self._started is None else time.perf_counter() - self._started)
-
-    @property
-    def forward_passes(self) -> float:
-        """Forward passes over one optimiser step's rows, generation not counted."""
-        return sum(self.rows.values()) / self.rows_per_step
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"rows": dict(self.rows), "tokens": self.completion_tokens, "seconds": self.seconds}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.rows, self.completion_tokens = Counter(state["rows"]), state["tokens"]
-        self._before = state["seconds"]
-
-
 class EntropyGRPOTrainer(GRPOTrainer):
     """`trl.GRPOTrainer` whose rewards may read token entropies and whose loss takes entropy controllers.
 
@@ -133,6 +102,16 @@ class EntropyGRPOTrainer(GRPOTrainer):
     With no controller and no entropy-aware reward the parameters after any number of steps equal stock TRL's bit for
     bit. Controllers act in training only; evaluation computes TRL's plain loss.
     """
+
+    # TRL and transformers annotate these more widely than they use them.
+    args: Any
+    model: Any
+    num_generations: Any
+    num_generations_eval: Any
+    max_completion_length: Any
+    eos_token_ids: Any
+    pad_to_multiple_of: Any
+    _tokenizer: Any
 
     def __init__(
         self,
@@ -307,7 +286,10 @@ class EntropyGRPOTrainer(GRPOTrainer):
         size = self.args.per_device_train_batch_size if training else self.args.per_device_eval_batch_size
         self._pass = kind
         try:
-            with torch.no_grad(), disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs):
+            with (
+                torch.no_grad(),
+                disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs),
+            ):
                 log_probs, entropies, _ = self._get_per_token_logps_and_entropies(
                     self.model, ids, mask, width, batch_size=size, compute_entropy=True
                 )
@@ -603,6 +585,3 @@ class EntropyGRPOTrainer(GRPOTrainer):
         for reward, saved in zip(self._stateful_rewards(), state["rewards"], strict=True):
             if saved is not None:
                 reward.load_state_dict(saved)
-
-
-RewardFunction = Callable[..., list[float | None]]

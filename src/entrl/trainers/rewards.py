@@ -90,7 +90,9 @@ class GuardedReward:
     def _checked(self, values: Any, kwargs: dict[str, Any]) -> list[float | None]:
         rows = len(kwargs["prompts"])
         if values is None or not hasattr(values, "__len__"):
-            raise RewardError(f"reward {self.__name__!r} returned {type(values).__name__}; return a list of {rows} floats")
+            raise RewardError(
+                f"reward {self.__name__!r} returned {type(values).__name__}; return a list of {rows} floats"
+            )
         if len(values) != rows:
             raise RewardError(
                 f"reward {self.__name__!r} returned {len(values)} rewards for {rows} completions; return one per "
@@ -144,7 +146,9 @@ def checked_rollout_func(rollout_func: Callable | None) -> Callable | None:
         output = rollout_func(prompts, trainer)
         for row, ids in enumerate(output.get("completion_ids", [])):
             if len(ids) == 0:
-                raise ValueError(f"rollout_func returned an empty completion for row {row}; return at least the end token")
+                raise ValueError(
+                    f"rollout_func returned an empty completion for row {row}; return at least the end token"
+                )
         return output
 
     return checked

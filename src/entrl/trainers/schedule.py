@@ -171,14 +171,18 @@ def _clip_conflicts(args: Any, controllers: Sequence[Controller]) -> list[str]:
     if untouched or agrees:
         return []
     return [
-        f"{name} sets the ratio range itself (eps_low={low}, eps_high={high}), but trainer says epsilon={args.epsilon}, "
-        f"epsilon_high={args.epsilon_high}, delta={args.delta}; leave the three out, or set clip_low / clip_high of "
-        f"{name} to what you want"
+        f"{name} sets the ratio range itself (eps_low={low}, eps_high={high}), but trainer says epsilon="
+        f"{args.epsilon}, epsilon_high={args.epsilon_high}, delta={args.delta}; leave the three out, or set clip_low "
+        f"/ clip_high of {name} to what you want"
     ]
 
 
 def _truncated_sampling(args: Any) -> list[str]:
-    found = {"top_p": args.top_p if args.top_p < 1 else None, "top_k": args.top_k or None, "min_p": args.min_p or None}
+    found = {
+        "top_p": args.top_p if args.top_p < 1 else None,
+        "top_k": args.top_k or None,
+        "min_p": args.min_p or None,
+    }
     found = {k: v for k, v in found.items() if v is not None and v != -1}
     if not found:
         return []
