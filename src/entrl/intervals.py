@@ -1,0 +1,201 @@
+"""Differences with intervals: paired over problems (bootstrap) and paired over seeds (Student's t).
+
+    over problems   d_i = metric_b(i) - metric_a(i) on the problems both evaluations share; diff = mean(d)
+                    interval: percentile bootstrap, problems drawn with replacement, fixed seed
+    over seeds      d_s = value_b(s) - value_a(s);  mean(d) -+ t_{0.975, n-1} * sd(d) / sqrt(n)
+
+The sign is always b - a, so "b is better by" for anything where more is better.
+
+Source:  percentile bootstrap and the paired t interval are textbook methods. scipy is no dependency of ours, so the
+         t quantile is found by bisection on the t distribution function, a finite trigonometric sum for whole
+         degrees of freedom (Abramowitz and Stegun, 26.7.3 and 26.7.4).
+Differs: a problem one side could not verify (None) is left out of both sides and counted, never read as wrong.
+         Bootstrap over problems says nothing about training noise; that is what the seeds are for.
+Needs:   evaluation results as evaluate.py writes them.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+RESAMPLES = 10_000  # percentile noise of about 1 % of the interval's width
+CONFIDENCE = 0.95
+
+# metric -> the field of a problem it reads, as shown in errors
+PROBLEM_METRICS = {
+    "greedy_correct": "greedy_correct",
+    "sampled_accuracy": "n_correct / n_samples",
+    "greedy_length": "greedy_length",
+    "mean_length": "mean_length",
+}
+SAME_FIELDS = ("task", "split", "seed")  # two evaluations that differ in one of these saw different questions
+SAMPLING_FIELDS = ("temperature", "top_p", "samples")  # these must agree as well where completions were sampled
+
+
+class PairedDifference(NamedTuple):
+    """Mean of b - a with its 95 % interval; `unverified` problems were left out of `n`."""
+
+    diff: float
+    lo: float
+    hi: float
+    n: int
+    unverified: int = 0
+
+
+class SeedDifference(NamedTuple):
+    mean: float
+    lo: float
+    hi: float
+
+
+def problem_value(problem: Mapping[str, Any], metric: str) -> float | None:
+    """One problem's score, or None where it was not verified."""
+    if metric == "sampled_accuracy":
+        n_correct, n_samples = problem.get("n_correct"), problem.get("n_samples")
+        return None if n_correct is None or not n_samples else n_correct / n_samples
+    value = problem.get(metric)
+    return None if value is None or not math.isfinite(value) else float(value)
+
+
+def paired_difference(
+    eval_a: Mapping[str, Any],
+    eval_b: Mapping[str, Any],
+    metric: str = "greedy_correct",
+    *,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+) -> PairedDifference:
+    """b - a over the problems of two evaluations of the same task."""
+    if metric not in PROBLEM_METRICS:
+        raise ValueError(f"metric must be one of {', '.join(PROBLEM_METRICS)}, got {metric!r}")
+    problems_a, problems_b = _paired_problems(eval_a, eval_b, sampled=metric in {"sampled_accuracy", "mean_length"})
+    values_a = [problem_value(problem, metric) for problem in problems_a.values()]
+    values_b = [problem_value(problems_b[key], metric) for key in problems_a]
+    d_N = np.array(
+        [b - a for a, b in zip(values_a, values_b, strict=True) if a is not None and b is not None], dtype=np.float64
+    )
+    if not len(d_N):
+        raise ValueError(
+            f"no problem has {PROBLEM_METRICS[metric]} on both sides ({len(values_a)} problems, all unverified); "
+            "evaluate again with a verifier that answers, or choose another metric"
+        )
+    lo, hi = bootstrap_interval(d_N, seed=seed, resamples=resamples)
+    return PairedDifference(float(d_N.mean()), lo, hi, len(d_N), len(values_a) - len(d_N))
+
+
+def bootstrap_interval(
+    values_N: np.ndarray, *, seed: int = 0, resamples: int = RESAMPLES, confidence: float = CONFIDENCE
+) -> tuple[float, float]:
+    """Percentile interval of the mean; the same numbers for the same seed on every machine."""
+    generator = np.random.default_rng(seed)
+    mean_R = np.empty(resamples)
+    chunk = max(1, 2_000_000 // len(values_N))  # 16 MB of indices at a time
+    for start in range(0, resamples, chunk):
+        size = min(chunk, resamples - start)
+        pick = generator.integers(0, len(values_N), (size, len(values_N)))
+        mean_R[start : start + size] = values_N[pick].mean(1)
+    tail = (1 - confidence) / 2
+    lo, hi = np.quantile(mean_R, [tail, 1 - tail])
+    return float(lo), float(hi)
+
+
+def _paired_problems(
+    eval_a: Mapping[str, Any], eval_b: Mapping[str, Any], *, sampled: bool
+) -> tuple[dict[Any, Any], dict[Any, Any]]:
+    """Both evaluations' problems by id, or the reason why they cannot be paired."""
+    for field in SAME_FIELDS + (SAMPLING_FIELDS if sampled else ()):
+        if eval_a.get(field) != eval_b.get(field):
+            raise ValueError(
+                f"evaluations with different {field} cannot be paired: {eval_a.get(field)!r} and "
+                f"{eval_b.get(field)!r}; evaluate both with the same {field}"
+            )
+    problems_a, problems_b = _by_id(eval_a, "first"), _by_id(eval_b, "second")
+    only_a, only_b = sorted(map(str, problems_a.keys() - problems_b)), sorted(map(str, problems_b.keys() - problems_a))
+    if only_a or only_b:
+        raise ValueError(
+            f"evaluations of different problems cannot be paired: {len(only_a)} only in the first "
+            f"{only_a[:3]}, {len(only_b)} only in the second {only_b[:3]}; use the same task, size and seed"
+        )
+    for key, problem in problems_a.items():
+        if problem.get("prompt") != problems_b[key].get("prompt"):
+            raise ValueError(
+                f"problem {key!r} has two different prompts, so the ids do not name the same question; "
+                "evaluate both with the same task and prompt template"
+            )
+    return problems_a, problems_b
+
+
+def _by_id(evaluation: Mapping[str, Any], which: str) -> dict[Any, Any]:
+    problems = evaluation.get("problems") or []
+    if not problems:
+        raise ValueError(f"the {which} evaluation lists no problems; write it with `entrl eval`")
+    by_id = {problem["id"]: problem for problem in problems}
+    if len(by_id) != len(problems):
+        raise ValueError(
+            f"the {which} evaluation repeats a problem id ({len(problems)} problems, {len(by_id)} ids); "
+            "problem_id must be unique for pairing"
+        )
+    return by_id
+
+
+def non_inferior(diff: float, lo: float, margin: float) -> bool:
+    """True where b is worse than a by less than `margin`, at the interval's confidence: lo > -margin."""
+    if margin < 0:
+        raise ValueError(f"margin must be >= 0, got {margin}; it is the loss you would accept, as a positive number")
+    if lo > diff:
+        raise ValueError(f"lo must be <= diff, got lo={lo}, diff={diff}; pass the lower end of the interval")
+    return lo > -margin
+
+
+def seed_differences(
+    values_a: Sequence[float], values_b: Sequence[float], *, confidence: float = CONFIDENCE
+) -> SeedDifference:
+    """b - a paired over seeds, with Student's t interval; value s of both lists must share its seed."""
+    if len(values_a) != len(values_b):
+        raise ValueError(
+            f"seeds are paired one to one, got {len(values_a)} and {len(values_b)} values; drop the unmatched seeds"
+        )
+    if len(values_a) < 2:
+        raise ValueError(f"an interval over seeds needs at least 2 seeds, got {len(values_a)}; run more seeds")
+    d_N = np.asarray(values_b, dtype=np.float64) - np.asarray(values_a, dtype=np.float64)
+    if not np.isfinite(d_N).all():
+        raise ValueError("a seed's value is NaN or infinite; an arm that failed must be reported, not averaged")
+    n = len(d_N)
+    mean, half = float(d_N.mean()), t_quantile((1 + confidence) / 2, n - 1) * float(d_N.std(ddof=1)) / math.sqrt(n)
+    return SeedDifference(mean, mean - half, mean + half)
+
+
+def t_cdf(t: float, df: int) -> float:
+    """P(T <= t) for Student's t with `df` whole degrees of freedom (Abramowitz and Stegun 26.7.3-4)."""
+    angle = math.atan2(t, math.sqrt(df))
+    cos2 = math.cos(angle) ** 2
+    if df % 2:
+        total, term = 0.0, math.cos(angle)
+        for k in range(1, df - 1, 2):  # cos + 2/3 cos^3 + (2*4)/(3*5) cos^5 ...
+            total += term
+            term *= cos2 * (k + 1) / (k + 2)
+        inside = 2 / math.pi * (angle + math.sin(angle) * total)
+    else:
+        total, term = 0.0, 1.0
+        for k in range(0, df - 1, 2):  # 1 + 1/2 cos^2 + (1*3)/(2*4) cos^4 ...
+            total += term
+            term *= cos2 * (k + 1) / (k + 2)
+        inside = math.sin(angle) * total
+    return 0.5 + inside / 2
+
+
+def t_quantile(probability: float, df: int) -> float:
+    """The t with P(T <= t) = probability, by bisection to float precision."""
+    if not 0.5 <= probability < 1:
+        raise ValueError(f"probability must be in [0.5, 1), got {probability}; use symmetry for the lower half")
+    if df < 1:
+        raise ValueError(f"degrees of freedom must be >= 1, got {df}; at least two values are needed")
+    lo, hi = 0.0, 1.0
+    while t_cdf(hi, df) < probability:
+        hi *= 2
+    for _ in range(100):
+        middle = (lo + hi) / 2
+        lo, hi = (middle, hi) if t_cdf(middle, df) < probability else (lo, middle)
+    return (lo + hi) / 2

@@ -1,0 +1,130 @@
+"""Which curves the report draws, in which order, and what each metric means.
+
+A chart names the metrics it can draw as patterns (`*` matches anything). Each run contributes the metrics it logged;
+a chart that no run can fill is listed by name at the end of its section, never drawn empty.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chart:
+    title: str
+    unit: str
+    metrics: tuple[str, ...]  # names or patterns; every match is one line of the chart
+    note: str = ""  # token set or reading help, shown under the title
+    each: bool = False  # one chart per match, titled by the metric
+
+
+SECTIONS: tuple[tuple[str, tuple[Chart, ...]], ...] = (
+    (
+        "Reward and accuracy",
+        (
+            Chart(title="Reward", unit="reward", metrics=("reward",), note="weighted sum, mean over completions"),
+            Chart(
+                title="Accuracy",
+                unit="share",
+                metrics=("rewards/accuracy/mean", "rewards/Accuracy/mean", "pear/correct"),
+                note="training samples, not the evaluation",
+            ),
+            Chart(title="Reward terms", unit="reward", metrics=("rewards/*/mean",), each=True),
+            Chart(title="PEAR penalty", unit="reward", metrics=("pear/penalty",)),
+            Chart(
+                title="Groups without spread",
+                unit="share",
+                metrics=("frac_reward_zero_std",),
+                note="all rewards equal, so no gradient",
+            ),
+        ),
+    ),
+    (
+        "Length",
+        (
+            Chart(title="Completion length", unit="tokens", metrics=("completions/mean_length",)),
+            Chart(
+                title="Truncated completions",
+                unit="share",
+                metrics=("completions/clipped_ratio",),
+                note="hit the length limit",
+            ),
+            Chart(title="Missing closing tag", unit="share", metrics=("pear/missing_close",)),
+            Chart(title="Thinking share", unit="share of tokens", metrics=("pear/think_share",)),
+        ),
+    ),
+    (
+        "Entropy",
+        (
+            Chart(
+                title="Policy entropy",
+                unit="nats",
+                metrics=("policy_entropy/token_mean", "policy_entropy/response_mean", "entropy"),
+                note="full vocabulary; entropy is TRL's own",
+            ),
+            Chart(
+                title="Entropy by phase",
+                unit="nats",
+                metrics=("pear/h_think", "pear/h_answer"),
+                note="mean over a phase's tokens",
+            ),
+        ),
+    ),
+    (
+        "Covariance and controllers",
+        (
+            Chart(
+                title="Covariance, mean",
+                unit="cov",
+                metrics=("*/cov_mean",),
+                note="of log-probability and advantage; > 0 predicts falling entropy",
+            ),
+            Chart(title="Covariance, top shares", unit="cov", metrics=("*/cov_top_*",), note="mean over the top share"),
+            Chart(title="Selected tokens", unit="tokens per step", metrics=("*/selected",)),
+            Chart(title="Selected fraction", unit="share of tokens", metrics=("*/selected_fraction",)),
+            Chart(
+                title="Selected, negative advantage",
+                unit="share of selected",
+                metrics=("*/selected_negative_advantage",),
+            ),
+        ),
+    ),
+    (
+        "Optimisation",
+        (
+            Chart(
+                title="Clip ratio",
+                unit="share of tokens",
+                metrics=("clip_ratio/region_mean", "clip_ratio/low_mean", "clip_ratio/high_mean"),
+            ),
+            Chart(title="Gradient norm", unit="norm", metrics=("grad_norm",)),
+            Chart(title="KL to the reference", unit="nats", metrics=("kl",)),
+            Chart(title="Loss", unit="loss", metrics=("loss",)),
+            Chart(title="Learning rate", unit="", metrics=("learning_rate",)),
+        ),
+    ),
+)
+
+
+def lay_out(names: Iterable[str]) -> list[dict[str, object]]:
+    """Sections of charts for the metrics some run logged, with the titles of the charts nobody can fill."""
+    names = list(names)
+    return [_section(title, charts, names) for title, charts in SECTIONS]
+
+
+def _section(title: str, charts: tuple[Chart, ...], names: list[str]) -> dict[str, object]:
+    drawn: list[dict[str, object]] = []
+    absent: list[str] = []
+    used: set[str] = set()
+    for chart in charts:
+        found = [name for pattern in chart.metrics for name in names if fnmatchcase(name, pattern)]
+        found = [name for name in dict.fromkeys(found) if not (chart.each and name in used)]
+        used.update(found)
+        if not found:
+            if not chart.each:
+                absent.append(f"{chart.title} ({', '.join(chart.metrics)})")
+        elif chart.each:
+            drawn += [{"title": name, "unit": chart.unit, "note": "", "metrics": [name]} for name in found]
+        else:
+            drawn.append({"title": chart.title, "unit": chart.unit, "note": chart.note, "metrics": found})
+    return {"title": title, "charts": drawn, "absent": absent}

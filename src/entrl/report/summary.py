@@ -1,0 +1,252 @@
+"""What a reader should know before looking at a curve: facts of the run, warnings, before and after."""
+
+import math
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any, NamedTuple
+
+from entrl.intervals import paired_difference
+from entrl.report.read import RunFolder, is_number, metric_names, series
+
+TRUNCATED_SHARE = 0.10  # above it, length and accuracy say more about the limit than about the policy
+ENTROPY_LEFT = 0.30  # below this share of the start, sampling has little left to explore
+FLAT_GROUPS = 0.80  # above it, most of the compute gives no gradient
+ENTROPY_METRICS = ("policy_entropy/token_mean", "policy_entropy/response_mean", "entropy")
+
+
+class Cell(NamedTuple):
+    """One metric before, after, and the change, as text; `note` says why a change has no interval."""
+
+    before: str
+    after: str
+    change: str
+    better: bool | None  # None where the interval holds 0, is missing, or no direction is better
+    note: str = ""
+
+
+class TableRow(NamedTuple):
+    label: str
+    cells: list[Cell]
+
+
+class Row(NamedTuple):
+    """How one line of the before/after table is read from an evaluation."""
+
+    label: str
+    value: Callable[[dict[str, Any]], Any]
+    interval: str | None = None
+    paired: str | None = None  # metric of paired_difference
+    share: bool = False  # shown in percent
+    more_is_better: bool | None = None
+    digits: int = 1
+
+
+def _field(name: str, inside: str | None = None) -> Callable[[dict[str, Any]], Any]:
+    def read(evaluation: dict[str, Any]) -> Any:
+        value = evaluation.get(name)
+        if inside is None:
+            return value
+        return value.get(inside) if isinstance(value, dict) else None
+
+    return read
+
+
+def _rows(runs: list[RunFolder]) -> list[Row]:
+    evaluations = [e for run in runs for e in (run.eval_before, run.eval_after) if e]
+    ks = sorted({int(k) for e in evaluations for k in (e.get("pass_at_k") or {}) if int(k) > 1})
+    return [
+        Row(
+            "Greedy accuracy, %",
+            _field("greedy_accuracy"),
+            "greedy_accuracy_ci",
+            "greedy_correct",
+            share=True,
+            more_is_better=True,
+        ),
+        Row(
+            "Sampled accuracy, %",
+            _field("sampled_accuracy"),
+            "sampled_accuracy_ci",
+            "sampled_accuracy",
+            share=True,
+            more_is_better=True,
+        ),
+        *[Row(f"pass@{k}, %", _field("pass_at_k", str(k)), share=True) for k in ks],
+        Row("Length, greedy, tokens", _field("mean_length_greedy"), None, "greedy_length"),
+        Row("Length, sampled, tokens", _field("mean_length_sampled"), None, "mean_length"),
+        Row("Entropy, all, nats", _field("entropy", "all"), digits=3),
+        Row("Entropy, thinking, nats", _field("entropy", "think"), digits=3),
+        Row("Entropy, answer, nats", _field("entropy", "answer"), digits=3),
+        Row("Missing closing tag, %", _field("missing_close_rate"), share=True),
+        Row("Truncated, %", _field("truncation_rate"), share=True),
+        Row("Unverified", _field("unverified"), digits=0),
+    ]
+
+
+def before_after(runs: list[RunFolder]) -> list[TableRow]:
+    """The table's lines, one cell per run; lines nobody can fill are left out."""
+    table = []
+    for row in _rows(runs):
+        cells = [_cell(row, run.eval_before, run.eval_after) for run in runs]
+        if any(cell.before != "–" or cell.after != "–" for cell in cells):
+            table.append(TableRow(row.label, cells))
+    return table
+
+
+def _cell(row: Row, before: dict[str, Any] | None, after: dict[str, Any] | None) -> Cell:
+    old, new = (row.value(e) if e else None for e in (before, after))
+    change, better, note = "–", None, ""
+    if before and after and is_number(old) and is_number(new):
+        change, better, note = _change(row, before, after, new - old)
+    return Cell(_with_interval(row, before, old), _with_interval(row, after, new), change, better, note)
+
+
+def _change(
+    row: Row, before: dict[str, Any], after: dict[str, Any], plain: float
+) -> tuple[str, bool | None, str]:
+    scale = 100 if row.share else 1
+    if row.paired is None:
+        return f"{plain * scale:+.{row.digits}f}", None, "no interval: not recorded per problem"
+    try:
+        paired = paired_difference(before, after, row.paired)
+    except ValueError as reason:
+        return f"{plain * scale:+.{row.digits}f}", None, f"not paired: {reason}"
+    text = (
+        f"{paired.diff * scale:+.{row.digits}f} [{paired.lo * scale:+.{row.digits}f}, {paired.hi * scale:+.{row.digits}f}]"
+    )
+    note = f"paired over {paired.n} problems" + (f", {paired.unverified} unverified left out" if paired.unverified else "")
+    if row.more_is_better is None or paired.lo <= 0 <= paired.hi:
+        return text, None, note
+    return text, (paired.diff > 0) == row.more_is_better, note
+
+
+def _with_interval(row: Row, evaluation: dict[str, Any] | None, value: Any) -> str:
+    if not is_number(value):
+        return "–"
+    scale = 100 if row.share else 1
+    text = f"{value * scale:.{row.digits}f}"
+    ends = evaluation.get(row.interval) if evaluation and row.interval else None
+    if isinstance(ends, list) and len(ends) == 2 and all(map(is_number, ends)):
+        text += f" [{ends[0] * scale:.{row.digits}f}, {ends[1] * scale:.{row.digits}f}]"
+    return text
+
+
+def run_facts(run: RunFolder) -> dict[str, str]:
+    """What was run, as label -> text."""
+    manifest, recipe = run.manifest, run.recipe
+    git = manifest.get("git") if isinstance(manifest.get("git"), dict) else {}
+    commit = str((git or {}).get("commit") or "unknown")[:10] + (" + changes" if (git or {}).get("dirty") else "")
+    last = run.train[-1] if run.train else {}
+    facts = {
+        "Model": _model(recipe),
+        "Rewards": _uses(recipe.get("rewards")) or "unknown",
+        "Controllers": _uses(recipe.get("controllers")) or "none",
+        "Commit": commit,
+        "Seed": str(manifest.get("seed", "unknown")),
+        "Processes": " ".join(str(manifest[key]) for key in ("world_size", "backend") if manifest.get(key) is not None),
+        "Wall time": wall_time(run),
+        "Steps": f"{last['step']:,}" if is_number(last.get("step")) else "0",
+        "Tokens generated": f"{last['tokens']:,.0f}" if is_number(last.get("tokens")) else "not recorded",
+        "Config hash": str(manifest.get("config_hash", ""))[:12],
+    }
+    return {label: text for label, text in facts.items() if text}
+
+
+def _model(recipe: dict[str, Any]) -> str:
+    model = recipe.get("model")
+    name = model.get("path") if isinstance(model, dict) else model
+    return f"{name}{' + LoRA' if recipe.get('lora') else ''}" if name else "unknown"
+
+
+def _uses(entries: Any) -> str:
+    return ", ".join(str(e.get("use", e)) if isinstance(e, dict) else str(e) for e in entries or [])
+
+
+def wall_time(run: RunFolder) -> str:
+    started, finished = (_timestamp(run.manifest.get(key)) for key in ("started", "finished"))
+    if started is not None and finished is not None:
+        return duration(finished - started)
+    _, seconds = series(run.train, "seconds")
+    return f"{duration(seconds[-1])} (training, so far)" if seconds else "unknown"
+
+
+def _timestamp(value: Any) -> float | None:
+    if is_number(value):
+        return float(value)
+    try:
+        return datetime.fromisoformat(value).timestamp()
+    except (TypeError, ValueError):
+        return None
+
+
+def duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+def warnings_of(run: RunFolder) -> list[str]:
+    """Everything that changes how the curves should be read, worst first."""
+    status = str(run.manifest.get("status") or "unknown")
+    found = [] if status in {"finished", "done", "completed", "ok"} else [f"status is {status}: the run did not finish"]
+    found += _verifier_warnings(run) + _controller_warnings(run) + _curve_warnings(run)
+    found += [f"{name} is missing: no before/after comparison" for name in _missing_evals(run)]
+    return found + run.notes
+
+
+def _missing_evals(run: RunFolder) -> list[str]:
+    have = {"eval_before.json": run.eval_before, "eval_after.json": run.eval_after}
+    return [name for name, value in have.items() if value is None]
+
+
+def _verifier_warnings(run: RunFolder) -> list[str]:
+    found = []
+    for metric in metric_names(run.train):
+        if metric.endswith(("verify_timeout", "verify_crash")):
+            bad = sum(value > 0 for value in series(run.train, metric)[1])
+            if bad:
+                found.append(f"verifier: {metric} above 0 in {bad} of {len(run.train)} logged steps")
+    for which, evaluation in (("before", run.eval_before), ("after", run.eval_after)):
+        unverified = (evaluation or {}).get("unverified")
+        if is_number(unverified) and unverified:
+            found.append(f"verifier: {unverified} answers unverified in the evaluation {which} training")
+    return found
+
+
+def _controller_warnings(run: RunFolder) -> list[str]:
+    selected = {m: series(run.train, m)[1] for m in metric_names(run.train) if m.endswith("/selected")}
+    found = [
+        f"{metric.removesuffix('/selected')} selected 0 tokens in {values.count(0)} of {len(values)} logged steps"
+        for metric, values in selected.items()
+        if 2 * values.count(0) > len(values)
+    ]
+    for entry in run.recipe.get("controllers") or []:
+        use = str(entry.get("use")) if isinstance(entry, dict) else str(entry)
+        if run.train and use in {"kl_cov", "clip_cov"} and f"{use}/selected" not in selected:
+            found.append(f"the recipe asks for {use}, but {use}/selected was never logged")
+    return found
+
+
+def _curve_warnings(run: RunFolder) -> list[str]:
+    found = []
+    truncated = _end_mean(series(run.train, "completions/clipped_ratio")[1])
+    if truncated is not None and truncated > TRUNCATED_SHARE:
+        found.append(f"{truncated:.0%} of completions truncated at the end of training (over {TRUNCATED_SHARE:.0%})")
+    entropy = next((m for m in ENTROPY_METRICS if series(run.train, m)[1]), None)
+    if entropy is not None:
+        values = series(run.train, entropy)[1]
+        first, last = sum(values[:3]) / len(values[:3]), _end_mean(values)
+        if last is not None and first > 0 and len(values) > 3 and last < ENTROPY_LEFT * first:
+            found.append(
+                f"entropy fell to {last / first:.0%} of its start ({first:.3f} -> {last:.3f} nats, {entropy})"
+            )
+    flat = _end_mean(series(run.train, "frac_reward_zero_std")[1])
+    if flat is not None and flat > FLAT_GROUPS:
+        found.append(f"{flat:.0%} of groups have equal rewards at the end: most samples give no gradient")
+    return found
+
+
+def _end_mean(values: list[float]) -> float | None:
+    """Mean of the last tenth, at least the last 3 points."""
+    tail = values[-max(3, math.ceil(len(values) / 10)) :]
+    return sum(tail) / len(tail) if tail else None
