@@ -1,0 +1,206 @@
+"""Clip-Cov: take the gradient away from a few random tokens out of a band of high covariance.
+
+    c_i = (log pi(y_i) - mean log pi)(A_i - mean A)
+    candidates: lower < c_i < upper, and not silenced by the ratio clip already
+    S = uniform random subset of m = max(int(fraction n), 1) candidates, all of them if there are fewer
+    l_i = [i not in S] max(-A_i r_i, -A_i clip(r_i, 1 - clip_low, 1 + clip_high))       tokens of S stay in the divisor
+
+Source:  arXiv 2505.22617, Eqs. 10-11; code: verl/trainer/ppo/core_algos.py, compute_policy_loss_clip_cov
+    (volcengine/verl at b178a3c). Defaults are the paper's and its scripts': fraction 2e-4, band (1, 5), ratio
+    in [0, 2]. The band is open on both sides, as in the code (the equation closes it).
+Differs: S is drawn over the optimiser step on all ranks (scope `step` or `exact`; `micro_batch` is the published
+    code). Each token has a key, a hash of (seed, step, row, column); `select` finds the m-th smallest key among the
+    candidates, and a token belongs to S when it is a candidate in the loss pass and its key is not larger. So the
+    draw depends on nothing but seed and step; the published one is an unseeded permutation per micro-batch.
+    Band in multiples of std(c), and leaving out groups without spread, are ours.
+Needs:   nothing more; it acts on-policy as well, because it removes gradients
+
+The absolute band belongs to advantages divided by the group's std and 8 completions a group, where |A| <= 2.47; it
+holds about 1 % of tokens there. Elsewhere use `bounds="std"`.
+
+Supported losses are those with one ratio per token, -min(r A, clip(r) A): "silenced by the ratio clip" and zeroing one
+token mean nothing else where the ratio is detached (CISPO), reshaped (SAPO, VESPO) or per completion (LUSPO, sequence
+level), so those are refused.
+"""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from entrl.controllers.covariance import (
+    LAST_ID,
+    CovarianceController,
+    CovSpread,
+    TokenStats,
+    cov_spread,
+    padded,
+    ppo_clipped,
+    token_covariance,
+    token_ids,
+    token_stats,
+)
+from entrl.controllers.hooks import LossTerms, Ranks, Rows, Window
+
+NO_KEY = -1  # keys are >= 0: a threshold nothing reaches
+
+# SplitMix64 (Steele, Lea, Flood 2014) as signed 64-bit numbers, whose products wrap the same way.
+GOLDEN = 0x9E3779B97F4A7C15 - 2**64
+FACTOR_1 = 0xBF58476D1CE4E5B9 - 2**64
+FACTOR_2 = 0x94D049BB133111EB - 2**64
+
+
+class ClipCovSelection(NamedTuple):
+    stats: TokenStats
+    spread: CovSpread
+    key: Tensor  # int64 scalar: candidates with a key of at most this are taken
+    step: int  # what the keys were made of
+    metrics: dict[str, float]
+
+
+def _shift_right(x: Tensor, bits: int) -> Tensor:
+    """Logical shift; torch's own keeps the sign bit."""
+    return (x >> bits) & (2 ** (64 - bits) - 1)
+
+
+def _mix(x: Tensor) -> Tensor:
+    x = x + GOLDEN
+    x = (x ^ _shift_right(x, 30)) * FACTOR_1
+    x = (x ^ _shift_right(x, 27)) * FACTOR_2
+    return x ^ _shift_right(x, 31)
+
+
+@torch.no_grad()
+def token_keys(id_BT: Tensor, *, seed: int, step: int) -> Tensor:
+    """(B, T) int64 in [0, 2**53): a random number per token, the same on every device, rank and split."""
+    stream = _mix(_mix(torch.tensor(seed, device=id_BT.device)) + step)
+    return _shift_right(_mix(_mix(id_BT) ^ stream), 11)
+
+
+@torch.no_grad()
+def key_rule(key_N: Tensor, m: int, ranks: Ranks) -> Tensor:
+    """The m-th smallest key over all ranks; the largest number where there are no more than m, NO_KEY for none."""
+    total = int(ranks.sum(torch.tensor(len(key_N), device=key_N.device)))
+    if total <= m:
+        return torch.tensor(LAST_ID if total else NO_KEY, device=key_N.device)
+    mine_N = key_N.sort().values[:m]
+    width = ranks.max(len(mine_N))
+    return ranks.gather(padded(mine_N, width, LAST_ID)).sort().values[m - 1]
+
+
+@dataclass(kw_only=True)
+class ClipCov(CovarianceController):
+    """Clip-Cov as a controller: weight 0 on the selected tokens, no penalty."""
+
+    name: ClassVar[str] = "clip_cov"
+
+    fraction: float = 2e-4
+    bounds: Literal["absolute", "std"] = "absolute"  # unit of the band: c itself, or the std of c over the scope
+    lower: float = 1.0
+    upper: float = 5.0
+    clip_low: float = 1.0  # ratio clip at 1 - clip_low: the ratio range is [0, 2] by default
+    clip_high: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.bounds not in ("absolute", "std"):
+            raise ValueError(f"bounds must be 'absolute' or 'std', got {self.bounds!r}")
+        if not self.lower < self.upper:
+            raise ValueError(f"lower must be below upper, got {self.lower} and {self.upper}; the band is open")
+        for name in ("clip_low", "clip_high"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be > 0, got {getattr(self, name)}; the published value is 1")
+        if not -(2**63) <= self.seed < 2**63:
+            raise ValueError(f"seed must fit 64 bits, got {self.seed}")
+        self._draws = 0  # micro-batches seen under scope `micro_batch`, where no step number reaches the controller
+
+    @property
+    def clip_range(self) -> tuple[float, float]:
+        return (self.clip_low, self.clip_high)
+
+    def select(self, window: Window) -> ClipCovSelection:
+        chosen, cov_BT, counted_BT = self._choose(window, eps_low=self.clip_low, eps_high=self.clip_high)
+        metrics = self.spread_metrics(chosen.spread, cov_BT, counted_BT, window.ranks)
+        return chosen._replace(metrics=metrics)
+
+    @torch.no_grad()
+    def _choose(self, window: Window, *, eps_low: float, eps_high: float) -> tuple[ClipCovSelection, Tensor, Tensor]:
+        rows, ranks, counted_BT = window.rows, window.ranks, self.counted(window.rows)
+        stats = token_stats(window.log_probs_BT, rows.advantages_BT, counted_BT, ranks)
+        cov_BT = token_covariance(window.log_probs_BT, rows, counted_BT, stats)
+        spread = cov_spread(cov_BT, counted_BT, stats.n, ranks)
+        silenced_BT = ppo_clipped(
+            window.log_probs_BT,
+            window.old_log_probs_BT,
+            rows.advantages_BT,
+            counted_BT,
+            eps_low=eps_low,
+            eps_high=eps_high,
+        )
+        candidate_BT = self._in_band(cov_BT, spread) & counted_BT & ~silenced_BT
+        key_BT = token_keys(token_ids(rows.row_id_B, cov_BT.shape[1]), seed=self.seed, step=window.step)
+        key = key_rule(key_BT[candidate_BT], max(int(self.fraction * stats.n), 1), ranks)
+        return ClipCovSelection(stats, spread, key, window.step, {}), cov_BT, counted_BT
+
+    def _in_band(self, cov_BT: Tensor, spread: CovSpread) -> Tensor:
+        unit = spread.std if self.bounds == "std" else 1.0
+        return (self.lower * unit < cov_BT) & (cov_BT < self.upper * unit)
+
+    def on_loss(
+        self,
+        rows: Rows,
+        selection: ClipCovSelection | None,
+        *,
+        log_probs_BT: Tensor,
+        old_log_probs_BT: Tensor,
+        ref_log_probs_BT: Tensor | None,
+        entropies_BT: Tensor,
+        eps_low: float,
+        eps_high: float,
+    ) -> LossTerms:
+        current_BT = log_probs_BT.detach()
+        if selection is None:
+            selection = self._choose_slice(rows, current_BT, old_log_probs_BT, eps_low=eps_low, eps_high=eps_high)
+        counted_BT = self.counted(rows)
+        cov_BT = token_covariance(current_BT, rows, counted_BT, selection.stats)
+        silenced_BT = ppo_clipped(
+            current_BT, old_log_probs_BT, rows.advantages_BT, counted_BT, eps_low=eps_low, eps_high=eps_high
+        )
+        candidate_BT = self._in_band(cov_BT, selection.spread) & counted_BT & ~silenced_BT
+        key_BT = token_keys(token_ids(rows.row_id_B, cov_BT.shape[1]), seed=self.seed, step=selection.step)
+        chosen_BT = candidate_BT & (key_BT <= selection.key)
+        sums = self.token_sums(
+            rows,
+            chosen_BT,
+            log_probs_BT=current_BT,
+            old_log_probs_BT=old_log_probs_BT,
+            eps_low=eps_low,
+            eps_high=eps_high,
+        )
+        sums["candidates"] = candidate_BT.double().sum()
+        return LossTerms(weight_BT=(~chosen_BT).to(log_probs_BT.dtype), sums=sums)
+
+    def _choose_slice(
+        self, rows: Rows, current_BT: Tensor, old_log_probs_BT: Tensor, *, eps_low: float, eps_high: float
+    ) -> ClipCovSelection:
+        self.warn_single_row(rows)
+        slice_ = Window(rows=rows, log_probs_BT=current_BT, old_log_probs_BT=old_log_probs_BT, step=self._draws)
+        self._draws += 1
+        return self._choose(slice_, eps_low=eps_low, eps_high=eps_high)[0]
+
+    def summarise(self, sums: dict[str, float]) -> dict[str, float]:
+        return {**super().summarise(sums), "candidates": sums["candidates"]}
+
+    def window_metrics(self, selection: Any) -> dict[str, float]:
+        return selection.metrics
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"draws": self._draws}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._draws = int(state["draws"])
+
+
+controller = ClipCov
