@@ -72,9 +72,7 @@ def _encode_tag(tokenizer: Any, tag: str) -> tuple[int, ...]:
     ids = tuple(tokenizer.encode(tag, add_special_tokens=False)) if tag else ()
     unknown = getattr(tokenizer, "unk_token_id", None)
     if not ids or (unknown is not None and unknown in ids):
-        raise ValueError(
-            f"the tokenizer cannot encode the tag {tag!r}; set think_open / think_close to tags it knows"
-        )
+        raise ValueError(f"the tokenizer cannot encode the tag {tag!r}; set think_open / think_close to tags it knows")
     return ids
 
 
@@ -118,11 +116,7 @@ def _find_tag(ids: Sequence[int], spellings: Sequence[tuple[int, ...]], which: W
     spans = [range(i, i + n) for i, n in found if i is not None]
     if not spans:
         return range(0)
-    return (
-        min(spans, key=lambda s: (s.start, -len(s)))
-        if which == "first"
-        else max(spans, key=lambda s: s.start)
-    )
+    return min(spans, key=lambda s: (s.start, -len(s))) if which == "first" else max(spans, key=lambda s: s.start)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,9 +185,7 @@ def _as_bools(ids: Sequence[int], token_mask: Sequence[bool] | Tensor | None) ->
         return [True] * len(ids)
     mask = token_mask.tolist() if isinstance(token_mask, Tensor) else list(token_mask)
     if len(mask) != len(ids):
-        raise ValueError(
-            f"token_mask has {len(mask)} values for {len(ids)} token ids; pass one per completion token"
-        )
+        raise ValueError(f"token_mask has {len(mask)} values for {len(ids)} token ids; pass one per completion token")
     return [bool(m) for m in mask]
 
 
@@ -226,9 +218,7 @@ def phase_masks(
     spans = phase_spans(ids, tags, token_mask, which=which)
     names = ("think", "close", "answer", "open")
     think, close, answer, opened = (_mask([getattr(s, n) for s in spans], len(ids)) for n in names)
-    kept = ~torch.isin(
-        torch.tensor(list(ids), dtype=torch.long), torch.tensor(list(exclude_ids), dtype=torch.long)
-    )
+    kept = ~torch.isin(torch.tensor(list(ids), dtype=torch.long), torch.tensor(list(exclude_ids), dtype=torch.long))
     counted = think if count_open else think & ~opened
     closed = bool(spans) and not spans[-1].ends_thinking
     return PhaseMasks(counted & kept, close, answer & kept, opened, closed)

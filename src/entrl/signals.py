@@ -25,9 +25,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-MASS_TOLERANCE = (
-    1e-3  # how far listed probabilities may sum above 1 (bfloat16 log-probs) before we call it an error
-)
+MASS_TOLERANCE = 1e-3  # how far listed probabilities may sum above 1 (bfloat16 log-probs) before we call it an error
 
 
 def pad_rows(rows: Sequence[Tensor], *, value: float = 0.0) -> tuple[Tensor, Tensor]:
@@ -63,9 +61,7 @@ def entropy_from_logits(logits: Tensor, *, temperature: float = 1.0, chunk: int 
     -inf logits (forbidden tokens) count 0. The graph is kept; wrap in `torch.no_grad()` for a statistic.
     """
     if temperature <= 0:
-        raise ValueError(
-            f"temperature must be > 0, got {temperature}; greedy decoding has entropy 0 by definition"
-        )
+        raise ValueError(f"temperature must be > 0, got {temperature}; greedy decoding has entropy 0 by definition")
     if chunk < 1:
         raise ValueError(f"chunk must be >= 1 row, got {chunk}")
     rows_NV = logits.reshape(-1, logits.shape[-1])
@@ -76,9 +72,7 @@ def entropy_from_logits(logits: Tensor, *, temperature: float = 1.0, chunk: int 
 def _entropy_rows(logits_NV: Tensor, temperature: float) -> Tensor:
     wide = logits_NV if logits_NV.dtype == torch.float64 else logits_NV.float()
     log_p_NV = torch.log_softmax(wide / temperature, -1)
-    finite_NV = log_p_NV.masked_fill(
-        log_p_NV == -torch.inf, 0.0
-    )  # 0 * -inf is 0 here, in the gradient as well
+    finite_NV = log_p_NV.masked_fill(log_p_NV == -torch.inf, 0.0)  # 0 * -inf is 0 here, in the gradient as well
     return -(log_p_NV.exp() * finite_NV).sum(-1)
 
 
@@ -133,15 +127,11 @@ def _smallest_top(p_NK: Tensor, size_N: Tensor, k: int | None) -> Tensor:
 
 def _check_topk(mass_N: Tensor, size_N: Tensor, *, vocab_size: int, k: int | None) -> None:
     if k is not None and k < 1:
-        raise ValueError(
-            f"k must be >= 1, got {k}; pass the number of top log-probs the engine was asked for"
-        )
+        raise ValueError(f"k must be >= 1, got {k}; pass the number of top log-probs the engine was asked for")
     if size_N.numel() == 0:
         return
     if int(size_N.max()) > vocab_size:
-        raise ValueError(
-            f"{int(size_N.max())} tokens listed but vocab_size is {vocab_size}; pass the model's own size"
-        )
+        raise ValueError(f"{int(size_N.max())} tokens listed but vocab_size is {vocab_size}; pass the model's own size")
     if int(size_N.min()) < 1:
         raise ValueError("a position lists no token; drop it or pass at least the sampled token's log-prob")
     if not bool((mass_N <= 1 + MASS_TOLERANCE).all()):  # also catches NaN
