@@ -17,6 +17,7 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
+import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -61,7 +62,8 @@ def import_file(path: Path) -> ModuleType:
     if name in sys.modules:
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None  # find_file gave an existing .py
+    assert spec is not None  # find_file gave an existing .py
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # before exec: dataclasses look their module up
     try:
@@ -86,7 +88,9 @@ def import_module(name: str) -> ModuleType:
         ) from error
 
 
-def load_object(name: str, *, base: Path | None = None, package: str | None = None, attribute: str = "reward") -> Loaded:
+def load_object(
+    name: str, *, base: Path | None = None, package: str | None = None, attribute: str = "reward"
+) -> Loaded:
     """Resolve `name`; a bare word means `<package>.<word>:<attribute>`."""
     target, colon, wanted = name.rpartition(":")
     if not colon:
@@ -96,16 +100,17 @@ def load_object(name: str, *, base: Path | None = None, package: str | None = No
     if not target or not wanted:
         raise ValueError(f"{name!r} should read 'module:attribute' or 'file.py:attribute'")
     if not colon:
-        _check_bare(name, package or "")
+        _check_bare(name, package or "", attribute)
     module = import_file(find_file(target, base)) if target.endswith(".py") else import_module(target)
     return Loaded(value=_attribute(module, wanted), source=f"{target}:{wanted}", file=getattr(module, "__file__", None))
 
 
-def _check_bare(name: str, package: str) -> None:
+def _check_bare(name: str, package: str, attribute: str) -> None:
     """A bare word must be a module of the package; the package's own file is named in case something shadows it."""
     root = import_module(package)
-    folders = [Path(p) for p in getattr(root, "__path__", [])]
-    known = {f.stem for folder in folders for f in folder.glob("*.py") if not f.stem.startswith("_")}
+    files = [f for folder in getattr(root, "__path__", []) for f in Path(folder).glob("*.py")]
+    ready = re.compile(rf"^{attribute}\b.*=", re.MULTILINE)  # helpers of the package have no such line
+    known = {f.stem for f in files if ready.search(f.read_text(encoding="utf-8"))}
     if name not in known:
         raise ValueError(
             f"no {package}.{name}.{suggest(name, known)} There are {', '.join(sorted(known)) or 'none'} "
@@ -129,7 +134,9 @@ def load_reward(use: str, args: Mapping[str, Any], *, base: Path | None = None) 
     loaded = load_object(use, base=base, package="entrl_rewards", attribute="reward")
     value = configure(loaded.value, args, source=loaded.source)
     if not callable(value):
-        raise TypeError(f"reward {loaded.source} is a {type(value).__name__}, not callable; write a function or a class")
+        raise TypeError(
+            f"reward {loaded.source} is a {type(value).__name__}, not callable; write a function or a class"
+        )
     if not hasattr(value, "__name__"):
         value.__name__ = type(value).__name__.lower()
     return dataclasses.replace(loaded, value=value)
@@ -181,12 +188,13 @@ def _check_names(args: Mapping[str, Any], known: set[str], source: str) -> None:
     for name in args:
         if name not in known:
             raise ValueError(
-                f"{source} takes no argument {name!r}.{suggest(name, known)} It takes {', '.join(sorted(known)) or 'none'}"
+                f"{source} takes no argument {name!r}.{suggest(name, known)} "
+                f"It takes {', '.join(sorted(known)) or 'none'}"
             )
 
 
 def _bind(function: Callable[..., Any], args: Mapping[str, Any], source: str) -> Callable[..., Any]:
-    """functools.partial that keeps the function's name and attributes (not __wrapped__: signature() would follow it)."""
+    """functools.partial with the function's name and attributes, but not __wrapped__, which signature() would follow."""
     _check_names(args, _parameters(function) - TRL_KEYWORDS, source)
     bound = functools.partial(function, **args)
     bound.__dict__.update(getattr(function, "__dict__", {}))

@@ -18,7 +18,12 @@ from entrl.recipe import Recipe
 
 PROBE_ROWS = 4  # rows of a task built to see its columns
 GIB = 2**30
-BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "auto": 2}  # per weight; "auto" takes the checkpoint's, mostly 16 bit
+BYTES = {
+    "float32": 4,
+    "bfloat16": 2,
+    "float16": 2,
+    "auto": 2,
+}  # per weight; "auto" takes the checkpoint's, mostly 16 bit
 
 
 @dataclass(kw_only=True)
@@ -126,7 +131,10 @@ def same_names(rewards: Sequence[Loaded]) -> list[str]:
     """TRL logs a reward by name: two of the same name would overwrite each other's metrics."""
     names = [getattr(r.value, "__name__", "") for r in rewards]
     twice = sorted({n for n in names if names.count(n) > 1})
-    return [f"{names.count(n)} rewards are called {n!r}, so their metrics would mix; give one another __name__" for n in twice]
+    return [
+        f"{names.count(n)} rewards are called {n!r}, so their metrics would mix; give one another __name__"
+        for n in twice
+    ]
 
 
 def schedule_problems(prepared: Prepared, world_size: int) -> list[str]:
@@ -155,8 +163,8 @@ def column_problems(rewards: Sequence[Loaded], columns: Sequence[str]) -> list[s
     for reward in rewards:
         for name in required_names(reward.value) - TRL_KEYWORDS - set(SIGNALS) - {"gather"} - set(columns):
             problems.append(
-                f"reward {reward.source} needs {name!r}, which is neither a dataset column ({', '.join(sorted(columns))}) "
-                f"nor a signal.{suggest(name, [*columns, *SIGNALS, *TRL_KEYWORDS])} "
+                f"reward {reward.source} needs {name!r}, which is neither a dataset column "
+                f"({', '.join(sorted(columns))}) nor a signal.{suggest(name, [*columns, *SIGNALS, *TRL_KEYWORDS])} "
                 "Add the column to the task, or rename the parameter"
             )
     return problems
@@ -166,7 +174,9 @@ def required_names(reward: Callable) -> set[str]:
     """Keywords a reward cannot be called without, and those a `columns` attribute lists."""
     named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     parameters = inspect.signature(reward).parameters.values()
-    return {p.name for p in parameters if p.default is p.empty and p.kind in named} | set(getattr(reward, "columns", ()))
+    return {p.name for p in parameters if p.default is p.empty and p.kind in named} | set(
+        getattr(reward, "columns", ())
+    )
 
 
 # --- entrl plan -------------------------------------------------------------------------------------------------
@@ -225,7 +235,10 @@ def _describe_schedule(recipe: Recipe, prepared: Prepared, world_size: int) -> l
         ("tokens per rollout", f"at most {tokens:,} ({args.max_completion_length} per completion)"),
         ("steps", _steps(recipe, args, s)),
         ("extra forward passes", f"{extra:g} per optimiser step beyond stock TRL"),
-        ("loss", f"{args.loss_type}, scale_rewards={args.scale_rewards}, beta={args.beta:g}, lr={args.learning_rate:g}"),
+        (
+            "loss",
+            f"{args.loss_type}, scale_rewards={args.scale_rewards}, beta={args.beta:g}, lr={args.learning_rate:g}",
+        ),
     ]
 
 
@@ -265,7 +278,9 @@ def _selected(controller: Any, schedule: Any, args: Any) -> str:
     if not isinstance(fraction, float):
         return ""
     tokens = fraction * schedule.rows_per_step * args.max_completion_length
-    return f"; at most {tokens:,.3g} tokens selected per step (fraction {fraction:g}), fewer where completions are shorter"
+    return (
+        f"; at most {tokens:,.3g} tokens selected per step (fraction {fraction:g}), fewer where completions are shorter"
+    )
 
 
 def _warnings(recipe: Recipe, prepared: Prepared, world_size: int) -> list[str]:
@@ -279,7 +294,11 @@ def _warnings(recipe: Recipe, prepared: Prepared, world_size: int) -> list[str]:
             f"scale_rewards=group divides by each group's own spread, so in all-correct groups {scored[0].source} acts "
             "at full strength whatever its weight; set scale_rewards: batch, or use the controller std_floor"
         )
-    if args.use_vllm and args.vllm_importance_sampling_correction and args.vllm_importance_sampling_mode == "sequence_mask":
+    if (
+        args.use_vllm
+        and args.vllm_importance_sampling_correction
+        and args.vllm_importance_sampling_mode == "sequence_mask"
+    ):
         out.append(
             "vllm_importance_sampling_mode=sequence_mask multiplies ratios over the length and drops long completions "
             "first, which confounds length and entropy results; set token_truncate or token_mask"
@@ -296,7 +315,9 @@ def _machine_notes(recipe: Recipe, args: Any) -> list[str]:
     out = []
     if not has_accelerator() and not recipe.trainer.get("use_cpu"):
         what = " in bf16 autocast" if args.bf16 else ""
-        out.append(f"no accelerator on this machine: the arguments were checked with use_cpu; training here is on the CPU{what}")
+        out.append(
+            f"no accelerator on this machine: arguments were checked with use_cpu; training here is on the CPU{what}"
+        )
     if args.use_vllm and args.vllm_mode == "colocate" and importlib.util.find_spec("vllm") is None:
         out.append("vllm is not installed on this machine, so training here would stop; pip install 'entrl[vllm]'")
     return out
@@ -309,7 +330,8 @@ def _describe_model(recipe: Recipe, prepared: Prepared) -> tuple[list[tuple[str,
     except FileNotFoundError as error:
         return [], [str(error)], []
     except OSError as error:  # transformers: not on disk and the hub does not answer
-        return [], [], [f"model {recipe.model.path} could not be looked at from here ({_first_line(error)}); memory not estimated"]
+        why = f"model {recipe.model.path} could not be looked at from here ({_first_line(error)})"
+        return [], [], [f"{why}; memory not estimated"]
     total, trained = count_parameters(config, prepared.lora)
     weights = BYTES[recipe.model.dtype] * total
     state = 4 * trained if recipe.lora is not None else BYTES[recipe.model.dtype] * trained
@@ -340,7 +362,9 @@ def resolve_model(path: str) -> str:
     found = str(model_path(path))
     looks_local = found.startswith((".", "/", "~")) or found.count("/") > 1
     if looks_local and not Path(found).expanduser().is_dir():
-        raise FileNotFoundError(f"no model folder {found}; give a folder, a hub id such as Qwen/Qwen3-4B, or tiny-reasoner")
+        raise FileNotFoundError(
+            f"no model folder {found}; give a folder, a hub id such as Qwen/Qwen3-4B, or tiny-reasoner"
+        )
     return str(Path(found).expanduser()) if looks_local else found
 
 
@@ -348,7 +372,9 @@ def model_config(recipe: Recipe) -> Any:
     from transformers import AutoConfig
 
     return AutoConfig.from_pretrained(
-        resolve_model(recipe.model.path), revision=recipe.model.revision, trust_remote_code=recipe.model.trust_remote_code
+        resolve_model(recipe.model.path),
+        revision=recipe.model.revision,
+        trust_remote_code=recipe.model.trust_remote_code,
     )
 
 

@@ -75,7 +75,11 @@ REMOVED_TRAINER_KEYS = {
     "response_length": "set trainer.max_completion_length",
     "mini_batch_size": "set trainer.per_device_train_batch_size",
 }
-REMOVED_MODEL_KEYS = {"torch_dtype": "set model.dtype", "name": "set model.path", "model_name_or_path": "set model.path"}
+REMOVED_MODEL_KEYS = {
+    "torch_dtype": "set model.dtype",
+    "name": "set model.path",
+    "model_name_or_path": "set model.path",
+}
 
 # Trainer fields the recipe sets elsewhere, or that come from the command line.
 OWNED_TRAINER_KEYS = {
@@ -154,7 +158,9 @@ class EvalSpec:
         _check(self.size is None or self.size > 0, f"eval.size must be at least 1, got {self.size}")
         _check(self.samples > 0, f"eval.samples must be at least 1, got {self.samples}")
         _check(self.batch_size > 0, f"eval.batch_size must be at least 1, got {self.batch_size}")
-        _check(self.temperature > 0, f"eval.temperature must be above 0, got {self.temperature}; greedy is always reported")
+        _check(
+            self.temperature > 0, f"eval.temperature must be above 0, got {self.temperature}; greedy is always reported"
+        )
         _check(0 < self.top_p <= 1, f"eval.top_p must be in (0, 1], got {self.top_p}")
         bad = [k for k in self.k if not 1 <= k <= self.samples]
         _check(not bad, f"eval.k must lie in 1..samples ({self.samples}), got {bad}; raise eval.samples")
@@ -169,7 +175,9 @@ class LaunchSpec:
         size = self.world_size
         _check(size is None or size > 0, f"launch.world_size must be at least 1, got {size}")
         known = ("gloo", "nccl", "mpi", "xccl")
-        _check(self.backend in (None, *known), f"launch.backend must be one of {', '.join(known)}, got {self.backend!r}")
+        _check(
+            self.backend in (None, *known), f"launch.backend must be one of {', '.join(known)}, got {self.backend!r}"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -295,7 +303,9 @@ for _class in (_Loader, _Dumper):
     _class.yaml_implicit_resolvers = {}
     _class.add_implicit_resolver("tag:yaml.org,2002:merge", re.compile(r"^(?:<<)$"), ["<"])
     _class.add_implicit_resolver("tag:yaml.org,2002:null", re.compile(r"^(?:~|null|Null|NULL|)$"), ["~", "n", "N", ""])
-    _class.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
+    _class.add_implicit_resolver(
+        "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+    )
     _class.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(f"^(?:{_INT})$"), list("-+0123456789"))
     _class.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(f"^(?:{_FLOAT})$"), list("-+0123456789."))
 for _tag in ("int", "float"):
@@ -402,8 +412,12 @@ def _typed(value: Any, hint: Any, where: str) -> Any:
             return value
         if isinstance(value, kind) and not (isinstance(value, bool) and kind is int):
             return value
-    names = " or ".join("null" if o is type(None) else getattr(typing.get_origin(o) or o, "__name__", str(o)) for o in options)
-    hint_text = f"; write {where.rsplit('.', 1)[-1]}: true or false" if bool in options and isinstance(value, str) else ""
+    names = " or ".join(
+        "null" if o is type(None) else getattr(typing.get_origin(o) or o, "__name__", str(o)) for o in options
+    )
+    hint_text = (
+        f"; write {where.rsplit('.', 1)[-1]}: true or false" if bool in options and isinstance(value, str) else ""
+    )
     raise ValueError(f"{where} must be {names}, got {value!r}{hint_text}")
 
 
@@ -469,7 +483,9 @@ def _child(target: Any, part: str, override: str) -> Any:
 
 def _put(target: Any, part: str, value: Any, override: str) -> None:
     if isinstance(target, list):
-        _check(part.isdigit() and int(part) <= len(target), f"override {override!r}: the list has {len(target)} entries")
+        _check(
+            part.isdigit() and int(part) <= len(target), f"override {override!r}: the list has {len(target)} entries"
+        )
         target[int(part) : int(part) + 1] = [value]
         return
     _check(isinstance(target, dict), f"override {override!r}: nothing can be set below {target!r}")

@@ -1,0 +1,226 @@
+"""The command line: arguments -> objects -> one call. No maths; heavy imports happen inside the subcommands.
+
+Exit codes: 0 all right; 1 the command ran and the answer is no (plan has problems, a conformance case fails);
+2 something the user set or passed is wrong, told in one line. Anything else keeps its traceback.
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from entrl import __version__
+
+USER_ERRORS = (ValueError, TypeError, FileNotFoundError, FileExistsError, NotADirectoryError, ConnectionError)
+RUN_OPTIONS = ("resume", "overwrite")  # key=value words of `train` that say how to run, not what
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = make_parser()
+    options, rest = parser.parse_known_args(argv)
+    if rest and options.command != "nursery":
+        parser.error(f"unknown arguments: {' '.join(rest)}")
+    if options.command is None:
+        parser.print_help()
+        return 0
+    options.rest = rest
+    try:
+        return options.run(options)
+    except USER_ERRORS as error:
+        if options.traceback:
+            raise
+        _print_error(error)
+        return 2
+
+
+def _print_error(error: BaseException) -> None:
+    if os.environ.get("RANK", "0") == "0":  # every rank fails alike; one of them says so
+        text = " ".join(str(error).split()) or type(error).__name__
+        print(f"error: {text}", file=sys.stderr)
+        print("(--traceback shows where)", file=sys.stderr)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="entrl", description="Entropy-aware RL post-training on TRL.")
+    parser.add_argument("--version", action="version", version=f"entrl {__version__}")
+    parser.set_defaults(command=None, traceback=False)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+
+    def command(name: str, run: Any, help: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=help, description=help, add_help=name != "nursery")
+        sub.add_argument("--traceback", action="store_true", help="show the full traceback of an error")
+        sub.set_defaults(run=run, command=name)
+        return sub
+
+    sub = command("train", run_train, "Train a recipe, evaluating before and after, into a run folder.")
+    sub.add_argument("recipe", type=Path)
+    sub.add_argument("overrides", nargs="*", metavar="key=value", help="trainer.learning_rate=1e-5, resume=true, ...")
+
+    sub = command("plan", run_plan, "Check a recipe and show its batch arithmetic; exit 1 when it would not train.")
+    sub.add_argument("recipe", type=Path)
+    sub.add_argument("overrides", nargs="*", metavar="key=value", help="also world_size=8")
+
+    sub = command("eval", run_eval, "Evaluate a model or adapter folder: accuracy, pass@k, length, entropy by phase.")
+    sub.add_argument("model", help="folder, adapter folder, hub id, or tiny-reasoner")
+    sub.add_argument("--task", required=True, help="sums, reasoning_gym:NAME, jsonl:PATH, gsm8k, math-500, ...")
+    sub.add_argument("--task-args", default="{}", metavar="YAML", help="options of the task, such as '{max_terms: 3}'")
+    sub.add_argument("-k", default="1", help="of pass@k, such as 1,8,32")
+    sub.add_argument("--samples", type=int, help="sampled completions per problem (default: the largest k)")
+    sub.add_argument("--size", type=int, help="number of problems (default: all; 200 where a task has no end)")
+    sub.add_argument("--split", default="test", choices=("train", "test"))
+    sub.add_argument("--seed", type=int, default=1)
+    sub.add_argument("--temperature", type=float, default=1.0)
+    sub.add_argument("--top-p", type=float, default=1.0)
+    sub.add_argument("--max-new-tokens", type=int, default=512)
+    sub.add_argument("--batch-size", type=int, default=64)
+    sub.add_argument("--out", type=Path, help="write the JSON here")
+
+    sub = command("report", run_report, "Write one self-contained HTML page about one or several runs.")
+    sub.add_argument("runs", nargs="+", type=Path, metavar="RUN")
+    sub.add_argument("--out", type=Path, help="default: report.html in the first run folder")
+
+    sub = command("compare", run_compare, "Paired differences of two runs on the same problems, with 95 %% intervals.")
+    sub.add_argument("run_a", type=Path, metavar="RUN_A")
+    sub.add_argument("run_b", type=Path, metavar="RUN_B")
+
+    sub = command("conformance", run_conformance, "Run our implementation on vector files; exit 1 when a case fails.")
+    sub.add_argument("files", nargs="+", type=Path, metavar="FILE.json")
+    sub.add_argument("--json", action="store_true", dest="as_json", help="print the computed values")
+    sub.add_argument("--strict", action="store_true", help="fail on kinds that are not implemented")
+
+    sub = command("merge", run_merge, "Fold a LoRA adapter into its base model.")
+    sub.add_argument("adapter", type=Path)
+    sub.add_argument("--out", type=Path, required=True)
+    sub.add_argument("--base", help="base model, where the one the adapter names has moved")
+    sub.add_argument("--dtype", default="float32", help="of the merged weights (default float32)")
+
+    command("nursery", run_nursery, "Build the tiny reasoner from nothing (see its own --help).")
+    return parser
+
+
+def split_overrides(words: Sequence[str]) -> tuple[list[str], dict[str, bool]]:
+    """(recipe overrides, run options) of the key=value words."""
+    from entrl.recipe import parse_yaml
+
+    overrides, options = [], {}
+    for word in words:
+        key, equals, text = word.partition("=")
+        if not equals or key not in RUN_OPTIONS:
+            overrides.append(word)
+            continue
+        options[key] = parse_yaml(text, name=word)
+        if not isinstance(options[key], bool):
+            raise ValueError(f"{key} must be true or false, got {text!r}")
+    return overrides, options
+
+
+def run_train(options: argparse.Namespace) -> int:
+    from entrl.recipe import load_recipe
+
+    overrides, how = split_overrides(options.overrides)
+    recipe = load_recipe(options.recipe, overrides)  # before the heavy imports: a typo should not wait for them
+    from entrl.run import train
+
+    train(recipe, **how)
+    return 0
+
+
+def run_plan(options: argparse.Namespace) -> int:
+    from entrl.plan import plan
+    from entrl.recipe import load_recipe
+
+    try:
+        overrides, _ = split_overrides(options.overrides)
+        found = plan(load_recipe(options.recipe, overrides))
+    except USER_ERRORS as error:
+        if options.traceback:
+            raise
+        print(f"problem: {error}")
+        return 1
+    print(found.render())
+    return 0 if found.ok else 1
+
+
+def run_eval(options: argparse.Namespace) -> int:
+    from entrl.evaluate import evaluate_path
+    from entrl.plan import resolve_model
+    from entrl.recipe import EvalSpec, load_rows, parse_yaml
+    from entrl.run import write_json
+
+    ks = parse_ks(options.k)
+    spec = EvalSpec(
+        task=options.task,
+        split=options.split,
+        size=options.size,
+        samples=max(ks) if options.samples is None else options.samples,
+        k=ks,
+        temperature=options.temperature,
+        top_p=options.top_p,
+        max_new_tokens=options.max_new_tokens,
+        batch_size=options.batch_size,
+        seed=options.seed,
+        args=parse_yaml(options.task_args, name="--task-args") or {},
+    )
+    endless = spec.task.partition(":")[0] in ("sums", "reasoning_gym")
+    dataset = load_rows(spec.task, spec, size=spec.size or (200 if endless else None), base=None)
+    result = evaluate_path(
+        resolve_model(options.model),
+        dataset,
+        samples=spec.samples,
+        k=spec.k,
+        temperature=spec.temperature,
+        top_p=spec.top_p,
+        max_new_tokens=options.max_new_tokens,
+        batch_size=spec.batch_size,
+        seed=spec.seed,
+    )
+    result = {**result, "model": options.model, "task": spec.task, "split": spec.split, "seed": spec.seed}
+    if options.out is not None:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        write_json(options.out, result)
+    print(json.dumps({k: v for k, v in result.items() if k != "problems"}, indent=2))
+    return 0
+
+
+def parse_ks(text: str) -> list[int]:
+    """'1,8,32' -> [1, 8, 32]."""
+    try:
+        return [int(word) for word in text.split(",")]
+    except ValueError:
+        raise ValueError(f"-k takes numbers with commas between, such as 1,8,32; got {text!r}") from None
+
+
+def run_report(options: argparse.Namespace) -> int:
+    from entrl.report import write_report
+
+    print(write_report(options.runs, options.out or options.runs[0] / "report.html"))
+    return 0
+
+
+def run_compare(options: argparse.Namespace) -> int:
+    from entrl import compare
+
+    print(compare.compare_runs(options.run_a, options.run_b))
+    return 0
+
+
+def run_conformance(options: argparse.Namespace) -> int:
+    from entrl.conformance import conformance
+
+    return int(conformance(options.files, options.strict, options.as_json))
+
+
+def run_merge(options: argparse.Namespace) -> int:
+    from entrl.merge import merge_adapter
+
+    print(merge_adapter(options.adapter, options.out, base=options.base, dtype=options.dtype))
+    return 0
+
+
+def run_nursery(options: argparse.Namespace) -> int:
+    from entrl.nursery import main as nursery
+
+    return int(nursery(options.rest) or 0)
