@@ -511,7 +511,9 @@ class EntropyGRPOTrainer(GRPOTrainer):
         """Between TRL's forward pass and its loss: weights go in through the (B, T) advantages TRL accepts."""
         weight_BT = current.run(log_probs_BT, entropies_BT)
         if weight_BT is not None:
-            self._loss_inputs["advantages"] = current.rows.advantages_BT * weight_BT
+            advantages = self._loss_inputs["advantages"]
+            advantages = advantages.unsqueeze(1) if advantages.dim() == 1 else advantages
+            self._loss_inputs["advantages"] = advantages * weight_BT
 
     def _add_penalty(self, loss: Tensor, current: LossPass, inputs: dict[str, Any]) -> Tensor:
         if current.penalty_BT is None:
