@@ -15,6 +15,7 @@ from typing import Any
 from entrl import __version__
 
 USER_ERRORS = (ValueError, TypeError, FileNotFoundError, FileExistsError, NotADirectoryError, ConnectionError)
+ENDLESS_SIZE = 200  # problems of a task that generates them without end, unless --size says otherwise
 RUN_OPTIONS = ("resume", "overwrite")  # key=value words of `train` that say how to run, not what
 
 
@@ -76,6 +77,7 @@ def make_parser() -> argparse.ArgumentParser:
     sub.add_argument("--top-p", type=float, default=1.0)
     sub.add_argument("--max-new-tokens", type=int, default=512)
     sub.add_argument("--batch-size", type=int, default=64)
+    sub.add_argument("--dtype", default="auto", help="of the weights (default: as saved)")
     sub.add_argument("--out", type=Path, help="write the JSON here")
 
     sub = command("report", run_report, "Write one self-contained HTML page about one or several runs.")
@@ -124,7 +126,7 @@ def run_train(options: argparse.Namespace) -> int:
     recipe = load_recipe(options.recipe, overrides)  # before the heavy imports: a typo should not wait for them
     from entrl.run import train
 
-    train(recipe, **how)
+    train(recipe, resume=how.get("resume", False), overwrite=how.get("overwrite", False))
     return 0
 
 
@@ -145,10 +147,9 @@ def run_plan(options: argparse.Namespace) -> int:
 
 
 def run_eval(options: argparse.Namespace) -> int:
-    from entrl.evaluate import evaluate_path
-    from entrl.plan import resolve_model
+    from entrl.evaluate import evaluate, load_policy
     from entrl.recipe import EvalSpec, load_rows, parse_yaml
-    from entrl.run import write_json
+    from entrl.run import be_quiet, write_json
 
     ks = parse_ks(options.k)
     spec = EvalSpec(
@@ -159,15 +160,15 @@ def run_eval(options: argparse.Namespace) -> int:
         k=ks,
         temperature=options.temperature,
         top_p=options.top_p,
-        max_new_tokens=options.max_new_tokens,
         batch_size=options.batch_size,
         seed=options.seed,
         args=parse_yaml(options.task_args, name="--task-args") or {},
     )
+    be_quiet()
     endless = spec.task.partition(":")[0] in ("sums", "reasoning_gym")
-    dataset = load_rows(spec.task, spec, size=spec.size or (200 if endless else None), base=None)
-    result = evaluate_path(
-        resolve_model(options.model),
+    dataset = load_rows(spec.task, spec, size=spec.size or (ENDLESS_SIZE if endless else None), base=None)
+    result = evaluate(
+        *load_policy(options.model, dtype=options.dtype),
         dataset,
         samples=spec.samples,
         k=spec.k,
@@ -176,8 +177,8 @@ def run_eval(options: argparse.Namespace) -> int:
         max_new_tokens=options.max_new_tokens,
         batch_size=spec.batch_size,
         seed=spec.seed,
+        labels={"model": options.model, "task": spec.task, "split": spec.split},
     )
-    result = {**result, "model": options.model, "task": spec.task, "split": spec.split, "seed": spec.seed}
     if options.out is not None:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         write_json(options.out, result)

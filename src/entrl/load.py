@@ -161,7 +161,7 @@ def configure(target: Any, args: Mapping[str, Any], *, source: str) -> Any:
     if inspect.isclass(target):
         _check_names(args, _parameters(target), source)
         return target(**args)
-    if dataclasses.is_dataclass(target):
+    if dataclasses.is_dataclass(target) and not isinstance(target, type):
         _check_names(args, {f.name for f in dataclasses.fields(target) if f.init}, source)
         return dataclasses.replace(target, **args)  # a fresh object: state is not shared between runs
     if not callable(target):
@@ -194,7 +194,7 @@ def _check_names(args: Mapping[str, Any], known: set[str], source: str) -> None:
 
 
 def _bind(function: Callable[..., Any], args: Mapping[str, Any], source: str) -> Callable[..., Any]:
-    """functools.partial with the function's name and attributes, but not __wrapped__, which signature() would follow."""
+    """functools.partial with the function's name and attributes; not __wrapped__, which signature() would follow."""
     _check_names(args, _parameters(function) - TRL_KEYWORDS, source)
     bound = functools.partial(function, **args)
     bound.__dict__.update(getattr(function, "__dict__", {}))

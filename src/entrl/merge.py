@@ -3,7 +3,6 @@
 The sum is taken in float32 and stored in the asked dtype: adding a small update to 16-bit weights would lose it.
 """
 
-import json
 from pathlib import Path
 
 
@@ -13,14 +12,15 @@ def merge_adapter(adapter: Path, out: Path, *, base: str | None = None, dtype: s
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from entrl.plan import resolve_model
+    from entrl.assets import model_path
+    from entrl.evaluate import adapter_base
 
-    named = adapter_base(adapter)
+    check_adapter(adapter)
     if out.exists() and any(out.iterdir()):
         raise ValueError(f"{out} is not empty; name a new folder with --out")
     if dtype not in ("float32", "bfloat16", "float16"):
         raise ValueError(f"dtype must be float32, bfloat16 or float16, got {dtype!r}")
-    source = resolve_model(base or named)
+    source = model_path(base) if base else adapter_base(str(adapter))
     model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
     merged = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload(safe_merge=True)
     merged.to(getattr(torch, dtype)).save_pretrained(out)
@@ -29,11 +29,8 @@ def merge_adapter(adapter: Path, out: Path, *, base: str | None = None, dtype: s
     return out
 
 
-def adapter_base(adapter: Path) -> str:
-    """The base model an adapter folder names."""
-    config = adapter / "adapter_config.json"
-    if not config.is_file():
+def check_adapter(adapter: Path) -> None:
+    if not (adapter / "adapter_config.json").is_file():
         raise FileNotFoundError(
             f"{adapter} has no adapter_config.json; name the folder of a LoRA adapter, such as runs/lora/model"
         )
-    return json.loads(config.read_text(encoding="utf-8"))["base_model_name_or_path"]

@@ -10,7 +10,6 @@ import importlib.util
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from entrl.load import TRL_KEYWORDS, Loaded, suggest
@@ -355,24 +354,13 @@ def _first_line(error: BaseException) -> str:
     return str(error).strip().splitlines()[0][:160]
 
 
-def resolve_model(path: str) -> str:
-    """A shipped asset's folder, or the path itself; a path that is clearly a folder must exist."""
-    from entrl.assets import model_path
-
-    found = str(model_path(path))
-    looks_local = found.startswith((".", "/", "~")) or found.count("/") > 1
-    if looks_local and not Path(found).expanduser().is_dir():
-        raise FileNotFoundError(
-            f"no model folder {found}; give a folder, a hub id such as Qwen/Qwen3-4B, or tiny-reasoner"
-        )
-    return str(Path(found).expanduser()) if looks_local else found
-
-
 def model_config(recipe: Recipe) -> Any:
     from transformers import AutoConfig
 
+    from entrl.assets import model_path
+
     return AutoConfig.from_pretrained(
-        resolve_model(recipe.model.path),
+        model_path(recipe.model.path),
         revision=recipe.model.revision,
         trust_remote_code=recipe.model.trust_remote_code,
     )

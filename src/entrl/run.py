@@ -40,7 +40,8 @@ from transformers import (
 )
 
 from entrl import __version__
-from entrl.plan import Prepared, column_problems, prepare, resolve_model
+from entrl.assets import model_path
+from entrl.plan import Prepared, column_problems, prepare
 from entrl.recipe import Recipe, make_recipe, parse_yaml
 
 OURS = (
@@ -443,10 +444,7 @@ def _train_in(
     console: Console,
     note: Callable[..., None],
 ) -> RunResult:
-    source = resolve_model(recipe.model.path)
-    evaluate_into(
-        folder.path / "eval_before.json", source, recipe, prepared, console, "before", keep=checkpoint is not None
-    )
+    evaluate_into(folder, lambda: load_model(recipe), recipe, prepared, console, "before", keep=checkpoint is not None)
     trainer, progress = build_trainer(recipe, prepared, dataset, folder, console)
     try:
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
@@ -456,7 +454,7 @@ def _train_in(
     if trainer.accelerator.is_main_process:
         trainer.processing_class.save_pretrained(folder.model)
     trainer.accelerator.wait_for_everyone()
-    evaluate_into(folder.path / "eval_after.json", str(folder.model), recipe, prepared, console, "after", keep=False)
+    evaluate_into(folder, lambda: load_trained(folder, recipe), recipe, prepared, console, "after", keep=False)
     note(status="finished", finished=now(), steps=trainer.state.global_step)
     report = on_main(lambda: write_report(folder.path))
     before, after = (read_json(folder.path / f"eval_{when}.json") for when in ("before", "after"))
@@ -478,7 +476,7 @@ def load_checked_data(recipe: Recipe, prepared: Prepared) -> Any:
 def load_model(recipe: Recipe) -> tuple[Any, Any]:
     """(model, tokenizer) of the recipe, weights in model.dtype."""
     spec = recipe.model
-    source = resolve_model(spec.path)
+    source = model_path(spec.path)
     extra = {} if spec.attn_implementation is None else {"attn_implementation": spec.attn_implementation}
     common: dict[str, Any] = {"revision": spec.revision, "trust_remote_code": spec.trust_remote_code}
     dtype = spec.dtype if spec.dtype == "auto" else getattr(torch, spec.dtype)
@@ -486,6 +484,13 @@ def load_model(recipe: Recipe) -> tuple[Any, Any]:
     if spec.tokenizer is not None:
         return model, AutoTokenizer.from_pretrained(spec.tokenizer, padding_side="left")
     return model, AutoTokenizer.from_pretrained(source, padding_side="left", **common)
+
+
+def load_trained(folder: RunFolder, recipe: Recipe) -> tuple[Any, Any]:
+    """What the run saved, an adapter on its base: the evaluation is of the files, not of the memory."""
+    from entrl.evaluate import load_policy
+
+    return load_policy(str(folder.model), dtype=recipe.model.dtype, device="cpu")
 
 
 def build_trainer(
@@ -518,32 +523,53 @@ def build_trainer(
 
 
 def evaluate_into(
-    file: Path, model: str, recipe: Recipe, prepared: Prepared, console: Console, when: str, *, keep: bool
+    folder: RunFolder,
+    load: Callable[[], tuple[Any, Any]],
+    recipe: Recipe,
+    prepared: Prepared,
+    console: Console,
+    when: str,
+    *,
+    keep: bool,
 ) -> None:
-    """Evaluate a folder or hub id on rank 0 and write the result; `keep` leaves an existing file alone."""
-    if recipe.eval is None or (keep and file.is_file()):
+    """Evaluate what `load` gives on rank 0 and write eval_<when>.json; the other ranks wait. `keep`: once is enough."""
+    if recipe.eval is None:
         return
+    file = folder.path / f"eval_{when}.json"
 
     def run() -> None:
-        from entrl.evaluate import evaluate_path
-
-        spec = recipe.eval
-        assert spec is not None
-        console.print(f"evaluating {when} training: {spec.task}, {spec.size or 'all'} problems", highlight=False)
-        result = evaluate_path(
-            model,
-            recipe.load_eval_data(),
-            samples=spec.samples,
-            k=spec.k,
-            temperature=spec.temperature,
-            top_p=spec.top_p,
-            max_new_tokens=spec.max_new_tokens or prepared.args.max_completion_length,
-            batch_size=spec.batch_size,
-            seed=spec.seed,
-        )
-        write_json(file, {**result, "task": spec.task, "split": spec.split, "seed": spec.seed})
+        if keep and file.is_file():
+            return
+        console.print(f"evaluating {when} training ...", highlight=False)
+        model, tokenizer = load()
+        name = recipe.model.path if when == "before" else str(folder.model)
+        write_json(file, evaluate_spec(model, tokenizer, recipe, prepared.args, name=name))
 
     on_main(run)
+
+
+def evaluate_spec(model: Any, tokenizer: Any, recipe: Recipe, args: Any, *, name: str) -> dict[str, Any]:
+    """entrl.evaluate with the recipe's `eval` group."""
+    from entrl.evaluate import evaluate
+
+    spec = recipe.eval
+    assert spec is not None
+    return evaluate(
+        model.to(PartialState().device),
+        tokenizer,
+        recipe.load_eval_data(),
+        samples=spec.samples,
+        k=spec.k,
+        temperature=spec.temperature,
+        top_p=spec.top_p,
+        max_new_tokens=spec.max_new_tokens or args.max_completion_length,
+        batch_size=spec.batch_size,
+        seed=spec.seed,
+        chat_template_kwargs=args.chat_template_kwargs,
+        think_open=args.think_open,
+        think_close=args.think_close,
+        labels={"model": name, "task": spec.task, "split": spec.split},
+    )
 
 
 def read_json(path: Path) -> Any:
@@ -591,7 +617,7 @@ def before_after(before: dict[str, Any], after: dict[str, Any]) -> Table:
 
 
 def gain_line(before: dict[str, Any], after: dict[str, Any]) -> str:
-    from entrl.compare import paired_difference
+    from entrl.intervals import paired_difference
 
     found = paired_difference(before, after, metric="greedy_correct")
     diff, low, high = found[0], found[1], found[2]
