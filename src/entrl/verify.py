@@ -69,8 +69,11 @@ class _Child:
         *whole, self.unread = (self.unread + data).split(b"\n")
         return [json.loads(line) for line in whole]
 
-    def kill(self) -> int:
+    def kill(self, *, patience_s: float = 0.0) -> int:
         """End it and whatever it started; the exit code, negative for a signal."""
+        if patience_s:  # it closed its pipe: let it finish dying, for the true exit code
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(patience_s)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         for pipe in (self.process.stdin, self.process.stdout):
@@ -214,7 +217,7 @@ class _Run:
         if not child.loaded:
             self._replace(child)
             return
-        code = child.kill()
+        code = child.kill(patience_s=0.0 if timed_out else 2.0)
         item = child.todo.popleft()
         if timed_out:
             detail = f"no answer after {self.timeout_s:g} s"

@@ -13,7 +13,7 @@ The mapping of columns is a pure function per benchmark (`map_rows`), apart from
 import random
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from entrl.tasks.rows import BOXED, Row, chat, digest, verifier_json
 
@@ -123,11 +123,12 @@ def map_rows(name: str, records: Iterable[Record], *, size: int | None, seed: in
 
 
 def _download(name: str, benchmark: Benchmark, split: str) -> Iterable[Record]:
-    import datasets
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetsError
 
     try:
-        return datasets.load_dataset(benchmark.path, benchmark.config, split=benchmark.splits[split])
-    except (OSError, datasets.exceptions.DatasetsError) as error:
+        return cast(Iterable[Record], load_dataset(benchmark.path, benchmark.config, split=benchmark.splits[split]))
+    except (OSError, DatasetsError) as error:
         raise ConnectionError(
             f"task {name!r} needs {benchmark.path} of the Hugging Face hub, which could not be "
             f"read: {error}. "

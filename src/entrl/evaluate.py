@@ -1,0 +1,402 @@
+r"""What a policy can do on a task: greedy and sampled accuracy, unbiased pass@k, lengths, entropies by phase.
+
+    pass@k = mean over problems of 1 - C(n - c, k) / C(n, k)      n samples of a problem, c of them right
+
+Every number with its set: greedy accuracy is over problems, with the Wilson interval; sampled accuracy is the mean
+over problems of c / n, with a bootstrap interval over problems; lengths are in tokens, the end token included;
+entropies are means over all tokens of a phase of all sampled completions, in nats, of the full vocabulary at the
+evaluation temperature (before top_p). The missing-close rate is the share of sampled completions whose thinking
+never ends, the truncation rate the share that ran into `max_new_tokens`.
+
+A completion that could not be verified (None) counts neither as right nor as wrong: it leaves n, and is counted
+in `unverified`. A problem with fewer than k verified samples leaves pass@k; with none it leaves sampled accuracy.
+
+Source:  pass@k: Chen et al. 2021 (arXiv 2107.03374), section 2.1. Interval: Wilson 1927
+Needs:   one process; entropies come out of the sampling pass itself, no second forward pass
+"""
+
+import contextlib
+import functools
+import importlib
+import json
+import math
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+import torch
+from rich.progress import Progress
+from torch import Tensor
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+
+import entrl
+from entrl.assets import model_path, shipped_models
+from entrl.intervals import bootstrap_interval
+from entrl.phases import ThinkTags, phase_masks
+from entrl.signals import entropy_from_logits
+from entrl.tasks import load_task
+
+Score = Callable[[Sequence[str], Sequence[Any], Sequence[Any]], list[float | None]]
+
+DEFAULT_SCORE = "entrl_rewards.accuracy:reward"  # a string: the library takes rewards, it does not import them
+Z95 = 1.959963984540054  # 97.5 % point of the standard normal
+
+
+@dataclass(frozen=True, kw_only=True)
+class Completion:
+    """One generated answer; ids up to and with the first end token."""
+
+    ids: list[int]
+    text: str
+    truncated: bool
+    entropies: Tensor | None  # (T,) nats, None for greedy
+
+
+def evaluate(
+    model: Any,
+    tokenizer: Any,
+    dataset: Any,
+    *,
+    samples: int = 8,
+    k: Sequence[int] = (1,),
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    max_new_tokens: int = 256,
+    batch_size: int = 256,
+    seed: int = 0,
+    score: Score | str = DEFAULT_SCORE,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+    think_open: str = "<think>",
+    think_close: str = "</think>",
+    progress: bool = True,
+    labels: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Evaluate a model in memory on rows of `load_task`; `labels` (model, task, split, ...) go into the result.
+
+    The caller's random state, training mode and generation config are as before afterwards.
+    """
+    _check(samples=samples, k=k, temperature=temperature, top_p=top_p, max_new_tokens=max_new_tokens)
+    started = time.monotonic()
+    prompts = [_encode(tokenizer, prompt, chat_template_kwargs or {}) for prompt in dataset["prompt"]]
+    with _as_sampler(model, tokenizer, seed), Progress(transient=True, disable=not progress) as bar:
+        writer = _Writer(model, tokenizer, max_new_tokens, batch_size, bar)
+        greedy = writer.write("greedy", prompts, [len(ids) for ids in prompts])
+        # Rows of a batch wait for its longest one: batch those that were long before.
+        hints = [len(ids) + len(g.ids) for ids, g in zip(prompts, greedy, strict=True) for _ in range(samples)]
+        rows = [ids for ids in prompts for _ in range(samples)]
+        drawn = writer.write("sampling", rows, hints, temperature=temperature, top_p=top_p)
+    check = _scorer(score)
+    greedy_scores = _scores(check, greedy, dataset, times=1)
+    drawn_scores = _scores(check, drawn, dataset, times=samples)
+    problems = _problems(dataset, greedy, greedy_scores, drawn, drawn_scores, samples)
+    tags = _tags(tokenizer, think_open, think_close)
+    return {
+        "entrl": entrl.__version__,
+        "commit": _commit(),
+        "model": None,
+        "task": None,
+        "split": None,
+        "seed": seed,
+        "n_problems": len(problems),
+        "samples": samples,
+        "temperature": temperature,
+        "top_p": top_p,
+        "max_new_tokens": max_new_tokens,
+        **summary(problems, k=k, seed=seed),
+        **_signals(drawn, tags),
+        "truncation_rate": fmean(c.truncated for c in drawn),
+        "greedy_truncation_rate": fmean(c.truncated for c in greedy),
+        "unverified": sum(s is None for s in [*greedy_scores, *drawn_scores]),
+        "seconds": time.monotonic() - started,
+        **(labels or {}),
+        "problems": problems,
+    }
+
+
+def evaluate_path(
+    path: str,
+    *,
+    task: str | Mapping[str, Any],
+    split: str = "test",
+    size: int | None = None,
+    seed: int = 0,
+    dtype: str = "auto",
+    device: str | None = None,
+    **options: Any,
+) -> dict[str, Any]:
+    """Load a folder, adapter folder, shipped asset or hub id, and evaluate it; `options` as in `evaluate`."""
+    dataset = load_task(task, split=split, size=size, seed=seed)  # type: ignore[arg-type]
+    model, tokenizer = load_policy(path, dtype=dtype, device=device)
+    labels = {"model": path, "task": task_label(task), "split": split}
+    return evaluate(
+        model, tokenizer, dataset, seed=seed, **{**options, "labels": {**labels, **(options.get("labels") or {})}}
+    )
+
+
+def task_label(task: str | Mapping[str, Any]) -> str:
+    """How a task is written into results: its name, or its options as JSON where it has any."""
+    if isinstance(task, str):
+        return task
+    return str(task["task"]) if set(task) == {"task"} else json.dumps(dict(task), sort_keys=True)
+
+
+def load_policy(path: str, *, dtype: str = "auto", device: str | None = None) -> tuple[Any, Any]:
+    """Model and tokenizer; an adapter folder is put on its base, which may be a shipped asset."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    where = model_path(path)
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if not (Path(where) / "adapter_config.json").is_file():
+        model: Any = AutoModelForCausalLM.from_pretrained(where, dtype=dtype)
+        return model.to(device), AutoTokenizer.from_pretrained(where)
+    from peft import PeftModel
+
+    base = adapter_base(where)
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, dtype=dtype), where)
+    own = any((Path(where) / file).is_file() for file in ("tokenizer.json", "tokenizer_config.json"))
+    return model.to(device), AutoTokenizer.from_pretrained(where if own else base)
+
+
+def adapter_base(folder: str) -> str:
+    """Where an adapter's base is; a recorded path to a shipped asset also works from another installation."""
+    base = json.loads((Path(folder) / "adapter_config.json").read_text())["base_model_name_or_path"]
+    shipped = Path(base).name in shipped_models() and not Path(base).is_dir()
+    return model_path(Path(base).name if shipped else base)
+
+
+def pass_at_k(n: int, c: int, k: int) -> float:
+    """Chance that k of n samples, drawn without replacement, hold one of the c right ones."""
+    if not (0 <= c <= n and 1 <= k <= n):
+        raise ValueError(f"pass@k needs 0 <= c <= n and 1 <= k <= n, got n={n}, c={c}, k={k}")
+    return 1.0 - math.comb(n - c, k) / math.comb(n, k)
+
+
+def wilson_interval(right: int, n: int, *, z: float = Z95) -> list[float]:
+    """95 % interval of a proportion; stays in [0, 1] and has a width even at 0 of n."""
+    centre = (right + z * z / 2) / (n + z * z)
+    half = z / (n + z * z) * math.sqrt(right * (n - right) / n + z * z / 4)
+    return [max(0.0, centre - half), min(1.0, centre + half)]
+
+
+def summary(problems: Sequence[Mapping[str, Any]], *, k: Sequence[int], seed: int) -> dict[str, Any]:
+    """The aggregates of a list of problems; None where no problem is verified."""
+    greedy = [p["greedy_correct"] for p in problems if p["greedy_correct"] is not None]
+    shares = [p["n_correct"] / p["n_samples"] for p in problems if p["n_samples"]]
+    counts = [(p["n_samples"], p["n_correct"]) for p in problems if p["n_samples"]]
+    reach = {str(j): [pass_at_k(n, c, j) for n, c in counts if n >= j] for j in k}
+    return {
+        "greedy_accuracy": fmean(greedy) if greedy else None,
+        "greedy_accuracy_ci": wilson_interval(sum(greedy), len(greedy)) if greedy else None,
+        "sampled_accuracy": fmean(shares) if shares else None,
+        "sampled_accuracy_ci": list(bootstrap_interval(np.array(shares), seed=seed)) if shares else None,
+        "pass_at_k": {j: fmean(values) if values else None for j, values in reach.items()},
+        "mean_length_greedy": fmean(p["greedy_length"] for p in problems),
+        "mean_length_sampled": fmean(p["mean_length"] for p in problems),
+    }
+
+
+class _Entropies(LogitsProcessor):
+    """Writes down each decode step's entropy and changes nothing; generate calls it before temperature and top_p."""
+
+    def __init__(self, temperature: float) -> None:
+        self.temperature = temperature
+        self.steps: list[Tensor] = []  # (B,) each
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        self.steps.append(entropy_from_logits(scores, temperature=self.temperature))
+        return scores
+
+
+@dataclass
+class _Writer:
+    """Batched generation: rows sorted by a length hint, answers in the order they were asked for."""
+
+    model: Any
+    tokenizer: Any
+    max_new_tokens: int
+    batch_size: int
+    bar: Progress
+
+    def write(
+        self, title: str, prompts: list[list[int]], hints: list[int], *, temperature: float = 0.0, top_p: float = 1.0
+    ) -> list[Completion]:
+        """temperature 0 is greedy."""
+        found: list[Completion | None] = [None] * len(prompts)
+        order = sorted(range(len(prompts)), key=lambda i: (hints[i], i))
+        task = self.bar.add_task(title, total=len(prompts))
+        for start in range(0, len(order), self.batch_size):
+            batch = order[start : start + self.batch_size]
+            for i, completion in zip(batch, self._batch([prompts[i] for i in batch], temperature, top_p), strict=True):
+                found[i] = completion
+            self.bar.advance(task, len(batch))
+        return [c for c in found if c is not None]
+
+    def _batch(self, prompts: list[list[int]], temperature: float, top_p: float) -> list[Completion]:
+        ids_BT, mask_BT = _left_pad(prompts, self.tokenizer.pad_token_id, self.model.device)
+        recorder = _Entropies(temperature) if temperature > 0 else None
+        how = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
+        out_BT = self.model.generate(
+            input_ids=ids_BT,
+            attention_mask=mask_BT,
+            max_new_tokens=self.max_new_tokens,
+            logits_processor=LogitsProcessorList([recorder] if recorder else []),
+            **(how if recorder else {"do_sample": False}),
+        )
+        rows = out_BT[:, ids_BT.shape[1] :].tolist()
+        entropy_BT = torch.stack(recorder.steps, dim=1).float().cpu() if recorder else [None] * len(rows)
+        return [self._cut(row, entropy_T) for row, entropy_T in zip(rows, entropy_BT, strict=True)]
+
+    def _cut(self, row: list[int], entropy_T: Tensor | None) -> Completion:
+        ends = _end_ids(self.model, self.tokenizer)
+        length = next((i + 1 for i, token in enumerate(row) if token in ends), None)
+        ids = row[:length]
+        return Completion(
+            ids=ids,
+            text=self.tokenizer.decode(ids, skip_special_tokens=True),
+            truncated=length is None,
+            entropies=None if entropy_T is None else entropy_T[: len(ids)],
+        )
+
+
+@contextlib.contextmanager
+def _as_sampler(model: Any, tokenizer: Any, seed: int) -> Iterator[None]:
+    """Evaluation mode, a seeded random state of our own, and none of the model's own sampling defaults."""
+    if tokenizer.pad_token_id is None:
+        raise ValueError("the tokenizer has no pad token; set tokenizer.pad_token, for instance to its eos_token")
+    devices = [model.device] if model.device.type == "cuda" else []
+    # A peft model copies its own generation config onto its base in `generate`.
+    owners = [model, model.get_base_model()] if hasattr(model, "get_base_model") else [model]
+    configs, training = [owner.generation_config for owner in owners], model.training
+    ends = sorted(_end_ids(model, tokenizer))
+    model.eval()
+    try:
+        with torch.random.fork_rng(devices=devices), torch.no_grad():
+            torch.manual_seed(seed)
+            # Its top_k, repetition penalty and the like would be filled in where we stay silent.
+            model.generation_config = GenerationConfig(eos_token_id=ends, pad_token_id=tokenizer.pad_token_id)
+            yield
+    finally:
+        for owner, config in zip(owners, configs, strict=True):
+            owner.generation_config = config
+        model.train(training)
+
+
+def _end_ids(model: Any, tokenizer: Any) -> set[int]:
+    given = getattr(model.generation_config, "eos_token_id", None)
+    ids = set(given if isinstance(given, list) else [given]) | {tokenizer.eos_token_id}
+    return {i for i in ids if i is not None}
+
+
+def _encode(tokenizer: Any, prompt: Any, chat_template_kwargs: Mapping[str, Any]) -> list[int]:
+    """As TRL does: a string as it is, messages through the chat template with the generation prompt."""
+    if isinstance(prompt, str):
+        return list(tokenizer(text=prompt)["input_ids"])
+    return list(
+        tokenizer.apply_chat_template(
+            prompt, add_generation_prompt=True, tokenize=True, return_dict=True, **chat_template_kwargs
+        )["input_ids"]
+    )
+
+
+def _left_pad(rows: list[list[int]], pad: int, device: Any) -> tuple[Tensor, Tensor]:
+    width = max(len(row) for row in rows)
+    ids_BT = torch.tensor([[pad] * (width - len(row)) + row for row in rows], device=device)
+    mask_BT = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
+    return ids_BT, mask_BT
+
+
+def _scorer(score: Score | str) -> Score:
+    if not isinstance(score, str):
+        return score
+    module, _, attribute = score.partition(":")
+    return getattr(importlib.import_module(module), attribute or "reward").score
+
+
+def _scores(score: Score, completions: list[Completion], dataset: Any, *, times: int) -> list[float | None]:
+    def repeated(column: str) -> list[Any]:
+        values = dataset[column] if column in dataset.column_names else [None] * len(dataset)
+        return [value for value in values for _ in range(times)]
+
+    scores = score([c.text for c in completions], repeated("answer"), repeated("verifier"))
+    strange = next((s for s in scores if s not in (0.0, 1.0, None)), None)
+    if strange is not None:
+        raise ValueError(f"score must give 0, 1 or None, got {strange}; cut graded scores at a threshold")
+    return scores
+
+
+def _problems(
+    dataset: Any,
+    greedy: list[Completion],
+    greedy_scores: list[float | None],
+    drawn: list[Completion],
+    drawn_scores: list[float | None],
+    samples: int,
+) -> list[dict[str, Any]]:
+    problems = []
+    for i, row in enumerate(dataset):
+        mine = range(i * samples, (i + 1) * samples)
+        verified = [s for s in (drawn_scores[j] for j in mine) if s is not None]
+        right = greedy_scores[i]
+        problems.append(
+            {
+                "id": row.get("problem_id", str(i)),
+                "prompt": row["prompt"] if isinstance(row["prompt"], str) else row["prompt"][-1]["content"],
+                "answer": row["answer"],
+                "level": row.get("level", ""),
+                "greedy_correct": None if right is None else bool(right),
+                "n_correct": int(sum(verified)),
+                "n_samples": len(verified),
+                "greedy_length": len(greedy[i].ids),
+                "mean_length": fmean(len(drawn[j].ids) for j in mine),
+            }
+        )
+    return problems
+
+
+def _signals(drawn: list[Completion], tags: ThinkTags | None) -> dict[str, Any]:
+    """Phase entropies and the missing-close rate; None per phase where the tokenizer cannot spell the tags."""
+    every = torch.cat([c.entropies for c in drawn if c.entropies is not None])
+    found: dict[str, float | None] = {"think": None, "answer": None, "all": every.mean().item()}
+    if tags is None:
+        return {"entropy": found, "missing_close_rate": None}
+    masks = [phase_masks(c.ids, tags) for c in drawn]
+    for name in ("think", "answer"):
+        mask = torch.cat([getattr(m, name) for m in masks])
+        found[name] = every[mask].mean().item() if mask.any() else None
+    return {"entropy": found, "missing_close_rate": fmean(not m.closed for m in masks)}
+
+
+def _tags(tokenizer: Any, think_open: str, think_close: str) -> ThinkTags | None:
+    try:
+        return ThinkTags.from_tokenizer(tokenizer, open=think_open, close=think_close)
+    except ValueError:  # its one message: the tokenizer cannot encode the tag
+        return None
+
+
+def _check(*, samples: int, k: Sequence[int], temperature: float, top_p: float, max_new_tokens: int) -> None:
+    if samples < 1:
+        raise ValueError(f"samples must be >= 1, got {samples}")
+    if temperature <= 0:
+        raise ValueError(f"temperature must be > 0, got {temperature}; greedy accuracy is always reported as well")
+    if not 0 < top_p <= 1:
+        raise ValueError(f"top_p must be in (0, 1], got {top_p}")
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens must be >= 1, got {max_new_tokens}")
+    for j in k:
+        if not 1 <= j <= samples:
+            raise ValueError(f"pass@{j} needs at least {j} samples a problem and k >= 1, got samples={samples}")
+
+
+@functools.cache
+def _commit() -> str | None:
+    """The git commit of the working directory, None outside a repository."""
+    try:
+        done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None
