@@ -22,15 +22,15 @@ SECTIONS: tuple[tuple[str, tuple[Chart, ...]], ...] = (
     (
         "Reward and accuracy",
         (
-            Chart(title="Reward", unit="reward", metrics=("reward",), note="weighted sum, mean over completions"),
+            Chart(title="Reward", unit="", metrics=("reward",), note="weighted sum, mean over completions"),
             Chart(
                 title="Accuracy",
                 unit="share",
                 metrics=("rewards/accuracy/mean", "rewards/Accuracy/mean", "pear/correct"),
                 note="training samples, not the evaluation",
             ),
-            Chart(title="Reward terms", unit="reward", metrics=("rewards/*/mean",), each=True),
-            Chart(title="PEAR penalty", unit="reward", metrics=("pear/penalty",)),
+            Chart(title="Reward terms", unit="", metrics=("rewards/*/mean",), each=True),
+            Chart(title="PEAR penalty", unit="", metrics=("pear/penalty",)),
             Chart(
                 title="Groups without spread",
                 unit="share",
@@ -75,11 +75,13 @@ SECTIONS: tuple[tuple[str, tuple[Chart, ...]], ...] = (
         (
             Chart(
                 title="Covariance, mean",
-                unit="cov",
+                unit="nats",
                 metrics=("*/cov_mean",),
                 note="of log-probability and advantage; > 0 predicts falling entropy",
             ),
-            Chart(title="Covariance, top shares", unit="cov", metrics=("*/cov_top_*",), note="mean over the top share"),
+            Chart(
+                title="Covariance, top shares", unit="nats", metrics=("*/cov_top_*",), note="mean over the top share"
+            ),
             Chart(title="Selected tokens", unit="tokens per step", metrics=("*/selected",)),
             Chart(title="Selected fraction", unit="share of tokens", metrics=("*/selected_fraction",)),
             Chart(
@@ -97,9 +99,9 @@ SECTIONS: tuple[tuple[str, tuple[Chart, ...]], ...] = (
                 unit="share of tokens",
                 metrics=("clip_ratio/region_mean", "clip_ratio/low_mean", "clip_ratio/high_mean"),
             ),
-            Chart(title="Gradient norm", unit="norm", metrics=("grad_norm",)),
+            Chart(title="Gradient norm", unit="", metrics=("grad_norm",)),
             Chart(title="KL to the reference", unit="nats", metrics=("kl",)),
-            Chart(title="Loss", unit="loss", metrics=("loss",)),
+            Chart(title="Loss", unit="", metrics=("loss",)),
             Chart(title="Learning rate", unit="", metrics=("learning_rate",)),
         ),
     ),

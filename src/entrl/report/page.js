@@ -33,7 +33,11 @@ function label(value, step) {
     const unit = suffix === "k" ? 1e3 : size;
     if (Math.abs(value) >= size || step >= size) return trim((value / unit).toFixed(places(step / unit))) + suffix;
   }
-  if (step < 1e-4) return value.toExponential(Math.max(0, Math.floor(Math.log10(Math.abs(value)) + 1e-9) - Math.floor(Math.log10(step) + 1e-9))).replace("e-", "e−");
+  if (step < 1e-4) {
+    const order = (v) => Math.floor(Math.log10(Math.abs(v)) + 1e-9);
+    const digits = order(value) - order(step) + places(step / 10 ** order(step));
+    return value.toExponential(Math.max(0, digits)).replace("e-", "e−");
+  }
   return trim(value.toFixed(places(step))).replace("-", "−");
 }
 function places(step) {
@@ -87,9 +91,9 @@ function draw(box, chart) {
   let x0 = Infinity, x1 = -Infinity, y0 = Infinity, y1 = -Infinity;
   for (const [x, y] of all) { x0 = Math.min(x0, x / unit); x1 = Math.max(x1, x / unit); y0 = Math.min(y0, y); y1 = Math.max(y1, y); }
   if (x0 === x1) { x0 -= 0.5; x1 += 0.5; } else if (x0 > 0 && x0 < 0.2 * x1) x0 = 0;
-  if (y0 >= 0 && y0 < 0.5 * y1) y0 = 0; // a share of the full height may be read off
+  if (y0 >= 0 && (y0 < 0.5 * y1 || y0 === y1)) y0 = 0; // from 0, unless that would flatten the curve
   if (y1 - y0 <= 1e-9 * Math.abs(y1) || y0 === y1) { const pad = Math.abs(y1) * 0.1 || 1; y1 += pad; if (y0 !== 0) y0 -= pad; }
-  const yTicks = ticks(y0, y1, 4), yNames = yTicks.found.map((v) => label(v, yTicks.step));
+  const yTicks = ticks(y0, y1, 5), yNames = yTicks.found.map((v) => label(v, yTicks.step));
   const left = 12 + 6.4 * Math.max(...yNames.map((n) => n.length)), right = 14, top = 8, bottom = 34;
   const pad = (y1 - y0) * 0.05;
   const X = (x) => left + ((x / unit - x0) / (x1 - x0)) * (width - left - right);
@@ -172,7 +176,8 @@ const widths = new WeakMap();
 const watcher = new ResizeObserver((entries) => {
   const changed = entries.filter((e) => widths.get(e.target) !== e.target.clientWidth).map((e) => e.target);
   changed.forEach((box) => widths.set(box, box.clientWidth));
-  if (changed.length) redraw(new Set(changed));
+  // in the next frame: drawing changes heights, which the observer would report again within this one
+  if (changed.length) requestAnimationFrame(() => redraw(new Set(changed)));
 });
 function curves() {
   const place = document.getElementById("sections");
@@ -237,7 +242,7 @@ function tokensOf(completion) {
   return blocks;
 }
 function strip(completion) {
-  const n = completion.tokens.length, svg = el("svg", { class: "strip", viewBox: `0 0 ${n} 44`, preserveAspectRatio: "none", role: "img", "aria-label": "entropy by position" });
+  const n = completion.tokens.length, svg = el("svg", { class: "strip", style: `max-width: ${n * 14}px`, viewBox: `0 0 ${n} 44`, preserveAspectRatio: "none", role: "img", "aria-label": "entropy by position" });
   let at = 0;
   for (const [phase, length] of completion.phases) {
     svg.append(el("rect", { x: at, y: 41, width: length, height: 3, style: `fill: var(--${EDGES[phase] || "close"})` }));

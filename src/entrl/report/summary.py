@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from datetime import datetime
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from entrl.intervals import paired_difference
@@ -101,23 +102,26 @@ def _cell(row: Row, before: dict[str, Any] | None, after: dict[str, Any] | None)
     return Cell(_with_interval(row, before, old), _with_interval(row, after, new), change, better, note)
 
 
-def _change(
-    row: Row, before: dict[str, Any], after: dict[str, Any], plain: float
-) -> tuple[str, bool | None, str]:
+def _change(row: Row, before: dict[str, Any], after: dict[str, Any], plain: float) -> tuple[str, bool | None, str]:
     scale = 100 if row.share else 1
     if row.paired is None:
-        return f"{plain * scale:+.{row.digits}f}", None, "no interval: not recorded per problem"
+        return _signed(plain * scale, row.digits), None, "no interval: not recorded per problem"
     try:
         paired = paired_difference(before, after, row.paired)
     except ValueError as reason:
-        return f"{plain * scale:+.{row.digits}f}", None, f"not paired: {reason}"
-    text = (
-        f"{paired.diff * scale:+.{row.digits}f} [{paired.lo * scale:+.{row.digits}f}, {paired.hi * scale:+.{row.digits}f}]"
+        return _signed(plain * scale, row.digits), None, f"not paired: {reason}"
+    diff, lo, hi = (_signed(value * scale, row.digits) for value in paired[:3])
+    text = f"{diff} [{lo}, {hi}]"
+    note = f"paired over {paired.n} problems" + (
+        f", {paired.unverified} unverified left out" if paired.unverified else ""
     )
-    note = f"paired over {paired.n} problems" + (f", {paired.unverified} unverified left out" if paired.unverified else "")
     if row.more_is_better is None or paired.lo <= 0 <= paired.hi:
         return text, None, note
     return text, (paired.diff > 0) == row.more_is_better, note
+
+
+def _signed(value: float, digits: int) -> str:
+    return f"{value:+.{digits}f}".replace("-", "−")
 
 
 def _with_interval(row: Row, evaluation: dict[str, Any] | None, value: Any) -> str:
@@ -138,6 +142,7 @@ def run_facts(run: RunFolder) -> dict[str, str]:
     commit = str((git or {}).get("commit") or "unknown")[:10] + (" + changes" if (git or {}).get("dirty") else "")
     last = run.train[-1] if run.train else {}
     facts = {
+        "Recipe": _recipe_name(manifest),
         "Model": _model(recipe),
         "Rewards": _uses(recipe.get("rewards")) or "unknown",
         "Controllers": _uses(recipe.get("controllers")) or "none",
@@ -150,6 +155,12 @@ def run_facts(run: RunFolder) -> dict[str, str]:
         "Config hash": str(manifest.get("config_hash", ""))[:12],
     }
     return {label: text for label, text in facts.items() if text}
+
+
+def _recipe_name(manifest: dict[str, Any]) -> str:
+    command = manifest.get("command") or []
+    words = command.split() if isinstance(command, str) else [str(word) for word in command]
+    return next((Path(word).name for word in words if word.endswith((".yaml", ".yml"))), "")
 
 
 def _model(recipe: dict[str, Any]) -> str:
@@ -237,9 +248,7 @@ def _curve_warnings(run: RunFolder) -> list[str]:
         values = series(run.train, entropy)[1]
         first, last = sum(values[:3]) / len(values[:3]), _end_mean(values)
         if last is not None and first > 0 and len(values) > 3 and last < ENTROPY_LEFT * first:
-            found.append(
-                f"entropy fell to {last / first:.0%} of its start ({first:.3f} -> {last:.3f} nats, {entropy})"
-            )
+            found.append(f"entropy fell to {last / first:.0%} of its start ({first:.3f} -> {last:.3f} nats, {entropy})")
     flat = _end_mean(series(run.train, "frac_reward_zero_std")[1])
     if flat is not None and flat > FLAT_GROUPS:
         found.append(f"{flat:.0%} of groups have equal rewards at the end: most samples give no gradient")
