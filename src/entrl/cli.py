@@ -8,6 +8,7 @@ import argparse
 import json
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -40,8 +41,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _print_error(error: BaseException) -> None:
     if os.environ.get("RANK", "0") == "0":  # every rank fails alike; one of them says so
         text = " ".join(str(error).split()) or type(error).__name__
-        print(f"error: {text}", file=sys.stderr)
+        print(f"error: {text}{_origin(error)}", file=sys.stderr)
         print("(--traceback shows where)", file=sys.stderr)
+
+
+def _origin(error: BaseException) -> str:
+    """Where the cause was raised, for errors of a user's own code that reach us wrapped (a reward that raises)."""
+    frames = traceback.extract_tb(error.__cause__.__traceback__) if error.__cause__ is not None else []
+    return f" (at {frames[-1].filename}:{frames[-1].lineno})" if frames else ""
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -130,15 +130,13 @@ def _attribute(module: ModuleType, wanted: str) -> Any:
 
 
 def load_reward(use: str, args: Mapping[str, Any], *, base: Path | None = None) -> Loaded:
-    """A reward function ready for the trainer, with a `__name__` TRL can log."""
+    """A reward function ready for the trainer, which logs it by its `__name__` or its class."""
     loaded = load_object(use, base=base, package="entrl_rewards", attribute="reward")
     value = configure(loaded.value, args, source=loaded.source)
     if not callable(value):
         raise TypeError(
             f"reward {loaded.source} is a {type(value).__name__}, not callable; write a function or a class"
         )
-    if not hasattr(value, "__name__"):
-        value.__name__ = type(value).__name__.lower()
     return dataclasses.replace(loaded, value=value)
 
 

@@ -128,7 +128,9 @@ def prepare(recipe: Recipe, *, world_size: int | None = None) -> Prepared:
 
 def same_names(rewards: Sequence[Loaded]) -> list[str]:
     """TRL logs a reward by name: two of the same name would overwrite each other's metrics."""
-    names = [getattr(r.value, "__name__", "") for r in rewards]
+    from entrl.trainers.rewards import reward_name
+
+    names = [reward_name(r.value) for r in rewards]
     twice = sorted({n for n in names if names.count(n) > 1})
     return [
         f"{names.count(n)} rewards are called {n!r}, so their metrics would mix; give one another __name__"

@@ -157,9 +157,10 @@ class RunFolder:
         elif resume:
             return self._resumed(recipe, manifest)
         elif not overwrite:
+            go_on = "" if manifest.get("status") == "finished" else "resume=true to go on with it, "
             raise ValueError(
-                f"{self.path} holds a run already ({manifest.get('status')}); add resume=true to go on with it, "
-                "overwrite=true to delete it, or trainer.output_dir=... to write elsewhere"
+                f"{self.path} holds a run already ({manifest.get('status')}); add {go_on}overwrite=true to delete it, "
+                "or trainer.output_dir=... to write elsewhere"
             )
         self._clear()
         return None
@@ -258,7 +259,7 @@ def make_manifest(recipe: Recipe, args: Any, resumed_from: Path | None) -> dict[
         "name": recipe.name,
         "versions": versions(),
         "seed": args.seed,
-        "git": git_state(Path(__file__).parent),
+        "git": git_state(Path.cwd()),
         "config_hash": recipe.config_hash(),
         "world_size": args.world_size,
         "backend": backend,
