@@ -131,22 +131,38 @@ class ClipCov(CovarianceController):
         stats = token_stats(window.log_probs_BT, rows.advantages_BT, counted_BT, ranks)
         cov_BT = token_covariance(window.log_probs_BT, rows, counted_BT, stats)
         spread = cov_spread(cov_BT, counted_BT, stats.n, ranks)
-        silenced_BT = ppo_clipped(
-            window.log_probs_BT,
-            window.old_log_probs_BT,
-            rows.advantages_BT,
-            counted_BT,
+        candidate_BT = self.candidates(
+            rows,
+            cov_BT,
+            spread,
+            log_probs_BT=window.log_probs_BT,
+            old_log_probs_BT=window.old_log_probs_BT,
             eps_low=eps_low,
             eps_high=eps_high,
         )
-        candidate_BT = self._in_band(cov_BT, spread) & counted_BT & ~silenced_BT
         key_BT = token_keys(token_ids(rows.row_id_B, cov_BT.shape[1]), seed=self.seed, step=window.step)
         key = key_rule(key_BT[candidate_BT], max(int(self.fraction * stats.n), 1), ranks)
         return ClipCovSelection(stats, spread, key, window.step, {}), cov_BT, counted_BT
 
-    def _in_band(self, cov_BT: Tensor, spread: CovSpread) -> Tensor:
+    def candidates(
+        self,
+        rows: Rows,
+        cov_BT: Tensor,
+        spread: CovSpread,
+        *,
+        log_probs_BT: Tensor,
+        old_log_probs_BT: Tensor,
+        eps_low: float,
+        eps_high: float,
+    ) -> Tensor:
+        """(B, T) bool: counted tokens inside the open band that still have a policy gradient."""
         unit = spread.std if self.bounds == "std" else 1.0
-        return (self.lower * unit < cov_BT) & (cov_BT < self.upper * unit)
+        in_band_BT = (self.lower * unit < cov_BT) & (cov_BT < self.upper * unit)
+        counted_BT = self.counted(rows)
+        silenced_BT = ppo_clipped(
+            log_probs_BT, old_log_probs_BT, rows.advantages_BT, counted_BT, eps_low=eps_low, eps_high=eps_high
+        )
+        return in_band_BT & counted_BT & ~silenced_BT
 
     def on_loss(
         self,
@@ -163,12 +179,16 @@ class ClipCov(CovarianceController):
         current_BT = log_probs_BT.detach()
         if selection is None:
             selection = self._choose_slice(rows, current_BT, old_log_probs_BT, eps_low=eps_low, eps_high=eps_high)
-        counted_BT = self.counted(rows)
-        cov_BT = token_covariance(current_BT, rows, counted_BT, selection.stats)
-        silenced_BT = ppo_clipped(
-            current_BT, old_log_probs_BT, rows.advantages_BT, counted_BT, eps_low=eps_low, eps_high=eps_high
+        cov_BT = token_covariance(current_BT, rows, self.counted(rows), selection.stats)
+        candidate_BT = self.candidates(
+            rows,
+            cov_BT,
+            selection.spread,
+            log_probs_BT=current_BT,
+            old_log_probs_BT=old_log_probs_BT,
+            eps_low=eps_low,
+            eps_high=eps_high,
         )
-        candidate_BT = self._in_band(cov_BT, selection.spread) & counted_BT & ~silenced_BT
         key_BT = token_keys(token_ids(rows.row_id_B, cov_BT.shape[1]), seed=self.seed, step=selection.step)
         chosen_BT = candidate_BT & (key_BT <= selection.key)
         sums = self.token_sums(

@@ -114,7 +114,7 @@ class CovarianceController(Controller):
 
     fraction: float = 2e-4  # share of the counted tokens, never percent: 0.2 % is 0.002
     allow_large_fraction: bool = False
-    scope: Scope = "step"  # pyright: ignore[reportIncompatibleMethodOverride]
+    scope: Scope = "step"
     skip_zero_std_groups: bool = True  # leave rows whose group had rewards without spread out of everything
     log_shares: bool = True  # mean c of the top shares; gathers 4 bytes per token of the step
 

@@ -172,6 +172,12 @@ class KLCov(CovarianceController):
         top = top_rule(cov_BT[counted_BT], id_BT[counted_BT], k, stats.n, ranks)
         return KLCovSelection(stats, spread, top, {}), cov_BT, counted_BT
 
+    def members(self, rows: Rows, selection: KLCovSelection, *, log_probs_BT: Tensor) -> Tensor:
+        """(B, T) bool: the tokens of these rows that the selection's rule takes under these log-probs."""
+        counted_BT = self.counted(rows)
+        cov_BT = token_covariance(log_probs_BT, rows, counted_BT, selection.stats)
+        return in_top(cov_BT, token_ids(rows.row_id_B, cov_BT.shape[1]), counted_BT, selection.top)
+
     def on_loss(
         self,
         rows: Rows,
@@ -190,9 +196,7 @@ class KLCov(CovarianceController):
             selection = self._choose(
                 Window(rows=rows, log_probs_BT=current_BT, old_log_probs_BT=old_log_probs_BT, step=0)
             )[0]
-        counted_BT = self.counted(rows)
-        cov_BT = token_covariance(current_BT, rows, counted_BT, selection.stats)
-        chosen_BT = in_top(cov_BT, token_ids(rows.row_id_B, cov_BT.shape[1]), counted_BT, selection.top)
+        chosen_BT = self.members(rows, selection, log_probs_BT=current_BT)
         penalty_BT = log_ratio_penalty(
             log_probs_BT,
             old_log_probs_BT,
