@@ -121,7 +121,7 @@ def env_rollout(prompt_texts, run):
     """A rollout whose completions hold four tokens of a tool in the middle."""
     tokenizer = character_tokenizer()
     ids = [tokenizer.encode(p) for p in prompt_texts for _ in range(1)]
-    written = [tokenizer.encode(f"ab{i}[42]cd") + [tokenizer.eos_token_id] for i in range(len(ids))]
+    written = [[*tokenizer.encode(f"ab{i}[42]cd"), tokenizer.eos_token_id] for i in range(len(ids))]
     mask = [[1] * (len(w) - 7) + [0] * 4 + [1] * 3 for w in written]
     return {"prompt_ids": ids, "completion_ids": written, "logprobs": None, "env_mask": mask}
 
@@ -185,7 +185,7 @@ def test_needs_attribute_asks_for_signals_too(tmp_path):
 def test_a_column_with_the_name_of_a_signal_is_refused(tmp_path):
     data = prompts().add_column("token_entropies", [0.0] * 64)
     run = trainer(tmp_path, Recorder(), max_steps=1, train_dataset=data)
-    with pytest.raises(ValueError, match="token_entropies.*rename"):
+    with pytest.raises(ValueError, match=r"token_entropies.*rename"):
         run.train()
 
 

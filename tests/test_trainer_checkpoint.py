@@ -1,0 +1,64 @@
+"""A resumed run equals an uninterrupted one, also when it was stopped between two updates of one rollout."""
+
+import pytest
+import torch
+from tiny_model import digits, parameters, same, trainer
+
+from entrl.controllers.clip_cov import ClipCov
+from entrl.controllers.kl_cov import KLCov
+from entrl.trainers.checkpoint import load_state, save_state
+
+
+class Stateful:
+    """A reward that pays more for each call it has seen."""
+
+    __name__ = "stateful"
+
+    def __init__(self):
+        self.calls = 0
+
+    def __call__(self, completions, token_entropies, **_):
+        self.calls += 1
+        return [self.calls * d + float(h.mean()) for d, h in zip(digits(completions), token_entropies, strict=True)]
+
+    def state_dict(self):
+        return {"calls": self.calls}
+
+    def load_state_dict(self, state):
+        self.calls = state["calls"]
+
+
+@pytest.mark.parametrize("stop", [3, 4], ids=["inside_a_rollout", "between_rollouts"])
+@pytest.mark.parametrize("controller", [ClipCov, KLCov])
+def test_resuming_equals_not_stopping(tmp_path, stop, controller):
+    schedule = {
+        "gradient_accumulation_steps": 2, "steps_per_generation": 4, "num_iterations": 2, "max_steps": 8,
+        "save_strategy": "steps", "save_steps": stop, "lr_scheduler_type": "constant",
+    }  # fmt: skip
+
+    def run():
+        return trainer(tmp_path, Stateful(), controllers=[controller(fraction=0.05)], **schedule)
+
+    whole = run()
+    whole.train()
+    resumed = run()
+    resumed.train(resume_from_checkpoint=str(tmp_path / "out" / f"checkpoint-{stop}"))
+    assert same(parameters(whole), parameters(resumed))
+    assert whole.reward_funcs[0].calls == resumed.reward_funcs[0].calls
+    assert whole.counters.rows == resumed.counters.rows
+    assert whole.counters.completion_tokens == resumed.counters.completion_tokens
+    log = {e["step"]: e for e in whole.state.log_history if "reward" in e or "loss" in e}
+    for entry in resumed.state.log_history:
+        if entry["step"] > stop and "loss" in entry:
+            name = f"{controller.name}/selected"
+            assert entry[name] == log[entry["step"]][name]
+
+
+def test_a_checkpoint_of_another_world_size_is_refused(tmp_path):
+    save_state(tmp_path, 0, {"world_size": 2, "x": torch.ones(1)})
+    with pytest.raises(ValueError, match="written by 2 processes and this run has 1; resume with 2"):
+        load_state(tmp_path, 0, 1)
+
+
+def test_a_checkpoint_of_stock_trl_has_no_state(tmp_path):
+    assert load_state(tmp_path, 0, 1) is None
