@@ -1,0 +1,12 @@
+"""The nursery: builds the tiny reasoner, a base model that thinks too rarely and so has something to learn.
+
+    entrl nursery --out DIR          about ten minutes on one core; the shipped asset was built by this command
+
+`tokenizer` makes the characters, `traces` the lessons, `calibrate` measures what came out, `build` is the
+command. The shipped base lies in `entrl/assets/tiny-reasoner`.
+"""
+
+from entrl.nursery.build import NurseryConfig, build, main
+from entrl.nursery.calibrate import Calibration, calibrate
+
+__all__ = ["Calibration", "NurseryConfig", "build", "calibrate", "main"]
