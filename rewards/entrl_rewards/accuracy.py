@@ -209,17 +209,18 @@ def _dataset(name: str, config: str) -> Any:
 
 
 def chosen_letter(text: str, letters: str) -> str | None:
-    """The option a text settles on, or None; the last statement counts."""
-    one = f"[{letters}]"
+    """The option a text settles on, or None; the last statement of the first form that occurs counts."""
+    upper, either = f"[{letters}]", f"(?i:[{letters}])"
     patterns = (
-        rf"\\boxed\{{\s*(?:\\text\{{)?\s*\(?({one})\)?[^A-Za-z]*\}}",
-        rf"(?:answer is|answer:)\s*\**\s*\(?({one})\b",
-        rf"^\s*\(?({one})\)?[.\s]*$",
+        rf"\\boxed\{{\s*(?:\\text\{{)?\s*\(?({either})\)?[^A-Za-z]*\}}",
+        # Bare letters in capitals only: "the answer is a function" chooses nothing.
+        rf"(?i:answer is|answer:)\s*\**\s*(\({either}\)|{upper}\b)",
+        rf"^\s*(\({either}\)|{upper})[.\s]*$",
     )
     for pattern in patterns:
-        hits = re.findall(pattern, text, flags=re.IGNORECASE | re.MULTILINE)
+        hits = re.findall(pattern, text, flags=re.MULTILINE)
         if hits:
-            return hits[-1].upper()
+            return hits[-1].strip("()").upper()
     return None
 
 
