@@ -15,7 +15,7 @@ Verifier = str | Callable[..., Sequence[float | None]]
 ACCURACY = "entrl_rewards.accuracy:reward"
 
 
-def judge(verifier: Verifier, *, completions: Sequence[Any], **kwargs: Any) -> list[bool | None]:
+def judge(verifier: Verifier, /, *, completions: Sequence[Any], **kwargs: Any) -> list[bool | None]:
     """One verdict per completion; `kwargs` is what else TRL passed (prompts, completion_ids, columns,
     log_metric).
     """
