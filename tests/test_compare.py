@@ -86,6 +86,7 @@ def test_other_metrics():
         ),
         (evaluation([True, True], seed=8), "greedy_correct", "different seed cannot be paired: 7 and 8"),
         (evaluation([True, True], split="train"), "greedy_correct", "different split"),
+        (evaluation([True, True], max_new_tokens=64), "greedy_correct", "different max_new_tokens"),
         (evaluation([True, True], temperature=0.5), "sampled_accuracy", "different temperature"),
         (evaluation([True, True, True]), "greedy_correct", r"0 only in the first \[\], 1 only in the second \['2'\]"),
         (evaluation([None, None]), "greedy_correct", "all unverified"),

@@ -1,6 +1,7 @@
 """The report page from run folders, whole and damaged. The folders are SYNTHETIC (synthetic_runs.py)."""
 
 import json
+import random
 import re
 import runpy
 from html.parser import HTMLParser
@@ -191,13 +192,13 @@ def test_long_runs_are_thinned_and_keep_the_last_step(tmp_path):
 
 def test_many_completions_stay_within_the_budget(tmp_path):
     run = make_run(tmp_path / "a", steps=4)
-    big = [synthetic["completion"](step, 0, __import__("random").Random(step)) for step in range(60)]
+    big = [synthetic["completion"](step, 0, random.Random(step)) for step in range(30)]
     for row in big:
-        row.update(tokens=["word "] * 8000, entropies=[0.123] * 8000, phases=["think"] * 8000)
+        row.update(tokens=["word "] * 16000, entropies=[0.123] * 16000, phases=["think"] * 16000)
     write_lines(run / "completions.jsonl", big)
     kept = payload(read_runs([run]))["runs"][0]
     assert kept["completions_left_out"] > 0
-    assert [kept["completions"][0]["step"], kept["completions"][-1]["step"]] == [0, 59]
+    assert [kept["completions"][0]["step"], kept["completions"][-1]["step"]] == [0, 29]
     assert write_report([run]).stat().st_size < 6_000_000
 
 
@@ -276,6 +277,13 @@ def test_unfinished_run_is_said(tmp_path):
     run = read_run(make_run(tmp_path / "a", steps=5, status="running"))
     assert warnings_of(run) == ["status is running: the run did not finish"]
     assert run_facts(run)["Wall time"] == "9 s (training, so far)"
+
+
+def test_failed_run_says_why(tmp_path):
+    run = make_run(tmp_path / "a", steps=5, status="failed")
+    manifest = json.loads((run / "manifest.json").read_text()) | {"error": "ValueError: rewards of length 3"}
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    assert "it stopped with ValueError: rewards of length 3" in warnings_of(read_run(run))
 
 
 def test_unverified_answers_are_said(tmp_path):

@@ -30,7 +30,7 @@ PROBLEM_METRICS = {
     "greedy_length": "greedy_length",
     "mean_length": "mean_length",
 }
-SAME_FIELDS = ("task", "split", "seed")  # two evaluations that differ in one of these saw different questions
+SAME_FIELDS = ("task", "split", "seed", "max_new_tokens")  # differ in one of these, and the questions differ
 SAMPLING_FIELDS = ("temperature", "top_p", "samples")  # these must agree as well where completions were sampled
 
 

@@ -33,10 +33,10 @@ function label(value, step) {
     const unit = suffix === "k" ? 1e3 : size;
     if (Math.abs(value) >= size || step >= size) return trim((value / unit).toFixed(places(step / unit))) + suffix;
   }
-  if (step < 1e-4) {
+  if (step < 1e-4 && Math.abs(value) < 0.01) {
     const order = (v) => Math.floor(Math.log10(Math.abs(v)) + 1e-9);
     const digits = order(value) - order(step) + places(step / 10 ** order(step));
-    return value.toExponential(Math.max(0, digits)).replace("e-", "e−");
+    return value.toExponential(Math.max(0, digits)).replace(/\.0+e/, "e").replace(/-/g, "−");
   }
   return trim(value.toFixed(places(step))).replace("-", "−");
 }
@@ -61,10 +61,14 @@ function pointsOf(table, metric) {
   return found.sort((a, b) => a[0] - b[0]);
 }
 function smoothed(points) {
-  // exponential average over about 5 % of the curve, started unbiased
-  const keep = 1 - 1 / Math.max(2, points.length / 20);
-  let sum = 0, weight = 0;
-  return points.map(([x, y]) => { sum = keep * sum + y; weight = keep * weight + 1; return [x, sum / weight]; });
+  // centred mean over about 5 % of the curve, narrower towards both ends: no lag, and the ends stay where they are
+  const half = Math.max(1, Math.round(points.length / 40));
+  return points.map(([x], i) => {
+    const reach = Math.min(half, i, points.length - 1 - i);
+    let sum = 0;
+    for (let k = i - reach; k <= i + reach; k++) sum += points[k][1];
+    return [x, sum / (2 * reach + 1)];
+  });
 }
 function linesOf(chart) {
   const lines = [];
@@ -110,7 +114,7 @@ function draw(box, chart) {
   const path = (points) => "M" + points.map(([x, y]) => `${X(x).toFixed(1)},${Y(y).toFixed(1)}`).join("L");
   for (const line of lines) {
     const style = `stroke: ${colour(line.run)}; stroke-dasharray: ${line.dash || "none"}`;
-    const smooth = state.smooth && line.points.length > 4;
+    const smooth = state.smooth && line.points.length > 7;
     line.shown = smooth ? smoothed(line.points) : line.points;
     if (smooth) svg.append(el("path", { class: "raw", d: path(line.points), style: `stroke: ${colour(line.run)}` }));
     if (line.points.length > 1) svg.append(el("path", { class: "line", d: path(line.shown), style }));

@@ -198,8 +198,9 @@ def duration(seconds: float) -> str:
 
 def warnings_of(run: RunFolder) -> list[str]:
     """Everything that changes how the curves should be read, worst first."""
-    status = str(run.manifest.get("status") or "unknown")
-    found = [] if status in {"finished", "done", "completed", "ok"} else [f"status is {status}: the run did not finish"]
+    status, error = str(run.manifest.get("status") or "unknown"), run.manifest.get("error")
+    found = [] if status == "finished" else [f"status is {status}: the run did not finish"]
+    found += [f"it stopped with {error}"] if error else []
     found += _verifier_warnings(run) + _controller_warnings(run) + _curve_warnings(run)
     found += [f"{name} is missing: no before/after comparison" for name in _missing_evals(run)]
     return found + run.notes
