@@ -194,6 +194,33 @@ def test_from_a_script_on_standard_input():
     assert done.stdout.strip() == "[2.0, 3.0]", done.stderr
 
 
+@pytest.mark.multiprocess
+def test_two_accelerate_ranks_have_pools_of_their_own(tmp_path):
+    script = tmp_path / "two_ranks.py"
+    script.write_text(
+        textwrap.dedent("""
+            import torch.distributed as dist
+            from accelerate import Accelerator
+            from accelerate.utils import gather_object
+            from entrl_rewards.accuracy import Accuracy
+
+            rank = Accelerator(cpu=True)
+            assert rank.num_processes == 2 and dist.get_backend() == "gloo"
+            hang = r"\\boxed{9^{9^{9^{9}}}}"
+            texts = [r"\\boxed{2}", hang] if rank.process_index else [r"\\boxed{2}", r"\\boxed{3}"]
+            scores = gather_object(Accuracy(timeout_s=1.0).score(texts, ["2", "2"]))
+            if rank.is_main_process:
+                print("scores", scores)
+        """)
+    )
+    # MULTI_CPU starts one process here; MULTI_GPU in the launcher with cpu=True in the script gives two gloo ranks.
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    env = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*command, str(script)], capture_output=True, text=True, timeout=120, env=env)
+    assert "scores [1.0, 0.0, 1.0, None]" in done.stdout, done.stderr
+
+
 def test_an_orphan_that_hangs_is_ended_by_the_kernel(checker, tmp_path):
     script = textwrap.dedent(f"""
         import os, sys, threading, time
