@@ -194,7 +194,7 @@ def test_many_completions_stay_within_the_budget(tmp_path):
     run = make_run(tmp_path / "a", steps=4)
     big = [synthetic["completion"](step, 0, random.Random(step)) for step in range(30)]
     for row in big:
-        row.update(tokens=["word "] * 16000, entropies=[0.123] * 16000, phases=["think"] * 16000)
+        row.update(tokens=["word "] * 9000, entropies=[0.123] * 9000, phases=["think"] * 9000)
     write_lines(run / "completions.jsonl", big)
     kept = payload(read_runs([run]))["runs"][0]
     assert kept["completions_left_out"] > 0

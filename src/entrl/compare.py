@@ -184,7 +184,8 @@ def _print_curves(curves: Mapping[str, Any], title: str, console: Console) -> No
         return
     shown = [m for m in curves["metrics"] if any(fnmatchcase(m, pattern) for pattern in SHOWN)]
     limit = f"where {curves['limited_by']} ends" if curves["limited_by"] else "where both end"
-    table = Table("metric", title=Text(f"At {curves['x']:,.6g} {title}, {limit}"), title_justify="left")
+    table = Table(title=Text(f"At {curves['x']:,.6g} {title}, {limit}"), title_justify="left")
+    table.add_column("metric", overflow="fold")  # names must stay whole on a narrow terminal
     for heading in ("a", "b", "b - a", "b - a, mean of last tenth"):
         table.add_column(heading, justify="right")
     for metric in shown:
