@@ -334,7 +334,7 @@ def test_correctness_as_callable_and_by_name():
         return [1.0 if o else 0.0 for o in ok]
 
     assert call(make(correctness=verifier), [ROW]) == pytest.approx([0.7], abs=1e-6)
-    with pytest.raises(ValueError, match="'nowhere.module:x' cannot be loaded"):
+    with pytest.raises(ValueError, match=r"'nowhere\.module:x' cannot be loaded"):
         call(make(correctness="nowhere.module:x"), [ROW])
     with pytest.raises(TypeError, match="not a ready reward function"):
         call(make(correctness="entrl_rewards.pear:Pear"), [ROW])

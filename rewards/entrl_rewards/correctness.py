@@ -17,7 +17,7 @@ ACCURACY = "entrl_rewards.accuracy:reward"
 
 def judge(verifier: Verifier, /, *, completions: Sequence[Any], **kwargs: Any) -> list[bool | None]:
     """One verdict per completion; `kwargs` is what else TRL passed (prompts, completion_ids, columns,
-    log_metric).
+    log_metric). The verifier is positional-only because `verifier` is also the name of a dataset column.
     """
     if isinstance(verifier, str) and verifier.startswith("column:"):
         verdicts = _column(verifier.removeprefix("column:"), kwargs)
