@@ -395,8 +395,15 @@ def test_top_rule_by_hand():
     assert top_rule(value[:0], ids[:0], 1, 0, OneRank()).threshold == INF
 
 
+def test_key_rule_by_hand():
+    keys = torch.tensor([9, 5, 7])
+    assert int(clip_cov.key_rule(keys, 2, OneRank())) == 7
+    assert int(clip_cov.key_rule(keys, 3, OneRank())) == LAST_ID  # no choice: later candidates come in as well
+    assert int(clip_cov.key_rule(keys[:0], 3, OneRank())) == clip_cov.NO_KEY
+
+
 def test_neighbouring_float32_values_are_told_apart():
-    low = torch.tensor(1.0)
+    low = torch.nextafter(torch.tensor(1.0), torch.tensor(2.0))  # odd mantissa: in float32 the midpoint rounds to high
     high = torch.nextafter(low, torch.tensor(2.0))
     top = top_rule(torch.stack([low, high]), torch.tensor([0, 1]), 1, 2, OneRank())
     inside = kl_cov.in_top(torch.stack([low, high])[None], torch.tensor([[0, 1]]), torch.ones(1, 2).bool(), top)
