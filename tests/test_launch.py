@@ -164,7 +164,7 @@ def test_a_recipe_refuses_one_process_where_two_were_asked(tmp_path):
         f"trainer.output_dir={tmp_path / 'run'}",
     )
     assert done.returncode != 0
-    assert "world size" in done.stderr
+    assert "launch.world_size asks for 2 processes, there are 1" in done.stderr
 
 
 SHARDED = """
@@ -288,8 +288,8 @@ def test_scripts_parse(script):
     assert subprocess.run(["bash", "-n", str(script)], timeout=60).returncode == 0
 
 
-def environment(venv: Path, *, python: str | None = None) -> subprocess.CompletedProcess[str]:
-    settings = os.environ | {"ENTRL_VENV": str(venv), "ENTRL_EXTRAS": "dev"} | ({"ENTRL_PYTHON": python} if python else {})
+def environment(venv: Path, *, python: str) -> subprocess.CompletedProcess[str]:
+    settings = os.environ | {"ENTRL_VENV": str(venv), "ENTRL_EXTRAS": "dev", "ENTRL_PYTHON": python}
     return subprocess.run(
         ["bash", "-c", 'source launch/environment.sh && echo "ready $PYTHON"'],
         cwd=ROOT,
@@ -310,7 +310,7 @@ def test_environment_needs_a_recent_python(tmp_path):
 def test_environment_is_reused_while_its_stamp_holds(tmp_path):
     """With a stamp made by the script's own fingerprint nothing is installed; the folder has no pip to do it with."""
     make = 'source launch/environment.sh >/dev/null 2>&1; mkdir -p "$ENTRL_VENV"; _entrl_fingerprint'
-    settings = os.environ | {"ENTRL_VENV": str(tmp_path / "venv"), "ENTRL_PYTHON": "/bin/false"}
+    settings = os.environ | {"ENTRL_VENV": str(tmp_path / "venv"), "ENTRL_EXTRAS": "dev", "ENTRL_PYTHON": "/bin/false"}
     command = ["bash", "-c", make]
     stamp = subprocess.run(command, cwd=ROOT, env=settings, capture_output=True, text=True, timeout=60).stdout
     assert stamp
