@@ -94,6 +94,7 @@ def make_parser() -> argparse.ArgumentParser:
     sub = command("compare", run_compare, "Paired differences of two runs on the same problems, with 95 %% intervals.")
     sub.add_argument("run_a", type=Path, metavar="RUN_A")
     sub.add_argument("run_b", type=Path, metavar="RUN_B")
+    sub.add_argument("--json", action="store_true", dest="as_json", help="print everything as JSON")
 
     sub = command("conformance", run_conformance, "Run our implementation on vector files; exit 1 when a case fails.")
     sub.add_argument("files", nargs="+", type=Path, metavar="FILE.json")
@@ -209,9 +210,13 @@ def run_report(options: argparse.Namespace) -> int:
 
 
 def run_compare(options: argparse.Namespace) -> int:
-    from entrl import compare
+    from entrl.compare import compare_runs, comparison_json, print_comparison
 
-    print(compare.compare_runs(options.run_a, options.run_b))
+    comparison = compare_runs(options.run_a, options.run_b)
+    if options.as_json:
+        print(comparison_json(comparison))
+    else:
+        print_comparison(comparison)
     return 0
 
 

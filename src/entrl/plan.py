@@ -156,16 +156,18 @@ def launch_problems(recipe: Recipe, world_size: int) -> list[str]:
 
 def column_problems(rewards: Sequence[Loaded], columns: Sequence[str]) -> list[str]:
     """Dataset columns that training needs and the task does not give."""
-    from entrl.trainers.rewards import SIGNALS
+    from entrl.trainers.rewards import SHARED_SIGNALS, SIGNALS
+
+    given = {*SIGNALS, *SHARED_SIGNALS, *TRL_KEYWORDS, *columns}
 
     problems = []
     if "prompt" not in columns:
         problems.append(f"the dataset has no column 'prompt', only {', '.join(sorted(columns))}; rename yours")
     for reward in rewards:
-        for name in required_names(reward.value) - TRL_KEYWORDS - set(SIGNALS) - {"gather"} - set(columns):
+        for name in sorted(required_names(reward.value) - given):
             problems.append(
                 f"reward {reward.source} needs {name!r}, which is neither a dataset column "
-                f"({', '.join(sorted(columns))}) nor a signal.{suggest(name, [*columns, *SIGNALS, *TRL_KEYWORDS])} "
+                f"({', '.join(sorted(columns))}) nor a signal.{suggest(name, given)} "
                 "Add the column to the task, or rename the parameter"
             )
     return problems

@@ -1,0 +1,137 @@
+"""The command line: exit codes, one clear line per user error, and no heavy import before it is needed."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from tiny_model import saved_model
+
+from entrl import cli
+from entrl.cli import main, parse_ks, split_overrides
+
+RECIPES = Path(__file__).parents[1] / "recipes" / "tiny-reasoner"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return saved_model(tmp_path_factory.mktemp("model"))
+
+
+def test_help_imports_nothing_heavy():
+    code = (
+        "import sys, entrl.cli as c; c.make_parser(); print([m for m in ('torch', 'trl', 'yaml') if m in sys.modules])"
+    )
+    started = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+    assert time.perf_counter() - started < 5  # under 1 s when nobody shares the machine
+
+
+def test_module_and_command_are_the_same():
+    done = subprocess.run([sys.executable, "-m", "entrl", "--help"], capture_output=True, text=True, check=True)
+    for command in ("train", "plan", "eval", "report", "compare", "conformance", "merge", "nursery"):
+        assert command in done.stdout
+
+
+def test_no_command_prints_help(capsys: pytest.CaptureFixture[str]):
+    assert main([]) == 0
+    assert "COMMAND" in capsys.readouterr().out
+
+
+def test_user_error_is_one_line_and_exit_2(capsys: pytest.CaptureFixture[str]):
+    assert main(["train", "no-such.yaml"]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("error: no recipe no-such.yaml")
+    assert len(lines) == 2
+
+
+def test_traceback_on_request():
+    with pytest.raises(FileNotFoundError, match=r"no recipe no-such\.yaml"):
+        main(["train", "no-such.yaml", "--traceback"])
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch):
+    def broken(options: object) -> int:
+        raise RuntimeError("a bug of ours")
+
+    monkeypatch.setattr(cli, "run_plan", broken)
+    with pytest.raises(RuntimeError, match="a bug of ours"):
+        main(["plan", "x.yaml"])
+
+
+def test_other_ranks_are_silent(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("RANK", "1")
+    assert main(["train", "no-such.yaml"]) == 2
+    assert capsys.readouterr().err == ""
+
+
+def test_plan_exit_codes(model: str, capsys: pytest.CaptureFixture[str]):
+    words = ["plan", str(RECIPES / "pear-kl-cov.yaml"), f"model.path={model}"]
+    assert main(words) == 0
+    assert "ready to train" in capsys.readouterr().out
+    assert main([*words, "trainer.steps_per_generation=1"]) == 1
+    assert "kl_cov does nothing" in capsys.readouterr().out
+    assert main([*words, "trainer.max_prompt_length=3"]) == 1
+    assert "trainer.max_prompt_length is gone" in capsys.readouterr().out
+
+
+def test_plan_takes_a_world_size(model: str, capsys: pytest.CaptureFixture[str]):
+    assert main(["plan", str(RECIPES / "grpo.yaml"), f"model.path={model}", "world_size=2"]) == 0
+    assert "32 prompts x 8 completions = 256 rows" in capsys.readouterr().out
+
+
+def test_run_options_are_not_recipe_keys():
+    assert split_overrides(["resume=true", "trainer.seed=1"]) == (["trainer.seed=1"], {"resume": True})
+    with pytest.raises(ValueError, match="overwrite must be true or false, got 'yes'"):
+        split_overrides(["overwrite=yes"])
+
+
+def test_misspelt_run_option_is_an_unknown_key(capsys: pytest.CaptureFixture[str]):
+    assert main(["train", str(RECIPES / "grpo.yaml"), "overwriet=true"]) == 2
+    assert "unknown key 'overwriet' in recipe" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["", "1,x", "1;8"])
+def test_bad_k(text: str):
+    with pytest.raises(ValueError, match="-k takes numbers with commas"):
+        parse_ks(text)
+
+
+def test_eval_writes_one_json(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    out = tmp_path / "eval.json"
+    words = ["-k", "1,2", "--size", "3", "--max-new-tokens", "4", "--task-args", "{max_terms: 3}", "--out", str(out)]
+    assert main(["eval", model, "--task", "sums", *words]) == 0
+    result = json.loads(out.read_text())
+    assert result["n_problems"] == 3
+    assert result["samples"] == 2
+    assert set(result["pass_at_k"]) == {"1", "2"}
+    assert {p["level"] for p in result["problems"]} == {"3"}
+    assert '"n_problems": 3' in capsys.readouterr().out
+
+
+def test_eval_of_a_missing_folder(capsys: pytest.CaptureFixture[str]):
+    assert main(["eval", "./nowhere", "--task", "sums", "--size", "2"]) == 2
+    assert "does not exist" in capsys.readouterr().err
+
+
+def test_report_of_a_folder_that_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["report", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.startswith("error: ")
+
+
+def test_conformance_passes_flags_on(capsys: pytest.CaptureFixture[str]):
+    assert main(["conformance", "no-such.json", "--strict"]) == 2
+
+
+def test_merge_needs_an_adapter(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["merge", model, "--out", str(tmp_path / "merged")]) == 2
+    assert "has no adapter_config.json" in capsys.readouterr().err
+
+
+def test_unknown_flag_is_refused():
+    with pytest.raises(SystemExit) as caught:
+        main(["plan", "x.yaml", "--fast"])
+    assert caught.value.code == 2

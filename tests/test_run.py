@@ -1,0 +1,245 @@
+"""entrl.run: the run folder, resume, and two-step runs of every kind of recipe with a random model."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+from safetensors.torch import load_file
+from tiny_model import saved_model
+
+from entrl.merge import merge_adapter
+from entrl.recipe import Recipe, load_recipe
+from entrl.run import RunFolder, append_lines, finite, flat, git_state, keep_lines, read_recipe, train, write_json
+
+RECIPES = Path(__file__).parents[1] / "recipes"
+TINY = (
+    "data.train_size=32",
+    "trainer.per_device_train_batch_size=4",
+    "trainer.num_generations=4",
+    "trainer.max_completion_length=6",
+    "trainer.max_steps=4",
+    "eval=null",
+)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return saved_model(tmp_path_factory.mktemp("model"))
+
+
+def recipe(name: str, model: str, out: Path, *more: str) -> Recipe:
+    words = (*TINY, f"model.path={model}", f"trainer.output_dir={out}", *more)
+    return load_recipe(RECIPES / "tiny-reasoner" / f"{name}.yaml", words)
+
+
+def quietly(recipe: Recipe, **how: Any) -> Any:
+    return train(recipe, console=Console(quiet=True), **how)
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_a_run_leaves_everything_behind(model: str, tmp_path: Path):
+    out = tmp_path / "run"
+    evaluation = "eval={task: sums, size: 4, samples: 2, k: [1, 2]}"
+    made = recipe("kl-cov", model, out, evaluation)
+    result = quietly(made)
+    assert {p.name for p in out.iterdir()} >= {
+        "recipe.yaml", "manifest.json", "metrics.jsonl", "completions.jsonl",
+        "eval_before.json", "eval_after.json", "checkpoints", "model", "report.html",
+    }  # fmt: skip
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert manifest["status"] == "finished"
+    assert manifest["world_size"] == 1
+    assert manifest["config_hash"] == made.config_hash() == read_recipe(out).config_hash()
+    rows = lines(out / "metrics.jsonl")
+    assert [r["step"] for r in rows] == [1, 2, 3, 4]
+    assert all(r["kind"] == "train" and "reward" in r and "kl_cov/selected" in r for r in rows)
+    assert [r["tokens"] for r in rows] == sorted(r["tokens"] for r in rows)
+    assert rows[-1]["forward_passes"] > 0
+    samples = lines(out / "completions.jsonl")
+    assert {s["step"] for s in samples} == {0, 2}  # two updates per rollout
+    assert all(len(s["tokens"]) == len(s["entropies"]) == len(s["phases"]) for s in samples)
+    assert result.eval_before["n_problems"] == result.eval_after["n_problems"] == 4
+    assert result.eval_before["problems"][0]["id"] == result.eval_after["problems"][0]["id"]
+    assert result.report.is_file()
+
+
+@pytest.mark.parametrize("name", ["grpo", "clip-cov", "pear", "pear-kl-cov"])
+def test_each_recipe_trains(name: str, model: str, tmp_path: Path):
+    quietly(recipe(name, model, tmp_path / "run", "trainer.max_steps=2"))
+    assert [r["step"] for r in lines(tmp_path / "run" / "metrics.jsonl")] == [1, 2]
+
+
+def test_lora_trains_and_merges(model: str, tmp_path: Path):
+    result = quietly(recipe("lora", model, tmp_path / "run", "lora.r=2"))
+    assert (result.model_dir / "adapter_config.json").is_file()
+    merged = merge_adapter(result.model_dir, tmp_path / "merged")
+    before, after = load_file(Path(model) / "model.safetensors"), load_file(merged / "model.safetensors")
+    adapter = load_file(result.model_dir / "adapter_model.safetensors")
+    name = "model.layers.0.self_attn.q_proj"
+    a, b = (adapter[f"base_model.model.{name}.lora_{x}.weight"] for x in "AB")
+    scale = 32 / 2  # lora_alpha / r
+    torch.testing.assert_close(after[f"{name}.weight"], before[f"{name}.weight"] + scale * b @ a)
+    with pytest.raises(ValueError, match="is not empty"):
+        merge_adapter(result.model_dir, merged)
+
+
+def test_resumed_run_equals_an_uninterrupted_one(model: str, tmp_path: Path):
+    saving = ("trainer.save_strategy=steps", "trainer.save_steps=1", "trainer.learning_rate=1e-2")
+    whole = recipe("kl-cov", model, tmp_path / "whole", *saving)
+    quietly(whole)
+    broken = recipe("kl-cov", model, tmp_path / "broken", *saving)
+    quietly(broken)
+    interrupt(tmp_path / "broken", keep_step=3)  # in the middle of the second rollout
+    quietly(broken, resume=True)
+    expected, found = (load_file(tmp_path / n / "model" / "model.safetensors") for n in ("whole", "broken"))
+    assert all(torch.equal(expected[k], found[k]) for k in expected)
+    timing = {"seconds", "step_time"}
+    rows = [[{k: v for k, v in r.items() if k not in timing} for r in lines(tmp_path / n / "metrics.jsonl")]
+            for n in ("whole", "broken")]  # fmt: skip
+    assert rows[0] == rows[1]
+    assert lines(tmp_path / "whole" / "completions.jsonl") == lines(tmp_path / "broken" / "completions.jsonl")
+
+
+def interrupt(out: Path, *, keep_step: int) -> None:
+    """Make a finished folder look as if it had been killed after `keep_step`, its last line half-written."""
+    import shutil
+
+    for checkpoint in (out / "checkpoints").glob("checkpoint-*"):
+        if int(checkpoint.name.rpartition("-")[2]) > keep_step:
+            shutil.rmtree(checkpoint)
+    manifest = json.loads((out / "manifest.json").read_text())
+    write_json(out / "manifest.json", {**manifest, "status": "running"})
+    with (out / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 4, "kin')
+
+
+def test_existing_folder_rules(model: str, tmp_path: Path):
+    folder = RunFolder(path=tmp_path / "run")
+    made = recipe("grpo", model, folder.path)
+    assert folder.open(made, resume=False, overwrite=False) is None
+    write_json(folder.path / "manifest.json", {"status": "failed", "config_hash": made.config_hash()})
+    (folder.path / "recipe.yaml").write_text(made.to_yaml())
+    with pytest.raises(ValueError, match=r"holds a run already \(failed\); add resume=true"):
+        folder.open(made, resume=False, overwrite=False)
+    with pytest.raises(ValueError, match="exclude each other"):
+        folder.open(made, resume=True, overwrite=True)
+    other = recipe("grpo", model, folder.path, "trainer.seed=5")
+    with pytest.raises(ValueError, match=r"started with other settings \(trainer.seed\)"):
+        folder.open(other, resume=True, overwrite=False)
+    write_json(folder.path / "manifest.json", {"status": "finished", "config_hash": made.config_hash()})
+    with pytest.raises(ValueError, match="is finished, there is nothing to resume"):
+        folder.open(made, resume=True, overwrite=False)
+    (folder.path / "mine.txt").write_text("keep me")
+    assert folder.open(made, resume=False, overwrite=True) is None
+    assert [p.name for p in folder.path.iterdir()] == ["mine.txt"]
+
+
+def test_folder_of_somebody_else_is_left_alone(model: str, tmp_path: Path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    for how in ({"overwrite": True}, {"resume": True}, {}):
+        with pytest.raises(ValueError, match="is not a run folder"):
+            RunFolder(path=tmp_path).open(
+                recipe("grpo", model, tmp_path), **({"resume": False, "overwrite": False} | how)
+            )
+
+
+def test_resume_with_nothing_there_starts_from_the_beginning(model: str, tmp_path: Path):
+    made = recipe("grpo", model, tmp_path / "run")
+    assert RunFolder(path=tmp_path / "run").open(made, resume=True, overwrite=False) is None
+
+
+def test_newest_checkpoint_is_by_number_and_complete(tmp_path: Path):
+    for step, complete in ((9, True), (10, True), (11, False)):
+        (tmp_path / "checkpoints" / f"checkpoint-{step}").mkdir(parents=True)
+        if complete:
+            (tmp_path / "checkpoints" / f"checkpoint-{step}" / "trainer_state.json").write_text("{}")
+    newest = RunFolder(path=tmp_path).newest_checkpoint()
+    assert newest is not None
+    assert newest.name == "checkpoint-10"
+
+
+def test_failed_run_says_so_in_its_manifest(model: str, tmp_path: Path):
+    (tmp_path / "bad.py").write_text("def bad(completions, **kw):\n    raise KeyError('gold')\n")
+    text = (RECIPES / "tiny-reasoner" / "grpo.yaml").read_text().replace("accuracy", "bad.py:bad")
+    (tmp_path / "own.yaml").write_text(text)
+    made = load_recipe(tmp_path / "own.yaml", [*TINY, f"model.path={model}", f"trainer.output_dir={tmp_path / 'run'}"])
+    with pytest.raises(ValueError, match="reward 'bad' raised KeyError"):
+        quietly(made)
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    assert manifest["status"] == "failed"
+    assert "KeyError" in manifest["error"]
+
+
+def test_custom_rewards_from_a_recipe(model: str, tmp_path: Path):
+    """A plain TRL function with an argument, and one that names token_entropies."""
+    (tmp_path / "mine.py").write_text(
+        "def short(completions, per_char=1.0, **kw):\n    return [-per_char * len(c) for c in completions]\n"
+        "def calm(completions, token_entropies, **kw):\n    return [-float(e.mean()) for e in token_entropies]\n"
+    )
+    rewards = "rewards=[{use: 'mine.py:short', weight: 0.5, args: {per_char: 2.0}}, {use: 'mine.py:calm'}]"
+    (tmp_path / "own.yaml").write_text((RECIPES / "tiny-reasoner" / "grpo.yaml").read_text())
+    words = [*TINY, f"model.path={model}", f"trainer.output_dir={tmp_path / 'run'}", "trainer.max_steps=1", rewards]
+    quietly(load_recipe(tmp_path / "own.yaml", words))
+    row = lines(tmp_path / "run" / "metrics.jsonl")[0]
+    assert row["rewards/short/mean"] < 0
+    assert row["reward"] == pytest.approx(0.5 * row["rewards/short/mean"] + row["rewards/calm/mean"], abs=1e-5)
+
+
+def test_column_missing_stops_before_anything_is_written(model: str, tmp_path: Path):
+    (tmp_path / "mine.py").write_text("def mine(completions, gold, **kw):\n    return [0.0] * len(completions)\n")
+    (tmp_path / "own.yaml").write_text((RECIPES / "tiny-reasoner" / "grpo.yaml").read_text())
+    words = [*TINY, f"model.path={model}", f"trainer.output_dir={tmp_path / 'run'}", "rewards=['mine.py:mine']"]
+    with pytest.raises(ValueError, match="needs 'gold', which is neither a dataset column"):
+        quietly(load_recipe(tmp_path / "own.yaml", words))
+    assert not (tmp_path / "run").exists()
+
+
+def test_world_size_other_than_asked(model: str, tmp_path: Path):
+    with pytest.raises(ValueError, match="asks for 2 processes, there are 1"):
+        quietly(recipe("grpo", model, tmp_path / "run", "world_size=2"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["pear-kl-cov", "lora-pear"])
+def test_qwen3_recipe_is_constructed_and_steps_with_a_random_model(name: str, model: str, tmp_path: Path):
+    """The recipe as it is but for scale: random Qwen3, no vLLM, short completions, a local task."""
+    words = [
+        f"model={{path: {model}, dtype: float32}}",
+        "data={task: sums, train_size: 64}",
+        "eval=null",
+        "world_size=1",
+        "trainer.use_vllm=false",
+        "trainer.per_device_train_batch_size=1",
+        "trainer.max_completion_length=6",
+        "trainer.max_steps=2",
+        f"trainer.output_dir={tmp_path / 'run'}",
+    ]
+    quietly(load_recipe(RECIPES / "qwen3" / f"{name}.yaml", words))
+    assert [r["step"] for r in lines(tmp_path / "run" / "metrics.jsonl")] == [1, 2]
+
+
+def test_json_holds_no_nan(tmp_path: Path):
+    assert finite({"a": float("nan"), "b": [float("inf"), 1.0], "c": "x"}) == {"a": None, "b": [None, 1.0], "c": "x"}
+    append_lines(tmp_path / "x.jsonl", [{"step": 1, "loss": float("nan")}])
+    assert lines(tmp_path / "x.jsonl") == [{"step": 1, "loss": None}]
+
+
+def test_keep_lines_drops_the_half_written_one(tmp_path: Path):
+    file = tmp_path / "x.jsonl"
+    file.write_text('{"step": 1}\n{"step": 2}\n{"ste')
+    keep_lines(file, lambda row: row["step"] <= 1)
+    assert file.read_text() == '{"step": 1}\n'
+
+
+def test_git_state_outside_a_repository(tmp_path: Path):
+    assert git_state(tmp_path) == {"commit": None, "dirty": None}
+
+
+def test_flat_names():
+    assert flat({"a": {"b": [1, {"c": 2}]}, "d": {}}) == {"a.b.0": 1, "a.b.1.c": 2, "d": {}}
