@@ -60,9 +60,7 @@ def read_suite(folder: Path, suite: str) -> Outcome:
     passed, failed, skipped = count_tests(junit) if junit.exists() else (0, 0, 0)
     problem = problem_of(code, passed, failed, skipped)
     failed = max(failed, int(bool(problem)))  # a suite that did not run counts as one failure in the total
-    return Outcome(
-        suite=suite, passed=passed, failed=failed, skipped=skipped, seconds=seconds, problem=problem
-    )
+    return Outcome(suite=suite, passed=passed, failed=failed, skipped=skipped, seconds=seconds, problem=problem)
 
 
 def main(argv: list[str]) -> int:
