@@ -51,6 +51,14 @@ def test_a_dataset_accepts_its_own_answers_through_the_verifier_column(name):
     assert Accuracy(timeout_s=20).score(["nonsense"] * 3, rows["answer"], rows["verifier"]) == [0.0] * 3
 
 
+def test_a_dataset_without_one_gold_answer_is_verified_by_its_entry():
+    """rubiks_cube accepts any solution; the one it knows is in its metadata."""
+    rows = load_task("reasoning_gym:rubiks_cube", split="test", size=2, seed=0)
+    assert rows["answer"] == ["", ""]
+    solution = json.loads(rows[0]["verifier"])["entry"]["metadata"]["example_correct_answer"]
+    assert reward.score([solution, "nonsense"], rows["answer"], [rows[0]["verifier"]] * 2) == [1.0, 0.0]
+
+
 def test_exact_squeezes_white_space():
     exact = Accuracy(kind="exact")
     assert exact.score(["<think></think>  a \n b ", "ab", "A b"], ["a b"] * 3) == [1.0, 0.0, 0.0]

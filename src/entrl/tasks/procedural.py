@@ -29,7 +29,7 @@ def reasoning_gym_rows(
         rows.append(
             Row(
                 prompt=chat(item["question"], instruction=instruction),
-                answer=str(item["answer"]),
+                answer="" if item["answer"] is None else str(item["answer"]),  # None: many right answers
                 verifier=verifier,
                 problem_id=f"{name}/{digest(item['question']):016x}",
                 level=json.dumps(level, sort_keys=True, default=str) if level else "",
