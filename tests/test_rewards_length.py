@@ -191,6 +191,12 @@ def test_laser_is_the_same_on_one_and_two_ranks():
     assert states[0] == states[1] == one.state_dict()
 
 
+def test_laser_gathers_equally_many_floats_on_every_rank():
+    sent = []
+    call(make_laser(), [5, 6, 7], ok=[None, 0, 1], group_index=[0] * 3, gather=lambda x: sent.append(x) or x)
+    assert [len(x) for x in sent] == [9]
+
+
 def test_faces():
     names = ["soft_overlong", "l1_exact", "l1_max", "laser_d"]
     assert [getattr(length, n).__name__ for n in names] == names

@@ -261,6 +261,13 @@ def test_ema_is_the_same_on_one_and_two_ranks():
     assert halves == pytest.approx(together)
 
 
+def test_gather_gets_one_float_per_completion():
+    sent = []
+    rows = [ROW, ([5, 2], [0.4, 0.0]), ([], [])]  # two of them have no answer: still the same length on every rank
+    call(make(answer_baseline="ema"), rows, gather=lambda xs: sent.append(xs) or xs)
+    assert [len(xs) for xs in sent] == [3]
+
+
 def test_ema_without_any_answer():
     reward = make(answer_baseline="ema")
     assert call(reward, [([5, 2], [0.4, 0.0])]) == pytest.approx([0.6], abs=1e-6)

@@ -106,9 +106,8 @@ class LaserD:
         lengths = model_lengths(completion_ids, token_mask)
         buckets, shares = self._buckets(verdicts, torch.as_tensor(group_index))
         if training:
-            known = [i for i, v in enumerate(verdicts) if v is not None]
-            facts = [x for i in known for x in (buckets[i], shares[i], lengths[i] if verdicts[i] else -1)]
-            self._learn([float(x) for x in (gather(facts) if gather else facts)], trainer_state)
+            facts = self._facts(verdicts, lengths, buckets, shares)
+            self._learn(gather(facts) if gather else facts, trainer_state)
         within = [n <= self._state["limits"][b] for n, b in zip(lengths, buckets, strict=True)]
         if log_metric is not None:
             self._log(log_metric, within, verdicts)
@@ -122,6 +121,17 @@ class LaserD:
         rate_B = group_mean(correct_B, group_B, known_B)
         known_in_group = [int((known_B & (group_B == g)).sum()) for g in group_B]
         return [bucket_of(rate) for rate in rate_B.tolist()], [1.0 / max(1, n) for n in known_in_group]
+
+    @staticmethod
+    def _facts(verdicts: list[bool | None], lengths: list[int], buckets: list[int], shares: list[float]) -> list[float]:
+        """Three floats per completion, so that every rank gathers equally many: bucket, share, length.
+
+        An unknown verdict has share 0 and teaches nothing; a wrong completion has length -1.
+        """
+        facts: list[float] = []
+        for verdict, length, bucket, share in zip(verdicts, lengths, buckets, shares, strict=True):
+            facts += [bucket, 0.0 if verdict is None else share, length if verdict else -1]
+        return [float(x) for x in facts]
 
     def _empty_pool(self) -> dict[str, Any]:
         return {"groups": [0.0] * 3, "counts": [[0.0] * len(self.grid) for _ in BUCKETS]}

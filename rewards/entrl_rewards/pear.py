@@ -24,6 +24,7 @@ Groups whose completions are all correct have P as their only spread, and dividi
 gives any P full strength, whatever `weight` is: use `scale_rewards="batch"` or the `StdFloor` controller.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -273,15 +274,16 @@ class Pear:
         if self.answer_baseline == "group":
             return torch.where(has_B, group_mean(phases.h_answer, group_B, has_B), 0.0)
         if self.answer_baseline == "ema":
-            return torch.where(has_B, self._ema(phases.h_answer[has_B].tolist(), gather, training), 0.0)
+            h_answer_B = torch.where(has_B, phases.h_answer, torch.nan)  # same length on every rank, as gather wants
+            return torch.where(has_B, self._ema(h_answer_B.tolist(), gather, training), 0.0)
         return phases.h_answer if self.answer_baseline == "sample" else torch.zeros_like(phases.h_answer)
 
     def _ema(self, h_answers: list[float], gather: Gather | None, training: bool) -> float:
         """The average as it stood before this batch (first batch: its own mean), over the completions of all ranks."""
-        values = gather(h_answers) if gather else h_answers
+        values = [h for h in (gather(h_answers) if gather else h_answers) if not math.isnan(h)]
         if not values:
             return self._state.get("ema", 0.0)
-        mean = sum(sorted(values)) / len(values)  # sorted: the same sum in whatever order the ranks arrive
+        mean = math.fsum(values) / len(values)  # exact sum: the same however the rows are spread over ranks
         before = self._state.get("ema", mean)
         if training:
             self._state["ema"] = self.ema_decay * before + (1 - self.ema_decay) * mean
