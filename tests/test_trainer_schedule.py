@@ -200,5 +200,5 @@ def test_another_trl_is_refused_by_version_and_by_signature():
     class Bare:
         pass
 
-    with pytest.raises(ImportError, match="has no Bare._generate"):
+    with pytest.raises(ImportError, match=r"has no Bare\._generate"):
         check_trl("1.16.0", Bare)

@@ -162,8 +162,9 @@ def test_an_async_reward_may_name_signals(tmp_path):
 
 
 def test_gather_over_one_process_is_the_identity_and_comes_once(tmp_path):
-    def grouped(completions, gather, **_):
+    def grouped(completions, gather, training, **_):
         assert gather([1.0, 2.5]) == [1.0, 2.5]
+        assert training
         return digits(completions)
 
     trainer(tmp_path, grouped, max_steps=1).train()

@@ -22,6 +22,7 @@ from importlib.metadata import version
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 from trl import GRPOTrainer
@@ -97,7 +98,8 @@ class EntropyGRPOTrainer(GRPOTrainer):
         group_index      int, prompt group over all ranks; truncated  bool; prompt_ids  list of ints
     and, not per completion,
         think_tags       `entrl.phases.ThinkTags` of the tokenizer
-        gather           function: this rank's list of floats -> the list over all ranks
+        gather           function: this rank's list of floats -> the list over all ranks, rank by rank
+        training         bool, False in evaluation
 
     With no controller and no entropy-aware reward the parameters after any number of steps equal stock TRL's bit for
     bit. Controllers act in training only; evaluation computes TRL's plain loss.
@@ -306,7 +308,9 @@ class EntropyGRPOTrainer(GRPOTrainer):
     ) -> Tensor:
         rows = [{**row, **signals} for row, signals in zip(inputs, self._signals(inputs), strict=True)]
         plain = self.reward_funcs
-        self.reward_funcs = guarded(plain, think_tags=self.think_tags, gather=self._gather_floats)
+        self.reward_funcs = guarded(
+            plain, think_tags=self.think_tags, gather=self._gather_floats, training=self.model.training
+        )
         try:
             rewards = super()._calculate_rewards(rows, prompts, completions, completion_ids_list)
         finally:
@@ -346,8 +350,9 @@ class EntropyGRPOTrainer(GRPOTrainer):
         elif self.mask_truncated_completions:
             self._rescore_truncated(rollout)
 
-    def _gather_floats(self, values: list[float]) -> list[float]:
-        return self._ranks.gather(torch.tensor(values, dtype=torch.float32, device=self.accelerator.device)).tolist()
+    @staticmethod
+    def _gather_floats(values: list[float]) -> list[float]:
+        return gather_object(list(values))  # lists may differ in length from rank to rank
 
     def _run_rollout_hooks(self, output: dict[str, Any]) -> None:
         """Let controllers replace the advantages, which they see for all ranks at once."""
