@@ -57,7 +57,9 @@ def test_tiny_recipes_share_one_schedule():
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: f"{p.parent.name}/{p.stem}")
 def test_resolved_recipe_reads_back_as_itself(path: Path):
     recipe = load_recipe(path)
-    assert make_recipe(parse_yaml(recipe.to_yaml()), name=recipe.name, base=recipe.base) == recipe
+    again = make_recipe(parse_yaml(recipe.to_yaml()), name=recipe.name, base=recipe.base)
+    assert again == recipe
+    assert again.config_hash() == recipe.config_hash()
 
 
 @pytest.mark.parametrize(

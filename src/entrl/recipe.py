@@ -447,8 +447,8 @@ def _checked_trainer(group: Any, *, run_dir: str) -> dict[str, Any]:
             raise ValueError(f"trainer.{key} is set elsewhere: {OWNED_TRAINER_KEYS[key]}")
     removed = {k: v for k, v in REMOVED_TRAINER_KEYS.items() if k not in known}
     _check_keys(group, list(known), where="trainer", removed=removed)
-    values = {key: _typed(value, known[key], f"trainer.{key}") for key, value in group.items()}
-    return {"output_dir": run_dir, "logging_steps": 1, "report_to": "none", "disable_tqdm": True, **values}
+    values = {"output_dir": run_dir, "logging_steps": 1, "report_to": "none", "disable_tqdm": True, **group}
+    return {key: _typed(value, known[key], f"trainer.{key}") for key, value in values.items()}
 
 
 # --- overrides --------------------------------------------------------------------------------------------------

@@ -338,6 +338,7 @@ class ProgressLine(TrainerCallback):
         self.console = console
         self.bar: Progress | None = None
         self.task: Any = None
+        self.latest: dict[str, Any] = {}
         self.started = 0.0
         self.first = 0
 
@@ -358,9 +359,10 @@ class ProgressLine(TrainerCallback):
         self.bar = bar
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
-        if not state.is_world_process_zero or not logs or "reward" not in logs:
+        if not state.is_world_process_zero or not logs or "train_runtime" in logs:
             return
-        facts = self.facts(logs)
+        self.latest |= logs  # the reward comes once per rollout, not with every optimiser step
+        facts = self.facts(self.latest)
         if self.bar is not None:
             self.bar.update(self.task, completed=state.global_step, facts=facts)
         elif state.global_step % max(1, state.max_steps // PLAIN_LINES) == 0:
