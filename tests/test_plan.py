@@ -6,7 +6,7 @@ import pytest
 from tiny_model import saved_model
 
 from entrl.load import Loaded
-from entrl.plan import Plan, build_args, column_problems, count_parameters, plan, prepare
+from entrl.plan import Plan, build_args, column_problems, count_parameters, launcher_problems, plan, prepare
 from entrl.recipe import Recipe, apply_override, load_recipe, make_recipe, parse_yaml
 
 ROOT = Path(__file__).parents[1] / "recipes"
@@ -114,6 +114,11 @@ def test_two_rewards_of_one_name(model: str):
 def test_world_size_other_than_asked(model: str):
     found = plan(recipe(model, "launch.world_size=2"), world_size=1)
     assert any("launch.world_size asks for 2 processes, there are 1" in p for p in found.problems)
+
+
+def test_processes_that_do_not_know_of_each_other():
+    assert launcher_problems(1, None) == launcher_problems(2, "2") == []
+    assert "started 2 processes, but this one sees a world of 1" in launcher_problems(1, "2")[0]
 
 
 def test_group_scaling_with_an_entropy_reward_is_warned_about(model: str):

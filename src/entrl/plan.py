@@ -8,6 +8,7 @@ tokens per step, memory. Planning for another world size, or for a GPU this mach
 
 import importlib.util
 import inspect
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -123,6 +124,8 @@ def prepare(recipe: Recipe, *, world_size: int | None = None) -> Prepared:
     if out.args is not None:
         size = world_size or out.args.world_size
         out.problems += schedule_problems(out, size) + launch_problems(recipe, size)
+        if world_size is None:
+            out.problems += launcher_problems(out.args.world_size, os.environ.get("WORLD_SIZE"))
     return out
 
 
@@ -151,6 +154,16 @@ def launch_problems(recipe: Recipe, world_size: int) -> list[str]:
     return [
         f"launch.world_size asks for {asked} processes, there are {world_size}; start it with "
         f"`accelerate launch --num_processes {asked} ... -m entrl train`, or pass world_size={world_size}"
+    ]
+
+
+def launcher_problems(real: int, launched: str | None) -> list[str]:
+    """A launcher that started several processes which do not know of each other: each would train alone."""
+    if launched is None or int(launched) == real:
+        return []
+    return [
+        f"the launcher started {launched} processes, but this one sees a world of {real}; on the CPU set "
+        "trainer.use_cpu: true and take launch/cpu_2.yaml (distributed_type: MULTI_GPU, use_cpu: false)"
     ]
 
 
