@@ -4,7 +4,7 @@
 #   bash launch/quickstart.sh [key=value ...]       for example trainer.max_steps=40 trainer.seed=1
 #
 # Under 6 minutes on 2 cores once installed; no GPU, no model hub. A second call replaces runs/quickstart;
-# with trainer.output_dir=FOLDER the run goes there and nothing is replaced unless overwrite=true says so.
+# with trainer.output_dir=FOLDER (from the repository) it goes there and nothing is replaced unless overwrite=true says so.
 set -euo pipefail
 
 caller="$PWD"
@@ -36,4 +36,4 @@ echo
 echo "Report:  ${report#"$caller"/}   (open it in a browser)"
 echo "Model:   ${report%/report.html}/model"
 echo "Again:   source ${entrl_venv#"$caller"/}/bin/activate && entrl train recipes/tiny-reasoner/grpo.yaml"
-echo "Compare: entrl report runs/quickstart runs/grpo"
+echo "Compare: entrl report $run runs/grpo"
