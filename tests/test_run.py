@@ -1,6 +1,8 @@
 """entrl.run: the run folder, resume, and two-step runs of every kind of recipe with a random model."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -254,3 +256,25 @@ def test_git_state_outside_a_repository(tmp_path: Path):
 
 def test_flat_names():
     assert flat({"a": {"b": [1, {"c": 2}]}, "d": {}}) == {"a.b.0": 1, "a.b.1.c": 2, "d": {}}
+
+
+@pytest.mark.multiprocess
+def test_two_ranks_write_one_folder_and_fail_alike(model: str, tmp_path: Path):
+    root, out = RECIPES.parent, tmp_path / "run"
+    words = [*TINY, f"model.path={model}", f"trainer.output_dir={out}", "world_size=2", "backend=gloo"]
+    launch = [
+        "accelerate.commands.launch",
+        "--config_file",
+        str(root / "launch" / "cpu_2.yaml"),
+        "--main_process_port",
+        "0",
+    ]
+    command = [sys.executable, "-m", *launch, "-m", "entrl", "train", str(RECIPES / "tiny-reasoner" / "kl-cov.yaml")]
+    done = subprocess.run([*command, *words], capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert (manifest["world_size"], manifest["backend"], manifest["status"]) == (2, "gloo", "finished")
+    assert [r["step"] for r in lines(out / "metrics.jsonl")] == [1, 2, 3, 4]
+    again = subprocess.run([*command, *words], capture_output=True, text=True, timeout=300, check=False)
+    assert again.returncode != 0
+    assert again.stderr.count("holds a run already (finished)") == 1  # both ranks stop, one of them says why
