@@ -7,7 +7,7 @@
 #
 # A named suite that ran no test, or skipped all of them, fails. The `gpu` suite is never run here and is listed as
 # not covered; on a machine with a CUDA device: python -m pytest -m gpu
-# Settings: ENTRL_JOBS (pytest workers, default 2), ENTRL_CHROMIUM (browser binary), those of launch/environment.sh.
+# Settings: ENTRL_JOBS (pytest workers, default 2) and those of launch/environment.sh.
 set -uo pipefail
 
 all_suites="lint types fast slow multiprocess browser deepspeed"
@@ -57,7 +57,7 @@ run_pytest() {
 
 provide_chromium() {
     local binary
-    for binary in ${ENTRL_CHROMIUM:-chromium chromium-browser google-chrome}; do
+    for binary in chromium chromium-browser google-chrome; do
         command -v "$binary" >/dev/null && return 0
     done
     if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
@@ -67,7 +67,7 @@ provide_chromium() {
             return 0
     fi
     echo "== browser: no chromium found and none could be installed;" \
-        "install it as root (apt-get install chromium) or name a binary in ENTRL_CHROMIUM" >&2
+        "install it as root: apt-get install chromium" >&2
     return 1
 }
 
