@@ -97,14 +97,22 @@ def test_config_refuses(name: str) -> None:
 
 
 def test_lessons_share_no_problem_with_the_test_side() -> None:
-    taught = set(lessons(NurseryConfig(steps=20))["prompt"])
-    assert len(taught) == 20 * 64
+    taught = set(lessons(NurseryConfig(practice_steps=20, steps=20, batch_size=16))["prompt"])
+    assert len(taught) == 40 * 16
     assert not taught & set(load_task("sums", split="test", size=500, seed=0)["prompt"])
+
+
+def test_practice_comes_first_and_only_thinks() -> None:
+    texts = lessons(NurseryConfig(practice_steps=3, steps=20, batch_size=16))["completion"]
+    assert not any("<think></think>" in text or "?" in text for text in texts[: 3 * 16])
+    assert any("<think></think>" in text for text in texts[3 * 16 :])
 
 
 def test_same_seed_same_weights_other_seed_other_weights() -> None:
     torch_threads = torch.get_num_threads()
-    weights = [train(NurseryConfig(steps=2, batch_size=4, seed=seed))[0].state_dict() for seed in (5, 5, 6)]
+    weights = [
+        train(NurseryConfig(practice_steps=1, steps=2, batch_size=4, seed=seed))[0].state_dict() for seed in (5, 5, 6)
+    ]
     torch.set_num_threads(torch_threads)
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
     assert not torch.equal(weights[0]["model.norm.weight"], weights[2]["model.norm.weight"])
@@ -113,7 +121,9 @@ def test_same_seed_same_weights_other_seed_other_weights() -> None:
 def test_command_writes_a_base_and_says_what_is_wrong_with_it(tmp_path: Path, capsys) -> None:
     out = tmp_path / "base"
     threads = torch.get_num_threads()
-    assert main(["--out", str(out), "--steps", "2", "--batch-size", "4", "--problems", "5"]) == 1
+    assert (
+        main(["--out", str(out), "--practice-steps", "0", "--steps", "2", "--batch-size", "4", "--problems", "5"]) == 1
+    )
     torch.set_num_threads(threads)
     assert "not a good start for RL: sampled_accuracy is 0.000" in capsys.readouterr().out
     manifest = json.loads((out / "manifest.json").read_text())

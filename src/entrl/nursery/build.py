@@ -30,6 +30,7 @@ from entrl.tasks import load_task
 
 LESSON_SEED = 1_000_000  # added to the seed of the task, so that recipes (small seeds) draw other problems
 TEST_SEED = 2_000_000
+PRACTICE = Mixture(think=1.0, slip=0.0, check=0.0)
 LIBRARIES = ("torch", "transformers", "trl", "tokenizers", "reasoning-gym")
 
 
@@ -38,9 +39,10 @@ class NurseryConfig:
     """How the base is built. Widths and steps are ours, chosen so that one core needs about ten minutes."""
 
     seed: int = 0
-    steps: int = 1400  # optimiser steps, each on `batch_size` new lessons
-    batch_size: int = 64
-    learning_rate: float = 2e-3  # peak; cosine to 0 after `warmup_steps`
+    practice_steps: int = 2600  # first: every lesson thinks and none slips, the quick way to learn the arithmetic
+    steps: int = 600  # then: optimiser steps on the mixture
+    batch_size: int = 32  # half of 64 learns the arithmetic in half of the lessons
+    learning_rate: float = 2.5e-3  # peak; cosine to 0 after `warmup_steps`
     warmup_steps: int = 50
     layers: int = 4
     width: int = 128
@@ -58,6 +60,8 @@ class NurseryConfig:
         for name in ("steps", "batch_size", "threads", "calibration_problems", "calibration_samples"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
+        if self.practice_steps < 0:
+            raise ValueError(f"practice_steps must be >= 0, got {self.practice_steps}")
         if self.learning_rate <= 0:
             raise ValueError(f"learning_rate must be > 0, got {self.learning_rate}")
 
@@ -85,11 +89,13 @@ def newborn(tokenizer: PreTrainedTokenizerFast, config: NurseryConfig) -> Qwen3F
 
 
 def lessons(config: NurseryConfig) -> Dataset:
-    """One new problem per lesson, `steps * batch_size` of them."""
-    size = config.steps * config.batch_size
+    """One new problem per lesson, in the order they are taught: practice, then the mixture."""
+    practice = config.practice_steps * config.batch_size
+    size = practice + config.steps * config.batch_size
     prompts = load_task("sums", split="train", size=size, seed=LESSON_SEED + config.seed)["prompt"]
     rng = random.Random(config.seed)
-    rows = [{"prompt": p, "completion": lesson(p, rng, mixture=config.mixture)} for p in prompts]
+    mixtures = (PRACTICE if i < practice else config.mixture for i in range(size))
+    rows = [{"prompt": p, "completion": lesson(p, rng, mixture=m)} for p, m in zip(prompts, mixtures, strict=True)]
     return Dataset.from_list(rows)
 
 
@@ -103,7 +109,8 @@ def train(config: NurseryConfig) -> tuple[Qwen3ForCausalLM, PreTrainedTokenizerF
         args = SFTConfig(
             output_dir=scratch,
             seed=config.seed,
-            max_steps=config.steps,
+            max_steps=config.practice_steps + config.steps,
+            train_sampling_strategy="sequential",  # practice comes first
             per_device_train_batch_size=config.batch_size,
             learning_rate=config.learning_rate,
             lr_scheduler_type="cosine",
@@ -187,7 +194,10 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="entrl nursery", description="Build the tiny reasoner's base model.")
     parser.add_argument("--out", type=Path, required=True, help="folder to write; must not hold a model yet")
     parser.add_argument("--seed", type=int, default=defaults.seed)
-    parser.add_argument("--steps", type=int, default=defaults.steps, help="optimiser steps of SFT")
+    parser.add_argument(
+        "--practice-steps", type=int, default=defaults.practice_steps, help="optimiser steps of arithmetic"
+    )
+    parser.add_argument("--steps", type=int, default=defaults.steps, help="optimiser steps on the mixture, after them")
     parser.add_argument("--batch-size", type=int, default=defaults.batch_size, help="lessons per step")
     parser.add_argument("--learning-rate", type=float, default=defaults.learning_rate, help="peak, then cosine")
     parser.add_argument("--threads", type=int, default=defaults.threads, help="torch threads; changes the weights")
@@ -209,6 +219,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         config = NurseryConfig(
             seed=options.seed,
+            practice_steps=options.practice_steps,
             steps=options.steps,
             batch_size=options.batch_size,
             learning_rate=options.learning_rate,
