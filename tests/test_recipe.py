@@ -15,7 +15,7 @@ from entrl.recipe import (
 )
 
 ROOT = Path(__file__).parents[1] / "recipes"
-RECIPES = sorted(p for p in ROOT.glob("*/*.yaml"))
+RECIPES = sorted(p for p in ROOT.glob("*/*.yaml") if p.stem != "study")  # a study names recipes, it is none
 SMALL = """
 model: {path: tiny-reasoner}
 data: {task: sums, train_size: 10}

@@ -14,7 +14,8 @@ from tiny_model import saved_model
 
 from entrl.merge import merge_adapter
 from entrl.recipe import Recipe, load_recipe
-from entrl.run import RunFolder, append_lines, finite, flat, git_state, keep_lines, read_recipe, train, write_json
+from entrl.run import train
+from entrl.run_folder import RunFolder, append_lines, finite, flat, git_state, keep_lines, read_recipe, write_json
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 TINY = (

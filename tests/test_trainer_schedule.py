@@ -1,13 +1,14 @@
 """Batch arithmetic, refusals at start, and the number of forward passes a schedule costs."""
 
 import pytest
-from tiny_model import digits, trainer
+from tiny_model import digits, prompts, tiny_model, trainer
 from trl import GRPOTrainer
 
 from entrl.controllers.clip_cov import ClipCov
 from entrl.controllers.kl_cov import KLCov
 from entrl.controllers.std_floor import StdFloor
-from entrl.trainers import check_schedule, describe_schedule
+from entrl.nursery.tokenizer import character_tokenizer
+from entrl.trainers import EntropyGRPOTrainer, check_schedule, describe_schedule
 from entrl.trainers.grpo import check_trl
 
 
@@ -170,6 +171,13 @@ def test_a_world_size_or_backend_other_than_asked_is_refused(tmp_path):
         trainer(tmp_path, expected_world_size=2)
     with pytest.raises(ValueError, match="backend 'gloo' was asked for"):
         trainer(tmp_path, expected_backend="gloo")
+
+
+def test_processes_that_do_not_know_of_each_other_are_refused(tmp_path, monkeypatch):
+    args = trainer(tmp_path).args  # their process group is settled before the launcher's variable is seen
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="the launcher started 2 processes, but this one trains alone"):
+        EntropyGRPOTrainer(tiny_model(), digits, args, train_dataset=prompts(), processing_class=character_tokenizer())
 
 
 def test_fsdp_on_the_cpu_is_refused(tmp_path, monkeypatch):

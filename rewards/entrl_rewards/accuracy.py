@@ -44,6 +44,7 @@ class Accuracy:
     """One float per completion as TRL calls it; `score` for everybody else."""
 
     __name__: ClassVar[str] = "accuracy"  # the name TRL logs
+    columns: ClassVar[tuple[str, ...]] = ("answer",)  # of the data set; a run without it stops before training
 
     kind: Literal["auto", "math", "reasoning_gym", "exact", "choice"] = "auto"  # auto: the row decides, else math
     timeout_s: float = 5.0  # seconds of wall clock per item, our choice

@@ -151,6 +151,11 @@ class Pear:
         return (*source, "token_mask", "think_tags", "truncated", *grouped, *shared)
 
     @property
+    def columns(self) -> tuple[str, ...]:
+        """Data set columns training cannot do without; a run that lacks one stops before it starts."""
+        return ("answer",) if self.correctness == ACCURACY else ()
+
+    @property
     def needs_whole_groups(self) -> bool:
         gated = self.gate_solve_rate is not None
         return gated or self.answer_baseline == "group" or self.shuffle_entropies_in_group

@@ -107,6 +107,11 @@ def make_parser() -> argparse.ArgumentParser:
     sub.add_argument("--base", help="base model, where the one the adapter names has moved")
     sub.add_argument("--dtype", default="float32", help="of the merged weights (default float32)")
 
+    sub = command("replicate", run_replicate, "Run a study: arms x paired seeds on one schedule, intervals, one JSON.")
+    sub.add_argument("study", type=Path, metavar="STUDY.yaml")
+    sub.add_argument("--jobs", type=int, default=1, help="runs at a time, each a process (default 1)")
+    sub.add_argument("--out", type=Path, help="default: results.json in the study's folder of runs")
+
     command("nursery", run_nursery, "Build the tiny reasoner from nothing (see its own --help).")
     return parser
 
@@ -157,7 +162,8 @@ def run_plan(options: argparse.Namespace) -> int:
 def run_eval(options: argparse.Namespace) -> int:
     from entrl.evaluate import evaluate, load_policy
     from entrl.recipe import EvalSpec, load_rows, parse_yaml
-    from entrl.run import be_quiet, write_json
+    from entrl.run_folder import write_json
+    from entrl.run_log import be_quiet
 
     ks = parse_ks(options.k)
     spec = EvalSpec(
@@ -230,6 +236,13 @@ def run_merge(options: argparse.Namespace) -> int:
     from entrl.merge import merge_adapter
 
     print(merge_adapter(options.adapter, options.out, base=options.base, dtype=options.dtype))
+    return 0
+
+
+def run_replicate(options: argparse.Namespace) -> int:
+    from entrl.replicate import replicate
+
+    replicate(options.study, out=options.out, jobs=options.jobs)
     return 0
 
 

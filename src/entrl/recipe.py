@@ -152,6 +152,7 @@ class EvalSpec:
     max_new_tokens: int | None = None  # None: trainer.max_completion_length
     batch_size: int = 64
     seed: int = 1
+    before: bool = True  # also evaluate the model training starts from
     args: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

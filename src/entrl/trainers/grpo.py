@@ -168,6 +168,12 @@ class EntropyGRPOTrainer(GRPOTrainer):
                 f"world size {wanted} was asked for and {real} process(es) started; check num_processes and "
                 "distributed_type of the accelerate config (launch/cpu_2.yaml starts two gloo ranks)"
             )
+        launched = int(os.environ.get("WORLD_SIZE", "1"))
+        if launched != real:
+            raise ValueError(
+                f"the launcher started {launched} processes, but this one trains alone; on CPUs set use_cpu=True in the "
+                "training arguments so that they join over gloo"
+            )
         backend = torch.distributed.get_backend() if torch.distributed.is_initialized() else None
         wanted = getattr(self.args, "expected_backend", None)
         if wanted is not None and wanted != backend:
