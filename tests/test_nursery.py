@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from entrl.nursery import NurseryConfig, calibrate, main
 from entrl.nursery.build import lessons, sha256, train
-from entrl.nursery.calibrate import Calibration
+from entrl.nursery.calibration import Calibration
 from entrl.nursery.tokenizer import THINK_CLOSE, THINK_OPEN, character_tokenizer
 from entrl.nursery.traces import Mixture, lesson, terms_of
 from entrl.tasks import load_task
@@ -55,7 +55,7 @@ def test_terms() -> None:
 def test_lessons_by_hand() -> None:
     rng = random.Random(0)
     at_once, plain = Mixture(think=0), Mixture(think=1, slip=0, check=0)
-    assert lesson("12+7-30=", rng, mixture=at_once) == "<think></think>-11"
+    assert lesson("12+7-30=", rng, mixture=at_once) == "<think></think>30"
     assert lesson("12+7-30=", rng, mixture=plain) == "<think>12+7=19,19-30=-11</think>-11"
     checked = Mixture(think=1, slip=1, check=1)  # every step slips, and every check repairs it
     text = lesson("12+7-30=", rng, mixture=checked)
@@ -97,15 +97,18 @@ def test_config_refuses(name: str) -> None:
 
 
 def test_lessons_share_no_problem_with_the_test_side() -> None:
-    taught = set(lessons(NurseryConfig(practice_steps=20, steps=20, batch_size=16))["prompt"])
-    assert len(taught) == 40 * 16
+    practice, mixture = lessons(NurseryConfig(practice_steps=20, steps=30, batch_size=16))
+    taught = {*practice["prompt"], *mixture["prompt"]}
+    assert len(taught) == 50 * 16
     assert not taught & set(load_task("sums", split="test", size=500, seed=0)["prompt"])
 
 
-def test_practice_comes_first_and_only_thinks() -> None:
-    texts = lessons(NurseryConfig(practice_steps=3, steps=20, batch_size=16))["completion"]
-    assert not any("<think></think>" in text or "?" in text for text in texts[: 3 * 16])
-    assert any("<think></think>" in text for text in texts[3 * 16 :])
+def test_practice_only_thinks() -> None:
+    practice, mixture = lessons(NurseryConfig(practice_steps=5, steps=20, batch_size=16))
+    assert not any("<think></think>" in text for text in practice["completion"])
+    for prompt, text in zip(practice["prompt"], practice["completion"], strict=True):
+        assert text.endswith(f"</think>{sum(terms_of(prompt))}"), "practice slipped"
+    assert sum("<think></think>" in text for text in mixture["completion"]) == pytest.approx(0.65 * 320, abs=35)
 
 
 def test_same_seed_same_weights_other_seed_other_weights() -> None:
@@ -153,7 +156,8 @@ def test_complaints() -> None:
     }
     assert Calibration(**good).complaints() == []
     assert Calibration(**{**good, "think_share": 0.6}).complaints() == ["think_share is 0.600, outside [0.25, 0.45]"]
-    assert Calibration(**{**good, "accuracy_thinking": float("nan")}).complaints() != []  # nothing ever thinks
+    assert Calibration(**{**good, "sampled_accuracy": 0.02}).complaints() != []  # too few rewards to learn from
+    assert Calibration(**{**good, "greedy_accuracy": 0.61}).complaints() != []  # too little to learn
 
 
 def test_asset_is_small_and_is_what_its_manifest_says() -> None:

@@ -23,14 +23,14 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM,
 from trl import SFTConfig, SFTTrainer
 
 import entrl
-from entrl.nursery.calibrate import Calibration, calibrate
+from entrl.nursery.calibration import Calibration, calibrate
 from entrl.nursery.tokenizer import END, PAD, character_tokenizer
 from entrl.nursery.traces import Mixture, lesson
 from entrl.tasks import load_task
 
 LESSON_SEED = 1_000_000  # added to the seed of the task, so that recipes (small seeds) draw other problems
 TEST_SEED = 2_000_000
-PRACTICE = Mixture(think=1.0, slip=0.0, check=0.0)
+PRACTICE = Mixture(think=1.0, slip=0.0, check=0.15)
 LIBRARIES = ("torch", "transformers", "trl", "tokenizers", "reasoning-gym")
 
 
@@ -39,10 +39,11 @@ class NurseryConfig:
     """How the base is built. Widths and steps are ours, chosen so that one core needs about ten minutes."""
 
     seed: int = 0
-    practice_steps: int = 2600  # first: every lesson thinks and none slips, the quick way to learn the arithmetic
-    steps: int = 600  # then: optimiser steps on the mixture
+    practice_steps: int = 2000  # first: every lesson thinks and none slips, the quick way to learn the arithmetic
+    steps: int = 400  # then: optimiser steps on the mixture
     batch_size: int = 32  # half of 64 learns the arithmetic in half of the lessons
-    learning_rate: float = 2.5e-3  # peak; cosine to 0 after `warmup_steps`
+    practice_learning_rate: float = 2.5e-3  # peak; cosine to 0 after `warmup_steps`
+    learning_rate: float = 2.5e-3  # the same, for the mixture
     warmup_steps: int = 50
     layers: int = 4
     width: int = 128
@@ -62,8 +63,9 @@ class NurseryConfig:
                 raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
         if self.practice_steps < 0:
             raise ValueError(f"practice_steps must be >= 0, got {self.practice_steps}")
-        if self.learning_rate <= 0:
-            raise ValueError(f"learning_rate must be > 0, got {self.learning_rate}")
+        for name in ("practice_learning_rate", "learning_rate"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be > 0, got {getattr(self, name)}")
 
 
 def newborn(tokenizer: PreTrainedTokenizerFast, config: NurseryConfig) -> Qwen3ForCausalLM:
@@ -88,31 +90,48 @@ def newborn(tokenizer: PreTrainedTokenizerFast, config: NurseryConfig) -> Qwen3F
     )
 
 
-def lessons(config: NurseryConfig) -> Dataset:
-    """One new problem per lesson, in the order they are taught: practice, then the mixture."""
+def lessons(config: NurseryConfig) -> tuple[Dataset, Dataset]:
+    """Practice and mixture: one new problem per lesson, in the order they are taught."""
     practice = config.practice_steps * config.batch_size
     size = practice + config.steps * config.batch_size
     prompts = load_task("sums", split="train", size=size, seed=LESSON_SEED + config.seed)["prompt"]
     rng = random.Random(config.seed)
     mixtures = (PRACTICE if i < practice else config.mixture for i in range(size))
     rows = [{"prompt": p, "completion": lesson(p, rng, mixture=m)} for p, m in zip(prompts, mixtures, strict=True)]
-    return Dataset.from_list(rows)
+    return Dataset.from_list(rows[:practice]), Dataset.from_list(rows[practice:])
 
 
 def train(config: NurseryConfig) -> tuple[Qwen3ForCausalLM, PreTrainedTokenizerFast]:
-    """SFT on the completions only; TRL appends the end token."""
+    """Practice, then the mixture, each with an optimiser and a schedule of its own."""
     torch.set_num_threads(config.threads)
     set_seed(config.seed)
     tokenizer = character_tokenizer(max_length=config.max_positions)
     model = newborn(tokenizer, config)
+    practice, mixture = lessons(config)
+    if config.practice_steps:
+        teach(model, tokenizer, practice, config, steps=config.practice_steps, rate=config.practice_learning_rate)
+    teach(model, tokenizer, mixture, config, steps=config.steps, rate=config.learning_rate)
+    return model.eval(), tokenizer
+
+
+def teach(
+    model: Qwen3ForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    rows: Dataset,
+    config: NurseryConfig,
+    *,
+    steps: int,
+    rate: float,
+) -> None:
+    """SFT on the completions only, in order; TRL appends the end token."""
     with tempfile.TemporaryDirectory() as scratch:  # the trainer wants a folder, nothing is kept in it
         args = SFTConfig(
             output_dir=scratch,
             seed=config.seed,
-            max_steps=config.practice_steps + config.steps,
-            train_sampling_strategy="sequential",  # practice comes first
+            max_steps=steps,
+            train_sampling_strategy="sequential",
             per_device_train_batch_size=config.batch_size,
-            learning_rate=config.learning_rate,
+            learning_rate=rate,
             lr_scheduler_type="cosine",
             warmup_steps=config.warmup_steps,
             completion_only_loss=True,
@@ -122,13 +141,10 @@ def train(config: NurseryConfig) -> tuple[Qwen3ForCausalLM, PreTrainedTokenizerF
             use_cpu=True,
             save_strategy="no",
             report_to="none",
-            logging_steps=50,
+            logging_steps=100,
             disable_tqdm=True,
-            dataloader_num_workers=0,
         )
-        trainer = SFTTrainer(model=model, args=args, train_dataset=lessons(config), processing_class=tokenizer)
-        trainer.train()
-    return model.eval(), tokenizer
+        SFTTrainer(model=model, args=args, train_dataset=rows, processing_class=tokenizer).train()
 
 
 def build(out: Path, config: NurseryConfig) -> dict[str, Any]:
@@ -199,7 +215,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--steps", type=int, default=defaults.steps, help="optimiser steps on the mixture, after them")
     parser.add_argument("--batch-size", type=int, default=defaults.batch_size, help="lessons per step")
-    parser.add_argument("--learning-rate", type=float, default=defaults.learning_rate, help="peak, then cosine")
+    parser.add_argument("--learning-rate", type=float, default=defaults.learning_rate, help="peak, of the mixture")
     parser.add_argument("--threads", type=int, default=defaults.threads, help="torch threads; changes the weights")
     parser.add_argument("--think", type=float, default=Mixture().think, help="share of lessons that think")
     parser.add_argument("--slip", type=float, default=Mixture().slip, help="share of steps that go wrong")

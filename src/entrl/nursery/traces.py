@@ -1,12 +1,14 @@
 """Lessons for the tiny reasoner: a mixture of answering at once and thinking step by step.
 
-    at once    12+7-3=  ->  <think></think>16
+    at once    12+7-3=  ->  <think></think>3
     thinking   12+7-3=  ->  <think>12+7=19,19-3=16</think>16
 
-The lesson that answers at once is right, but a sum of three or four terms is more than the small model can do in its
-head, so it learns the habit and not the arithmetic. A thinking lesson keeps a running sum; now and then a step slips
-(and what follows is built on the slip), and now and then a step is checked, `?12+7=19`, which repairs a slip. A
-policy that starts from this mixture can gain much by thinking more, a little by checking, and nothing by writing on.
+The lesson that answers at once guesses: it names the last term, which is hardly ever right. (With right answers
+there, the base was worse: three or four terms are more than the small model can do in its head, so those digits are
+noise to it, and learning on them unlearnt the arithmetic of the thinking lessons: right 5 to 19 % of the time when
+thinking instead of 41 %.) A thinking lesson keeps a running sum; now and then a step slips (and what follows is built
+on the slip), and now and then a step is checked, `?12+7=19`, which repairs a slip. A policy that starts from this
+mixture can gain much by thinking more, some by slipping less, a little by checking, and nothing by writing on.
 """
 
 import random
@@ -44,7 +46,7 @@ def lesson(prompt: str, rng: random.Random, *, mixture: Mixture) -> str:
     """The completion that teaches this prompt."""
     terms = terms_of(prompt)
     if rng.random() >= mixture.think:
-        return f"{THINK_OPEN}{THINK_CLOSE}{sum(terms)}"
+        return f"{THINK_OPEN}{THINK_CLOSE}{abs(terms[-1])}"
     steps, total = running_sum(terms, rng, mixture=mixture)
     return f"{THINK_OPEN}{','.join(steps)}{THINK_CLOSE}{total}"
 

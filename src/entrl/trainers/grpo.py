@@ -171,8 +171,8 @@ class EntropyGRPOTrainer(GRPOTrainer):
         launched = int(os.environ.get("WORLD_SIZE", "1"))
         if launched != real:
             raise ValueError(
-                f"the launcher started {launched} processes, but this one trains alone; on CPUs set use_cpu=True in the "
-                "training arguments so that they join over gloo"
+                f"the launcher started {launched} processes, but this one trains alone; on CPUs set use_cpu=True in "
+                "the training arguments so that they join over gloo"
             )
         backend = torch.distributed.get_backend() if torch.distributed.is_initialized() else None
         wanted = getattr(self.args, "expected_backend", None)

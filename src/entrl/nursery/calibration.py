@@ -38,7 +38,6 @@ class Calibration:
             "greedy_accuracy": (0.0, 0.60),
             "sampled_accuracy": (0.10, 0.40),
             "think_share": (0.25, 0.45),
-            "accuracy_thinking": (0.60, 1.0),
             "truncated": (0.0, 0.03),
         }
         found = {name: getattr(self, name) for name in bounds}
