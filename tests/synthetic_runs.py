@@ -74,7 +74,7 @@ def metrics_row(step, steps, rng, controller, gain):
         "reward": accuracy - 0.1,
         "rewards/accuracy/mean": accuracy,
         "rewards/pear/mean": accuracy - 0.2 * entropy,
-        "frac_reward_zero_std": 0.1 + 0.2 * done,
+        "groups/without_spread": 0.1 + 0.2 * done,
         "completions/mean_length": length,
         "completions/clipped_ratio": 0.03 * (1 - done),
         "pear/missing_close": 0.02,

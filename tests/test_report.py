@@ -255,7 +255,7 @@ def test_no_evaluation_at_all(tmp_path):
         ({"accuracy/verify_timeout": 2.0}, "verifier: accuracy/verify_timeout above 0 in 40 of 40 logged steps"),
         ({"kl_cov/selected": 0}, "kl_cov selected 0 tokens in 40 of 40 logged steps"),
         ({"kl_cov/selected": None}, "the recipe asks for kl_cov, but kl_cov/selected was never logged"),
-        ({"frac_reward_zero_std": 0.9}, "90% of groups have equal rewards"),
+        ({"groups/without_spread": 0.9}, "90% of groups have equal rewards"),
     ],
 )
 def test_warnings(tmp_path, change, expected):

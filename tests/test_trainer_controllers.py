@@ -20,7 +20,7 @@ SETTINGS = {
     "lora": {"peft_config": LoraConfig(r=4, target_modules="all-linear")},
     "accumulation": {"gradient_accumulation_steps": 2, "steps_per_generation": 4},
     "iterations": {"num_iterations": 2, "steps_per_generation": 1},
-    "masked_truncation": {"mask_truncated_completions": True, "max_completion_length": 48},
+    "masked_truncation": {"mask_truncated_completions": True, "max_completion_length": 160},
     "chat": {"train_dataset": prompts(conversational=True)},
     "tools": {"rollout_func": env_rollout},
     "reference": {"beta": 0.1},
@@ -133,7 +133,8 @@ def test_a_controller_that_wants_nothing_changes_nothing(tmp_path):
 
 
 def test_pear_with_kl_cov(tmp_path):
-    reward = Pear(correctness=lambda completions, **_: [1.0, 0.0] * (len(completions) // 2))
+    # floor=None: a random model thinks with more than a nat, where the default floor makes every right answer 0
+    reward = Pear(floor=None, correctness=lambda completions, **_: [1.0, 0.0] * (len(completions) // 2))
     run = trainer(tmp_path, reward, controllers=[KLCov(fraction=0.05)], steps_per_generation=2, scale_rewards="batch")
     before = parameters(run)
     run.train()
@@ -141,3 +142,54 @@ def test_pear_with_kl_cov(tmp_path):
     first = run.state.log_history[0]
     assert first["pear/h_think"] > 0
     assert first["pear/missing_close"] == pytest.approx(1.0)
+
+
+def test_groups_without_spread_are_counted_per_group_whatever_scales_the_rewards(tmp_path):
+    def half(completions, group_index, **_):
+        return [float(g) if g == 0 else float(i) for i, g in enumerate(group_index)]
+
+    run = trainer(tmp_path, half, max_steps=1, gradient_accumulation_steps=2, scale_rewards="batch")
+    run.train()
+    assert run.state.log_history[0]["groups/without_spread"] == 0.5  # the first of two groups got 0.0 throughout
+
+
+class Watching(Controller):
+    """Does nothing, and so lets a second controller's effect be seen."""
+
+    name = "watching"
+
+
+def test_two_controllers_of_one_name_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="two controllers are called kl_cov"):
+        trainer(tmp_path, controllers=[KLCov(), KLCov(fraction=0.01)], steps_per_generation=2)
+
+
+def test_scopes_may_be_mixed(tmp_path):
+    clip = ClipCov(scope="micro_batch", fraction=0.05, lower=0.01, clip_low=0.5, clip_high=0.5)
+    kl = KLCov(fraction=0.05, clip_low=0.5, clip_high=0.5)
+    run = trainer(tmp_path, controllers=[clip, kl, Watching()], steps_per_generation=2)
+    run.train()
+    last = run.state.log_history[1]
+    assert {"clip_cov/selected", "kl_cov/selected", "kl_cov/cov_mean"} <= last.keys()
+
+
+def test_dropout_is_refused_where_scores_matter(tmp_path):
+    adapter = LoraConfig(r=4, target_modules="all-linear", lora_dropout=0.1)
+    with pytest.raises(ValueError, match=r"dropout is active in .*lora_dropout: 0"):
+        trainer(tmp_path, controllers=[ClipCov()], peft_config=adapter)
+    trainer(tmp_path, peft_config=adapter)  # stock behaviour is left alone
+
+
+def test_a_std_floor_without_group_scaling_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="std_floor is defined for scale_rewards=group, not none"):
+        trainer(tmp_path, controllers=[StdFloor()], scale_rewards="none")
+
+
+def test_evaluation_is_on_no_x_axis(tmp_path):
+    run = trainer(tmp_path, controllers=[ClipCov()], eval_dataset=prompts().select(range(4)), max_steps=1)
+    run.train()
+    passes, tokens = run.counters.forward_passes, run.counters.completion_tokens
+    run.evaluate()
+    assert (run.counters.forward_passes, run.counters.completion_tokens) == (passes, tokens)
+    assert run.counters.rows["evaluation"] > 0
+    assert run.counters.seconds == run.counters.seconds, "the clock runs on"

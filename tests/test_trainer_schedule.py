@@ -137,12 +137,30 @@ def test_a_reward_that_compares_completions_needs_whole_groups_on_each_process(t
     assert "groups are split over processes" in check_schedule(run.args, [], [Grouped()], 2)[0]
 
 
-@pytest.mark.parametrize("sampling", [{"top_p": 0.9}, {"top_k": 20}, {"min_p": 0.1}])
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        {"top_p": 0.9},
+        {"top_k": 20},
+        {"min_p": 0.1},
+        {"repetition_penalty": 1.3},
+        {"generation_kwargs": {"top_p": 0.5}},
+    ],
+)
 def test_truncating_samplers_are_refused_only_where_it_matters(tmp_path, sampling):
     assert "truncated distribution" in refusals(tmp_path, rewards=[aware], **sampling)[0]
     assert "truncated distribution" in refusals(tmp_path, [ClipCov()], **sampling)[0]
     assert refusals(tmp_path, **sampling) == []
     assert refusals(tmp_path, rewards=[aware], allow_truncated_sampling=True, **sampling) == []
+
+
+def test_an_evaluation_that_splits_groups_is_refused_for_rewards_that_compare(tmp_path):
+    evaluating = {"eval_strategy": "steps", "eval_steps": 1, "eval_dataset": prompts().select(range(4))}
+    assert refusals(tmp_path, rewards=[Grouped()], **evaluating) == []
+    run = trainer(tmp_path, **evaluating)
+    run.args.per_device_eval_batch_size = 2
+    assert "splits groups of 4" in check_schedule(run.args, [], [Grouped()], 2)[0]
+    assert check_schedule(run.args, [], [digits], 2) == []
 
 
 def test_std_floor_works_with_any_loss(tmp_path):

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from tiny_model import digits, parameters, prompts, saved_model, tiny_model, trainer
 
 from entrl.nursery.tokenizer import character_tokenizer
@@ -65,18 +65,33 @@ def reference(model, prompt_ids, completion_ids, temperature):
     return -(log_p.exp() * log_p).sum(-1), log_p.gather(-1, torch.tensor(completion_ids)[:, None])[:, 0]
 
 
+def policy_of(run, adapter):
+    """The run's policy as a model of its own, the adapter merged."""
+    if adapter is None:
+        return tiny_model()
+    model = get_peft_model(tiny_model(), adapter)
+    set_peft_model_state_dict(model, get_peft_model_state_dict(run.model))
+    return model.merge_and_unload()
+
+
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_entropies_equal_a_float64_reference_on_the_same_ids(tmp_path, schedule, lora):
     kwargs = dict(SCHEDULES[schedule])
+    # An adapter that changes the policy: the reference pass with beta > 0 goes without it and must not be mistaken.
+    adapter = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False) if lora else None
     reward = Recorder()
     run = trainer(
-        tmp_path, reward, model=saved_model(tmp_path / "m"), max_steps=1, learning_rate=0.0,
-        peft_config=LoraConfig(r=4, target_modules="all-linear") if lora else None, **kwargs,
-    )  # fmt: skip
+        tmp_path,
+        reward,
+        model=saved_model(tmp_path / "m"),
+        max_steps=1,
+        learning_rate=0.0,
+        peft_config=adapter,
+        **kwargs,
+    )
     run.train()
-    # The adapter starts as a no-op, so the base model's weights are the policy's.
-    model = tiny_model()
+    model = policy_of(run, adapter)
     call = reward.calls[0]
     assert any(call["truncated"]), "no truncated row: the masked cases would show nothing"
     for i, ids in enumerate(call["ids"]):
@@ -118,11 +133,13 @@ def test_conversational_prompts_and_evaluation(tmp_path):
 
 
 def env_rollout(prompt_texts, run):
-    """A rollout whose completions hold four tokens of a tool in the middle."""
+    """A rollout whose completions hold four tokens of a tool; the k-th of a group writes k digits of its own."""
     tokenizer = character_tokenizer()
-    ids = [tokenizer.encode(p) for p in prompt_texts for _ in range(1)]
-    written = [[*tokenizer.encode(f"ab{i}[42]cd"), tokenizer.eos_token_id] for i in range(len(ids))]
+    written = [
+        [*tokenizer.encode("ab" + "7" * (i % 4) + "[42]cd"), tokenizer.eos_token_id] for i in range(len(prompt_texts))
+    ]
     mask = [[1] * (len(w) - 7) + [0] * 4 + [1] * 3 for w in written]
+    ids = [tokenizer.encode(p) for p in prompt_texts]
     return {"prompt_ids": ids, "completion_ids": written, "logprobs": None, "env_mask": mask}
 
 

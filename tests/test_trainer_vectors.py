@@ -28,8 +28,9 @@ def controller_for(case, **kwargs):
     params = case["params"]
     settings = {"scope": "micro_batch", "allow_large_fraction": True, "skip_zero_std_groups": False} | kwargs
     if case["function"].endswith("kl_cov"):
+        settings = {"coef": params["kl_coef"]} | settings
         fraction = params["kl_cov_ratio"] if "kl_cov_ratio" in params else params["k_percent"] / 100
-        return [KLCov(fraction=fraction, coef=params["kl_coef"], **settings)]
+        return [KLCov(fraction=fraction, **settings)]
     if case["function"].endswith("clip_cov"):
         return [
             ClipCov(
@@ -72,9 +73,14 @@ def tensors(case, rows=slice(None)):
 class Bench:
     """A real trainer, whose forward pass answers with the log-probs at hand."""
 
-    def __init__(self, folder, monkeypatch, controllers, case, *, loss_type="dapo", slices=1):
+    def __init__(self, folder, monkeypatch, controllers, case, *, loss_type="dapo", slices=1, **options):
         params = (
-            {} if controllers else {"epsilon": case["params"]["clip_low"], "epsilon_high": case["params"]["clip_high"]}
+            {}
+            if controllers
+            else {
+                "epsilon": case["params"].get("clip_low", 0.2),
+                "epsilon_high": case["params"].get("clip_high", 0.2),
+            }
         )
         self.trainer = trainer(
             folder,
@@ -83,15 +89,17 @@ class Bench:
             gradient_accumulation_steps=slices,
             steps_per_generation=2 * slices,
             **params,
+            **options,
         )
         self.slices = slices
         self.trainer.model.train()
         self.trainer.current_gradient_accumulation_steps = slices
         self.leaf = None
-        self.selected = []
+        self.no_grad_passes = []  # what the passes of scope `exact` answer, slice by slice
 
         def forward(_, model, input_ids, attention_mask, logits_to_keep, *args, **kwargs):
-            return self.leaf, torch.zeros_like(self.leaf).detach(), None
+            answer = self.no_grad_passes.pop(0) if self.no_grad_passes else self.leaf
+            return answer, torch.zeros_like(answer).detach(), None
 
         monkeypatch.setattr(GRPOTrainer, "_get_per_token_logps_and_entropies", forward)
 
@@ -123,9 +131,13 @@ class Bench:
         parts = [slice(i, i + step) for i in range(0, count, step)]
         total = whole["mask"].sum().double()
         batches = [self.micro_batch(tensors(case, p) | {"row_id": torch.arange(count)[p]}, total) for p in parts]
-        self.trainer._buffered_inputs = batches
-        self.trainer._step = 0
+        # The second window of the rollout: an update lies between the old log-probs and the current ones.
+        self.trainer._buffered_inputs = [None] * self.slices + batches
+        self.trainer._step = self.slices
+        if any(c.scope == "exact" for c in self.trainer.controllers):
+            self.no_grad_passes = [whole["log_prob"][p] for p in parts]
         self.trainer._selections = self.trainer._select()
+        assert not self.no_grad_passes, "scope `exact` did not look at every slice"
         loss, grads = 0.0, []
         for p, batch in zip(parts, batches, strict=True):
             self.trainer.accelerator.gradient_state._set_sync_gradients(batch is batches[-1])
@@ -214,14 +226,13 @@ def test_a_window_selects_the_same_tokens_however_it_is_cut(tmp_path, monkeypatc
     """The published code picks other tokens for every micro-batch size; ours equals its whole-batch choice."""
     case = PARTITIONS[function]
     rows = len(case["inputs"]["log_prob"])
-    on_policy_case = json.loads(json.dumps(case))
     whole_loss, whole_grad = case["loss_whole_batch"], torch.tensor(case["grad_whole_batch"], dtype=torch.float64)
     for per_slice in (rows, 4, 2, 1):
         bench = Bench(tmp_path, monkeypatch, controller_for(case, scope=scope), case, slices=rows // per_slice)
-        # membership and threshold from the current log-probs, as in an exact pass
-        monkeypatch.setattr(
-            type(bench.trainer), "_window_rows", current_window(type(bench.trainer)._window_rows, on_policy_case)
-        )
+        if scope == "step":  # the recorded choice is of the current log-probs, which `step` does not threshold by
+            monkeypatch.setattr(
+                type(bench.trainer), "_window_rows", current_window(type(bench.trainer)._window_rows, case)
+            )
         loss, grad = bench.run(case, rows_per_slice=per_slice)
         monkeypatch.undo()
         assert loss == pytest.approx(whole_loss, rel=RTOL, abs=ATOL)
@@ -229,7 +240,7 @@ def test_a_window_selects_the_same_tokens_however_it_is_cut(tmp_path, monkeypatc
 
 
 def current_window(original, case):
-    """`_window_rows` whose log-probs are the current ones: what scope `exact` gets from its extra pass."""
+    """`_window_rows` whose log-probs are the current ones."""
 
     def window_rows(self, slices):
         rows, _ = original(self, slices)
@@ -252,3 +263,36 @@ def test_the_published_scope_reproduces_the_published_dependence_on_micro_batche
         assert bench.metric(f"{bench.trainer.controllers[0].name}/selected") == len(selected)
         differing += {tuple(t) for t in selected} != whole
     assert differing, "the vectors show no dependence, so this test would show nothing"
+
+
+def test_no_penalty_while_the_policy_is_the_one_that_generated(tmp_path, monkeypatch):
+    """|x| has slope 1 at any size, so in the first window after a rollout round-off alone would push every token."""
+    case = CASES["pub/kl/larger_batch"]
+    fresh = Bench(tmp_path, monkeypatch, controller_for(case, scope="step"), case)
+    stale_loss, _ = fresh.run(case)
+    monkeypatch.setattr(type(fresh.trainer), "_policy_is_fresh", True)
+    loss, grad = fresh.run(case)
+    plain = Bench(tmp_path, monkeypatch, controller_for(case, scope="step", coef=0.0), case)
+    plain_loss, plain_grad = plain.run(case)
+    assert loss == plain_loss != stale_loss
+    assert torch.equal(grad, plain_grad)
+    published = Bench(tmp_path, monkeypatch, controller_for(case), case)
+    published_loss, _ = published.run(case)
+    assert published_loss == pytest.approx(case["outputs"]["loss"], rel=RTOL), "micro_batch is the published code"
+
+
+@pytest.mark.parametrize("masks", [{"top_entropy_quantile": 0.5}, {"off_policy_mask_threshold": 1e-4}])
+def test_the_penalty_carries_the_masks_of_the_policy_term(tmp_path, monkeypatch, masks):
+    """A token whose policy term TRL masks is not penalised either."""
+    case = CASES["pub/kl/larger_batch"]
+    grads = {}
+    for coef in (0.0, 1.0):
+        bench = Bench(tmp_path, monkeypatch, controller_for(case, coef=coef) if coef else [], case, **masks)
+        bench.trainer.epsilon_low = bench.trainer.epsilon_high = torch.inf
+        keep = torch.zeros(tensors(case)["mask"].shape, dtype=torch.bool)
+        keep[::2] = True  # every other completion is kept
+        monkeypatch.setattr(GRPOTrainer, "get_high_entropy_mask", lambda self, *a, k=keep: k)
+        monkeypatch.setattr(GRPOTrainer, "get_off_policy_mask", staticmethod(lambda *a, k=keep, **kw: k))
+        grads[coef] = bench.run(case)[1]
+    assert not torch.equal(grads[0.0][keep], grads[1.0][keep]), "nothing was penalised, the masks were not tested"
+    assert not grads[1.0][~keep].any()

@@ -12,7 +12,8 @@ no answer and r = 0. How the answer is scored depends on the row's `verifier` co
     choice          the letter in \boxed{}, after "answer is" or "Answer:", or alone
 
 A prediction that cannot be parsed is wrong. A check that crashed or ran out of time gives None and is counted
-in `accuracy/verify_crash` and `accuracy/verify_timeout` (items of this batch), with a warning naming the item.
+in `accuracy/verify_crash` and `accuracy/verify_timeout` (items of one call on one rank; TRL averages over calls and
+ranks), with a warning naming the item.
 
 Source:  math-verify 0.9 (`parse`, `verify`), reasoning-gym 0.1.25 (`score_answer`)
 Differs: math-verify's own timeout needs the main thread and signals; ours is a killed child process. The
@@ -183,6 +184,11 @@ def check(kind: str, text: str, gold: str, spec: Mapping[str, Any]) -> float:
     return float(" ".join(text.split()) == " ".join(gold.split()))
 
 
+# What sympy and the LaTeX grammar raise over an answer that is no mathematics: that answer is wrong. Anything else
+# (memory, recursion, a bug) says nothing about the answer and must reach the pool as a crash.
+UNREADABLE = (ValueError, TypeError, SyntaxError, AttributeError, ArithmeticError, LookupError)
+
+
 def math_score(text: str, gold: str) -> float:
     """Equality as mathematics; a gold answer that math-verify cannot read is our problem, so it raises."""
     from math_verify import parse, verify
@@ -191,7 +197,11 @@ def math_score(text: str, gold: str) -> float:
     gold_parsed = parse(marked, parsing_timeout=0) or parse(gold, parsing_timeout=0)
     if not gold_parsed:
         raise ValueError(f"math-verify cannot parse the gold answer {gold!r}; use verifier kind 'exact'")
-    return float(verify(gold_parsed, parse(text, parsing_timeout=0), timeout_seconds=0))
+    try:
+        found = parse(text, parsing_timeout=0, raise_on_error=True)
+        return float(verify(gold_parsed, found, timeout_seconds=0, raise_on_error=True))
+    except UNREADABLE:
+        return 0.0
 
 
 def reasoning_gym_score(text: str, spec: Mapping[str, Any]) -> float:

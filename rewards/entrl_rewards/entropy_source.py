@@ -1,9 +1,8 @@
 """Where a reward takes its token entropies from: exact, from top-k log-probs, or sampled surprisal.
 
-    exact     token_entropies, over the full vocabulary at the training temperature: the only source fit to
-    compare runs topk      token_topk_logprobs, per completion a (T, K) tensor of the engine's listed
-    log-probs (-inf = not listed) sampled   -ln pi(y_t): the mean over a phase is unbiased at temperature 1
-    without truncation, noisy for short answers,
+    exact     token_entropies, full vocabulary at the training temperature: the only source fit to compare runs
+    topk      token_topk_logprobs, per completion a (T, K) tensor of the engine's log-probs (-inf = not listed)
+    sampled   -ln pi(y_t): its phase mean is unbiased at temperature 1 without truncation, noisy for short answers,
               and turns the reward into one on the likelihood of the very tokens drawn
 
 Nats everywhere. See `entrl.signals.entropy_from_topk` for the estimates and their bias.

@@ -1,9 +1,9 @@
-"""PEAR, Phase Entropy Aware Reward: a correct completion pays for thinking with more entropy than it answers
-with.
+"""PEAR, Phase Entropy Aware Reward: a correct completion pays for thinking with more entropy than it answers with.
 
-    H_think  = mean_{t < k} H_t          k = first token of the closing think tag, T = tokens of the
-    completion H_answer = mean_{t > tag} H_t        the tag itself is in neither phase P        = max(0,
-    H_think - alpha * H_answer) r        = min(1, s - P)  if correct,   r_fmt  otherwise
+    H_think  = mean_{t < k} H_t        k = first token of the closing think tag
+    H_answer = mean_{t > tag} H_t      the tag itself is in neither phase
+    P        = max(0, H_think - alpha * H_answer)
+    r        = min(1, s - P)  if correct,  r_fmt  otherwise
 
 H_t in nats, over the full vocabulary, under the policy that generated the completion. An empty phase has
 entropy 0.

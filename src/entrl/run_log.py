@@ -105,7 +105,7 @@ class ProgressLine(TrainerCallback):
     def facts(logs: dict[str, Any]) -> str:
         shown = {"reward": ".2f", "entropy": ".3f", "completions/mean_length": ".0f"}
         names = {"completions/mean_length": "length", "entropy": "entropy (nats)"}
-        return "  ".join(f"{names.get(k, k)} {logs[k]:{form}}" for k, form in shown.items() if k in logs)
+        return "  ".join(f"{names.get(k, k)} {logs[k]:{form}}" for k, form in shown.items() if logs.get(k) is not None)
 
 
 def be_quiet() -> None:

@@ -175,6 +175,7 @@ class ClipCov(CovarianceController):
         entropies_BT: Tensor,
         eps_low: float,
         eps_high: float,
+        fresh: bool = False,
     ) -> LossTerms:
         current_BT = log_probs_BT.detach()
         if selection is None:

@@ -109,6 +109,7 @@ class Controller:
     supported_losses: ClassVar[frozenset[str]] = TOKEN_RATIO_LOSSES
     needs_stale_policy: ClassVar[bool] = False  # True: a no-op while the ratio is exactly 1 (KL-Cov)
     uses_loss_hook: ClassVar[bool] = True  # False: only `on_rollout`, so any loss type will do
+    required_scaling: ClassVar[str | None] = None  # value of TRL's `scale_rewards` it is defined for; None = any
 
     @property
     def scope(self) -> Scope | None:
@@ -144,8 +145,12 @@ class Controller:
         entropies_BT: Tensor,  # nats, detached
         eps_low: float,
         eps_high: float,
+        fresh: bool = False,
     ) -> LossTerms:
-        """Weight and penalty for one micro-batch; `selection` is None under scope `micro_batch`."""
+        """Weight and penalty for one micro-batch; `selection` is None under scope `micro_batch`.
+
+        fresh: the policy is still the one that generated the rows, so a ratio other than 1 is round-off or dropout.
+        """
         return LossTerms()
 
     def summarise(self, sums: dict[str, float]) -> dict[str, float]:

@@ -9,6 +9,7 @@ Source:  arXiv 2505.22617, Eqs. 10, 12, 14; code: verl/trainer/ppo/core_algos.py
 Differs: S is taken over the optimiser step on all ranks, by threshold: means and threshold from `select`, membership
     by the log-probs of the loss pass (scope `step` or `exact`; `micro_batch` is the published code). Under `step` the
     threshold comes from the sampling policy, so the number selected is k on the first update and near k later.
+    There is no penalty while the policy is still the one that sampled (but under `micro_batch`): x is round-off then.
     `k2`, `k3`, dead zone, log-ratio clamp and ratio clip are ours and off; groups without spread are left out.
 Needs:   several updates per rollout: while the policy is the one that sampled, x = 0 and nothing happens
 
@@ -189,6 +190,7 @@ class KLCov(CovarianceController):
         entropies_BT: Tensor,
         eps_low: float,
         eps_high: float,
+        fresh: bool = False,
     ) -> LossTerms:
         current_BT = log_probs_BT.detach()
         if selection is None:
@@ -197,10 +199,13 @@ class KLCov(CovarianceController):
                 Window(rows=rows, log_probs_BT=current_BT, old_log_probs_BT=old_log_probs_BT, step=0)
             )[0]
         chosen_BT = self.members(rows, selection, log_probs_BT=current_BT)
+        # |x| has slope 1 however small x is, so on a fresh policy round-off would push every selected token by coef.
+        published = self.scope == "micro_batch"
+        penalised_BT = chosen_BT if published or not fresh else torch.zeros_like(chosen_BT)
         penalty_BT = log_ratio_penalty(
             log_probs_BT,
             old_log_probs_BT,
-            chosen_BT,
+            penalised_BT,
             coef=self.coef,
             kind=self.penalty,
             dead_zone=self.dead_zone,

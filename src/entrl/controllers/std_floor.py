@@ -47,6 +47,7 @@ class StdFloor(Controller):
 
     name: ClassVar[str] = "std_floor"
     uses_loss_hook: ClassVar[bool] = False
+    required_scaling: ClassVar[str | None] = "group"  # it rescales what TRL divided by the group's own spread
 
     floor: float = 0.05  # reward units
 

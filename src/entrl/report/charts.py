@@ -34,7 +34,7 @@ SECTIONS: tuple[tuple[str, tuple[Chart, ...]], ...] = (
             Chart(
                 title="Groups without spread",
                 unit="share",
-                metrics=("frac_reward_zero_std",),
+                metrics=("groups/without_spread",),
                 note="all rewards equal, so no gradient",
             ),
         ),

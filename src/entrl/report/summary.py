@@ -250,7 +250,7 @@ def _curve_warnings(run: RunFolder) -> list[str]:
         first, last = sum(values[:3]) / len(values[:3]), _end_mean(values)
         if last is not None and first > 0 and len(values) > 3 and last < ENTROPY_LEFT * first:
             found.append(f"entropy fell to {last / first:.0%} of its start ({first:.3f} -> {last:.3f} nats, {entropy})")
-    flat = _end_mean(series(run.train, "frac_reward_zero_std")[1])
+    flat = _end_mean(series(run.train, "groups/without_spread")[1])
     if flat is not None and flat > FLAT_GROUPS:
         found.append(f"{flat:.0%} of groups have equal rewards at the end: most samples give no gradient")
     return found

@@ -16,8 +16,13 @@ class Counters:
         self._started: float | None = None
 
     def start(self) -> None:
+        """Let the clock run; nothing happens where it does already."""
         if self._started is None:
             self._started = time.perf_counter()
+
+    def pause(self) -> None:
+        """Stop the clock, as during an evaluation."""
+        self._before, self._started = self.seconds, None
 
     @property
     def seconds(self) -> float:
@@ -25,8 +30,8 @@ class Counters:
 
     @property
     def forward_passes(self) -> float:
-        """Forward passes over one optimiser step's rows, generation not counted."""
-        return sum(self.rows.values()) / self.rows_per_step
+        """Forward passes over one optimiser step's rows; neither generation nor evaluation is counted."""
+        return sum(n for kind, n in self.rows.items() if kind != "evaluation") / self.rows_per_step
 
     def state_dict(self) -> dict[str, Any]:
         return {"rows": dict(self.rows), "tokens": self.completion_tokens, "seconds": self.seconds}

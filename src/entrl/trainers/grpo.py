@@ -148,6 +148,7 @@ class EntropyGRPOTrainer(GRPOTrainer):
         self._wanted: frozenset[str] = frozenset().union(*(needed_signals(r) for r in self.reward_funcs))
         self.think_tags = self._find_think_tags()
         self._loss_controllers = [c for c in self.controllers if c.uses_loss_hook]
+        self._refuse_dropout()
         for controller in self._loss_controllers:
             if controller.clip_range is not None:
                 self.epsilon_low, self.epsilon_high = controller.clip_range
@@ -158,6 +159,19 @@ class EntropyGRPOTrainer(GRPOTrainer):
         problems = check_schedule(args, self.controllers, reward_funcs, args.world_size)
         if problems:
             raise ValueError("; and ".join(problems))
+
+    def _refuse_dropout(self) -> None:
+        """Scores taken under dropout are not those of the policy, and its ratio is noise before the first update."""
+        if not (self._loss_controllers or self._wanted & set(SCORED_SIGNALS)):
+            return
+        active = [n for n, m in self.model.named_modules() if isinstance(m, torch.nn.Dropout) and m.p > 0]
+        attention = getattr(self.model.config, "attention_dropout", 0.0) or 0.0
+        if active or attention > 0:
+            what = f"{active[0]} (and {len(active) - 1} more)" if active else f"attention_dropout={attention}"
+            raise ValueError(
+                f"dropout is active in {what}: token entropies and ratios would be of randomly thinned networks; set "
+                "disable_dropout: true, and lora_dropout: 0 with an adapter"
+            )
 
     def _check_surroundings(self) -> None:
         """Refuse a world size, a backend or a sharding other than the asked one."""
@@ -177,7 +191,10 @@ class EntropyGRPOTrainer(GRPOTrainer):
         backend = torch.distributed.get_backend() if torch.distributed.is_initialized() else None
         wanted = getattr(self.args, "expected_backend", None)
         if wanted is not None and wanted != backend:
-            raise ValueError(f"backend {wanted!r} was asked for and the process group runs on {backend!r}")
+            raise ValueError(
+                f"backend {wanted!r} was asked for and the process group runs on {backend!r}; start with a launcher "
+                "whose configuration gives that backend (launch/), or leave launch.backend out"
+            )
         if os.environ.get("ACCELERATE_USE_FSDP", "").lower() in ("1", "true") and self.accelerator.device.type == "cpu":
             raise ValueError("FSDP was asked for on the CPU, where accelerate silently trains as DDP; use a GPU or DDP")
 
@@ -229,7 +246,7 @@ class EntropyGRPOTrainer(GRPOTrainer):
             compute_entropy=compute_entropy or kind == "score",
             **kwargs,
         )
-        self.counters.rows[kind] += input_ids.size(0)
+        self.counters.rows[kind if self.model.training else "evaluation"] += input_ids.size(0)
         if kind == "score":
             assert self._rollout is not None
             self._rollout.log_probs_BT, self._rollout.entropies_BT = out[0].detach(), out[1].detach()
@@ -254,6 +271,8 @@ class EntropyGRPOTrainer(GRPOTrainer):
         self._rollout = None
         if self._own_scoring_needed and not rollout.scored:
             self._score(rollout)
+        if self.model.training:
+            self._log_groups_without_spread()
         if self.model.training and self.controllers:
             self._run_rollout_hooks(output)
         if self.model.training and self._loss_controllers:
@@ -360,12 +379,22 @@ class EntropyGRPOTrainer(GRPOTrainer):
     def _gather_floats(values: list[float]) -> list[float]:
         return gather_object(list(values))  # lists may differ in length from rank to rank
 
+    def _weighted_rewards(self) -> Tensor:
+        """Weighted sum over reward functions for the rows of all ranks; NaN where none applied."""
+        assert self._rewards_per_func is not None
+        rewards = (self._rewards_per_func * self.reward_weights.to(self._rewards_per_func.device)).nansum(dim=1)
+        rewards[self._rewards_per_func.isnan().all(dim=1)] = math.nan
+        return rewards
+
+    def _log_groups_without_spread(self) -> None:
+        """Share of prompts whose completions all got one reward; TRL's own number is of the batch when that scales."""
+        grouped = self._weighted_rewards().view(-1, self.num_generations)
+        low, high = grouped.nan_to_num(math.inf).amin(1), grouped.nan_to_num(-math.inf).amax(1)
+        self._metrics["train"]["groups/without_spread"].append((high <= low).float().mean().item())
+
     def _run_rollout_hooks(self, output: dict[str, Any]) -> None:
         """Let controllers replace the advantages, which they see for all ranks at once."""
-        assert self._rewards_per_func is not None
-        weights = self.reward_weights.to(self._rewards_per_func.device)
-        rewards = (self._rewards_per_func * weights).nansum(dim=1)
-        rewards[self._rewards_per_func.isnan().all(dim=1)] = math.nan
+        rewards = self._weighted_rewards()
         local = output["advantages"].size(0)
         advantages = self._ranks.gather(output["advantages"])
         groups = torch.arange(rewards.numel(), device=rewards.device) // self.num_generations
@@ -453,7 +482,7 @@ class EntropyGRPOTrainer(GRPOTrainer):
             )
             selection = controller.select(window) if selects else None
             selections.append(selection)
-            for key, value in controller.window_metrics(selection).items():
+            for key, value in controller.window_metrics(selection).items() if selects else ():
                 self._metrics["train"][f"{controller.name}/{key}"].append(value)
         return selections
 
@@ -507,6 +536,7 @@ class EntropyGRPOTrainer(GRPOTrainer):
             selections=self._selections if self._loss_controllers else [],
             eps_low=self.epsilon_low,
             eps_high=self.epsilon_high,
+            fresh=self._policy_is_fresh,
         )
         try:
             loss = super()._compute_loss(model, inputs)
@@ -517,6 +547,13 @@ class EntropyGRPOTrainer(GRPOTrainer):
         if self.accelerator.sync_gradients:
             self._finish_step()
         return loss
+
+    @property
+    def _policy_is_fresh(self) -> bool:
+        """True while no optimiser step has been taken since the rows in hand were generated."""
+        generated_at = self._step - self._step % self._schedule.generate_every
+        accumulation = self.args.gradient_accumulation_steps
+        return self._step // accumulation == generated_at // accumulation
 
     def _apply_controllers(self, current: LossPass, *, log_probs_BT: Tensor, entropies_BT: Tensor) -> None:
         """Between TRL's forward pass and its loss: weights go in through the (B, T) advantages TRL accepts."""
@@ -555,6 +592,10 @@ class EntropyGRPOTrainer(GRPOTrainer):
         if self._loss_pass is not None:
             self._loss_pass.weigh_policy(keep)
         return keep
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        self.counters.pause()  # the next training micro-step starts it again
+        return super().evaluate(*args, **kwargs)
 
     def _finish_step(self) -> None:
         totals = self._ranks.total(self._tally.take())

@@ -57,6 +57,7 @@ class LossPass:
     selections: Sequence[Any] = ()
     eps_low: float = 0.2
     eps_high: float = 0.2
+    fresh: bool = False
     policy_weight_BT: Tensor | None = None
     penalty_BT: Tensor | None = None
     sums: dict[str, Tensor] = field(default_factory=dict)
@@ -76,6 +77,7 @@ class LossPass:
                 entropies_BT=entropies_BT.detach(),
                 eps_low=self.eps_low,
                 eps_high=self.eps_high,
+                fresh=self.fresh,
             )
             if terms.weight_BT is not None:
                 weight_BT = terms.weight_BT if weight_BT is None else weight_BT * terms.weight_BT
@@ -125,10 +127,10 @@ def step_metrics(totals: dict[str, float], controllers: Sequence[Controller]) ->
     policy_entropy/token_mean weighs every loss token alike; policy_entropy/response_mean is the mean over responses
     of each one's mean (Eq. 5 of arXiv 2505.22617). Both in nats, under the current policy, on the loss's token set.
     """
-    out = {
-        "policy_entropy/token_mean": totals["entropy/token_sum"] / max(totals["entropy/tokens"], 1.0),
-        "policy_entropy/response_mean": totals["entropy/response_sum"] / max(totals["entropy/responses"], 1.0),
-    }
+    out = {}
+    if totals["entropy/tokens"]:  # a step without loss tokens has no entropy; 0 would read as collapse
+        out["policy_entropy/token_mean"] = totals["entropy/token_sum"] / totals["entropy/tokens"]
+        out["policy_entropy/response_mean"] = totals["entropy/response_sum"] / totals["entropy/responses"]
     for controller in controllers:
         prefix = f"{controller.name}/"
         own = {k.removeprefix(prefix): v for k, v in totals.items() if k.startswith(prefix)}

@@ -101,9 +101,16 @@ class GuardedReward:
         for row, value in enumerate(values):
             if value is None:
                 continue
-            if not math.isfinite(float(value)):
+            try:
+                number = float(value)
+            except (TypeError, ValueError):
                 raise RewardError(
-                    f"reward {self.__name__!r} returned {float(value)} for row {row} of {rows}; return a finite "
+                    f"reward {self.__name__!r} returned {value!r} ({type(value).__name__}) for row {row} of {rows}; "
+                    "return a number, or None where the reward does not apply"
+                ) from None
+            if not math.isfinite(number):
+                raise RewardError(
+                    f"reward {self.__name__!r} returned {number} for row {row} of {rows}; return a finite "
                     "number, or None where the reward does not apply"
                 )
         return [None if v is None else float(v) for v in values]

@@ -60,6 +60,8 @@ class Rollout:
         """Overwrite the scores of some rows."""
         assert self.log_probs_BT is not None
         assert self.entropies_BT is not None
+        # TRL keeps the same tensors as its old log-probs, where masked rows are meant to stay 0.
+        self.log_probs_BT, self.entropies_BT = self.log_probs_BT.clone(), self.entropies_BT.clone()
         width = min(log_probs.size(1), self.log_probs_BT.size(1))
         index = torch.tensor(list(rows), device=self.log_probs_BT.device)
         self.log_probs_BT[index, :width] = log_probs[:, :width].to(self.log_probs_BT.dtype)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from entrl.controllers.hooks import Controller
-from entrl.trainers.rewards import needed_signals, needs_whole_groups, reward_name
+from entrl.trainers.rewards import SCORED_SIGNALS, needed_signals, needs_whole_groups, reward_name
 
 TRL_DEFAULT_EPSILON = 0.2  # GRPOConfig.epsilon; a user who left it there has asked for nothing
 
@@ -113,6 +113,14 @@ def check_schedule(
     for controller in controllers:
         if controller.uses_loss_hook:
             problems += _controller_problems(args, controller, schedule)
+        if controller.required_scaling not in (None, args.scale_rewards):
+            problems.append(
+                f"{controller.name} is defined for scale_rewards={controller.required_scaling}, not "
+                f"{args.scale_rewards}; change scale_rewards or drop the controller"
+            )
+    names = [c.name for c in controllers]
+    for name in sorted({n for n in names if names.count(n) > 1}):
+        problems.append(f"two controllers are called {name}, so their metrics would be one; keep one of them")
     problems += _clip_conflicts(args, [c for c in controllers if c.uses_loss_hook])
     for reward in reward_funcs:
         if needs_whole_groups(reward) and not schedule.whole_groups_per_rank:
@@ -122,7 +130,10 @@ def check_schedule(
                 f"{schedule.num_generations}, so groups are split over processes; make per_device_train_batch_size x "
                 "steps_per_generation a multiple of num_generations"
             )
-    entropy_aware = bool(controllers) or any(needed_signals(r) for r in reward_funcs)
+        problems += _split_evaluation(args, reward, world_size)
+    entropy_aware = any(c.uses_loss_hook for c in controllers) or any(
+        needed_signals(r) & set(SCORED_SIGNALS) for r in reward_funcs
+    )
     if entropy_aware and not getattr(args, "allow_truncated_sampling", False):
         problems += _truncated_sampling(args)
     return problems
@@ -177,17 +188,27 @@ def _clip_conflicts(args: Any, controllers: Sequence[Controller]) -> list[str]:
     ]
 
 
+def _split_evaluation(args: Any, reward: Any, world_size: int) -> list[str]:
+    generations = args.num_generations_eval or args.num_generations
+    evaluates = str(getattr(args.eval_strategy, "value", args.eval_strategy)) != "no"
+    if not evaluates or not needs_whole_groups(reward) or args.per_device_eval_batch_size % generations == 0:
+        return []
+    return [
+        f"reward {reward_name(reward)!r} compares the completions of a prompt, but an evaluation batch of "
+        f"{args.per_device_eval_batch_size} rows a process splits groups of {generations} over {world_size} "
+        "process(es) or batches; make per_device_eval_batch_size a multiple of num_generations_eval"
+    ]
+
+
 def _truncated_sampling(args: Any) -> list[str]:
-    found = {
-        "top_p": args.top_p if args.top_p < 1 else None,
-        "top_k": args.top_k or None,
-        "min_p": args.min_p or None,
-    }
-    found = {k: v for k, v in found.items() if v is not None and v != -1}
+    neutral = {"top_p": (1.0,), "top_k": (0, -1), "min_p": (0.0,), "repetition_penalty": (1.0,)}
+    settings = {name: getattr(args, name) for name in neutral} | dict(args.generation_kwargs or {})
+    found = {k: v for k, v in settings.items() if k in neutral and v is not None and v not in neutral[k]}
     if not found:
         return []
     given = ", ".join(f"{k}={v}" for k, v in found.items())
     return [
         f"{given} samples from a truncated distribution, while log-probs and entropies are those of the full one; "
-        "leave top_p at 1.0, top_k at 0 and min_p unset, or set allow_truncated_sampling: true knowing this"
+        "leave top_p at 1.0, top_k at 0, min_p unset and repetition_penalty at 1.0, or set "
+        "allow_truncated_sampling: true knowing this"
     ]
