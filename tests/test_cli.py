@@ -135,3 +135,24 @@ def test_unknown_flag_is_refused():
     with pytest.raises(SystemExit) as caught:
         main(["plan", "x.yaml", "--fast"])
     assert caught.value.code == 2
+
+
+def test_a_model_nobody_has_is_named(capsys: pytest.CaptureFixture[str]):
+    assert main(["eval", "no-such-model", "--task", "sums", "--size", "2"]) == 2
+    error = capsys.readouterr().err
+    assert "model 'no-such-model' is no shipped model (tiny-reasoner) and no folder here" in error
+
+
+def test_a_trl_outside_the_range_is_one_line(tmp_path: Path):
+    """A fresh interpreter that sees another TRL: the seam is checked at import."""
+    code = (
+        "import importlib.metadata as m; real = m.version\n"
+        "m.version = lambda name: '1.18.0' if name == 'trl' else real(name)\n"
+        f"from entrl.cli import main; raise SystemExit(main(['plan', {str(RECIPES / 'grpo.yaml')!r}]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode != 0
+    told = done.stdout + done.stderr
+    assert "found TRL 1.18.0" in told
+    assert "pip install 'trl>=1.16,<1.17'" in told
+    assert "Traceback" not in told

@@ -159,3 +159,29 @@ def test_qwen3_recipes_plan(name: str, model: str, monkeypatch: pytest.MonkeyPat
         assert row(found, "updates per rollout").startswith("8, ")
     else:
         assert row(found, "optimiser step").startswith("128 rows")
+
+
+def test_plan_does_not_say_ready_for_what_it_could_not_look_at(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    found = plan(load_recipe(ROOT / "qwen3" / "lora-pear.yaml"))
+    assert found.ok
+    assert any("model Qwen/" in entry for entry in found.unchecked)
+    assert "ready to train" not in found.render()
+    assert "could not be checked from here" in found.render()
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("trainer.loss_type=foo", "loss_type='foo' is not one of TRL's: grpo"),
+        ("trainer.temperature=-1", "temperature must be > 0"),
+    ],
+)
+def test_plan_checks_what_trl_checks_late(override: str, message: str):
+    found = plan(load_recipe(ROOT / "tiny-reasoner" / "grpo.yaml", [override]))
+    assert any(message in p for p in found.problems)
+
+
+def test_a_study_is_told_from_a_recipe():
+    with pytest.raises(ValueError, match="looks like a study, which `entrl replicate` runs"):
+        load_recipe(ROOT / "tiny-reasoner" / "study.yaml")

@@ -8,9 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+import trl
 from rich.console import Console
 from safetensors.torch import load_file
-from tiny_model import saved_model
+from tiny_model import saved_model, tiny_model
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
 
 from entrl.merge import merge_adapter
 from entrl.recipe import Recipe, load_recipe
@@ -196,6 +199,13 @@ def test_custom_rewards_from_a_recipe(model: str, tmp_path: Path):
     assert row["reward"] == pytest.approx(0.5 * row["rewards/short/mean"] + row["rewards/calm/mean"], abs=1e-5)
 
 
+def test_a_reward_that_applies_to_nothing_does_not_stop_the_progress_line(model: str, tmp_path: Path):
+    (tmp_path / "never.py").write_text("def never(completions, **_):\n    return [None] * len(completions)\n")
+    result = quietly(recipe("grpo", model, tmp_path / "run", f"rewards=[{{use: '{tmp_path}/never.py:never'}}]"))
+    rows = lines(result.run_dir / "metrics.jsonl")
+    assert all(row.get("reward") is None for row in rows)
+
+
 def test_column_missing_stops_before_anything_is_written(model: str, tmp_path: Path):
     (tmp_path / "mine.py").write_text("def mine(completions, gold, **kw):\n    return [0.0] * len(completions)\n")
     (tmp_path / "own.yaml").write_text((RECIPES / "tiny-reasoner" / "grpo.yaml").read_text())
@@ -210,14 +220,42 @@ def test_world_size_other_than_asked(model: str, tmp_path: Path):
         quietly(recipe("grpo", model, tmp_path / "run", "world_size=2"))
 
 
+def qwen3_like(folder: Path) -> str:
+    """A random Qwen3 behind Qwen3's own chat template and a byte-level BPE that has its special tokens."""
+    words = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>"]
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    backend.train_from_iterator(
+        ["a baker sells 12 loaves and then 7 more; how many in all?"] * 4,
+        trainers.BpeTrainer(vocab_size=320, initial_alphabet=alphabet, special_tokens=words[:3]),
+    )
+    backend.add_tokens([AddedToken(w, special=False, normalized=False) for w in words[3:]])
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, eos_token="<|im_end|>", pad_token="<|endoftext|>", padding_side="left"
+    )
+    tokenizer.chat_template = (Path(trl.__file__).parent / "chat_templates" / "qwen3.jinja").read_text()
+    tiny_model(vocabulary=tokenizer).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["pear-kl-cov", "lora-pear"])
-def test_qwen3_recipe_is_constructed_and_steps_with_a_random_model(name: str, model: str, tmp_path: Path):
-    """The recipe as it is but for scale: random Qwen3, no vLLM, short completions, a local task."""
+def test_qwen3_recipe_is_constructed_and_steps_with_a_random_model(name: str, tmp_path: Path):
+    """The recipe but for scale: Qwen3's template and architecture, chat rows like GSM8K's, its rewards and controllers.
+
+    Not its vLLM, its hub data and its length: those need another machine.
+    """
+    rows = [
+        {"prompt": [{"role": "user", "content": f"{i} loaves and {i} more?"}], "answer": str(2 * i)} for i in range(64)
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     words = [
-        f"model={{path: {model}, dtype: float32}}",
-        "data={task: sums, train_size: 64}",
-        "eval=null",
+        f"model={{path: {qwen3_like(tmp_path / 'model')}, dtype: float32}}",
+        f"data={{task: 'jsonl:{tmp_path / 'rows.jsonl'}', train_size: 64}}",
+        f"eval={{task: 'jsonl:{tmp_path / 'rows.jsonl'}', size: 3, samples: 2, k: [1, 2], max_new_tokens: 6}}",
         "world_size=1",
         "trainer.use_vllm=false",
         "trainer.per_device_train_batch_size=1",
@@ -225,8 +263,15 @@ def test_qwen3_recipe_is_constructed_and_steps_with_a_random_model(name: str, mo
         "trainer.max_steps=2",
         f"trainer.output_dir={tmp_path / 'run'}",
     ]
-    quietly(load_recipe(RECIPES / "qwen3" / f"{name}.yaml", words))
-    assert [r["step"] for r in lines(tmp_path / "run" / "metrics.jsonl")] == [1, 2]
+    result = quietly(load_recipe(RECIPES / "qwen3" / f"{name}.yaml", words))
+    found = lines(tmp_path / "run" / "metrics.jsonl")
+    assert [r["step"] for r in found] == [1, 2]
+    assert "pear/h_think" in found[0]
+    assert result.eval_after is not None
+    assert result.eval_after["n_problems"] == 3
+    sample = lines(tmp_path / "run" / "completions.jsonl")[0]
+    assert "<|im_start|>user" in sample["prompt"]
+    assert sample["entropies"] is not None
 
 
 def test_lines_instead_of_a_bar_where_there_is_no_terminal(model: str, tmp_path: Path):

@@ -204,11 +204,11 @@ def test_jsonl_errors(jsonl, records, match):
 @pytest.mark.parametrize(
     ("spec", "options", "match"),
     [
-        ("sumz", {}, "unknown task 'sumz'; did you mean 'sums'"),
+        ("sumz", {}, "unknown task 'sumz'. Did you mean 'sums'"),
         ("what", {}, "unknown task 'what'. Known: sums, gsm8k"),
         ("reasoning_gym:", {}, "unknown task 'reasoning_gym:'"),
-        ("reasoning_gym:chain_sun", {}, "no dataset 'chain_sun'; did you mean 'chain_sum'"),
-        ({"task": "reasoning_gym:chain_sum", "min_term": 2}, {}, "no option 'min_term'; did you mean 'min_terms'"),
+        ("reasoning_gym:chain_sun", {}, "no dataset 'chain_sun'. Did you mean 'chain_sum'"),
+        ({"task": "reasoning_gym:chain_sum", "min_term": 2}, {}, "no option 'min_term'. Did you mean 'min_terms'"),
         ({"task": "reasoning_gym:chain_sum", "min_terms": 9}, {}, "refuses .*max_terms must be >= min_terms"),
         ({"task": "sums", "terms": 3}, {}, "task 'sums' has no option 'terms'"),
         ({"task": "sums", "seed": 3}, {}, "'seed' is an argument of load_task"),

@@ -12,9 +12,9 @@ from entrl.nursery.tokenizer import character_tokenizer
 from entrl.trainers import EntropyGRPOConfig, EntropyGRPOTrainer
 
 
-def tiny_model(*, seed: int = 0, hidden: int = 32) -> Qwen3ForCausalLM:
-    """Random weights, as large as a test needs. `hidden` is a multiple of 16."""
-    tokenizer = character_tokenizer()
+def tiny_model(*, seed: int = 0, hidden: int = 32, vocabulary: Any = None) -> Qwen3ForCausalLM:
+    """Random weights, as large as a test needs. `hidden` is a multiple of 16; vocabulary: a tokenizer."""
+    tokenizer = vocabulary or character_tokenizer()
     torch.manual_seed(seed)
     config = Qwen3Config(
         vocab_size=len(tokenizer),

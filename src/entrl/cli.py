@@ -14,9 +14,19 @@ from pathlib import Path
 from typing import Any
 
 from entrl import __version__
+from entrl.errors import UnsupportedTRL
 
-USER_ERRORS = (ValueError, TypeError, FileNotFoundError, FileExistsError, NotADirectoryError, ConnectionError)
+USER_ERRORS = (
+    ValueError,
+    TypeError,
+    FileNotFoundError,
+    FileExistsError,
+    NotADirectoryError,
+    ConnectionError,
+    UnsupportedTRL,
+)
 ENDLESS_SIZE = 200  # problems of a task that generates them without end, unless --size says otherwise
+MUCH_TRUNCATED = 0.2  # share of completions from which on an accuracy says little, our choice
 RUN_OPTIONS = ("resume", "overwrite")  # key=value words of `train` that say how to run, not what
 
 
@@ -193,6 +203,12 @@ def run_eval(options: argparse.Namespace) -> int:
         seed=spec.seed,
         labels={"model": options.model, "task": spec.task, "split": spec.split},
     )
+    if result["truncation_rate"] > MUCH_TRUNCATED:
+        print(
+            f"warning: {result['truncation_rate']:.0%} of the sampled completions hit the limit of "
+            f"{options.max_new_tokens} tokens and mostly count as wrong; raise --max-new-tokens",
+            file=sys.stderr,
+        )
     if options.out is not None:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         write_json(options.out, result)

@@ -35,7 +35,7 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 import entrl
-from entrl.assets import model_path, shipped_models
+from entrl.assets import model_path, naming_model, shipped_models
 from entrl.intervals import bootstrap_interval
 from entrl.phases import ThinkTags, phase_masks
 from entrl.signals import entropy_from_logits
@@ -147,9 +147,13 @@ def task_label(task: str | Mapping[str, Any]) -> str:
 
 def load_policy(path: str, *, dtype: str = "auto", device: str | None = None) -> tuple[Any, Any]:
     """Model and tokenizer; an adapter folder is put on its base, which may be a shipped asset."""
+    with naming_model(path):
+        return _load_policy(model_path(path), dtype=dtype, device=device)
+
+
+def _load_policy(where: str, *, dtype: str, device: str | None) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    where = model_path(path)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if not (Path(where) / "adapter_config.json").is_file():
         model: Any = AutoModelForCausalLM.from_pretrained(where, dtype=dtype)
@@ -394,9 +398,15 @@ def _check(*, samples: int, k: Sequence[int], temperature: float, top_p: float, 
 
 @functools.cache
 def _commit() -> str | None:
-    """The git commit of the working directory, None outside a repository."""
-    try:
-        done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() or None
+    """The git commit of entrl itself, None where it was installed from a package."""
+    here = Path(__file__).resolve().parent
+
+    def git(*words: str) -> str | None:
+        try:
+            done = subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, timeout=10)
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    tracked = git("ls-files", "--error-unmatch", Path(__file__).name)  # not just any repository around site-packages
+    return git("rev-parse", "HEAD") if tracked else None

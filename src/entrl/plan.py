@@ -59,6 +59,7 @@ class Plan:
     problems: list[str]
     warnings: list[str]
     notes: list[str]
+    unchecked: list[str] = field(default_factory=list)  # what could not be looked at from this machine
 
     @property
     def ok(self) -> bool:
@@ -69,7 +70,14 @@ class Plan:
         lines = [f"{label:<{width}}  {value}" for label, value in self.rows]
         for word, entries in (("problem", self.problems), ("warning", self.warnings), ("note", self.notes)):
             lines += [f"{word}: {entry}" for entry in entries]
-        return "\n".join([*lines, "ready to train" if self.ok else f"{len(self.problems)} problem(s): will not train"])
+        lines += [f"not checked: {entry}" for entry in self.unchecked]
+        if not self.ok:
+            verdict = f"{len(self.problems)} problem(s): will not train"
+        elif self.unchecked:
+            verdict = f"no problem found, {len(self.unchecked)} thing(s) could not be checked from here"
+        else:
+            verdict = "ready to train"
+        return "\n".join([*lines, verdict])
 
 
 def build_args(recipe: Recipe, world_size: int | None = None) -> Any:
@@ -211,13 +219,15 @@ def plan(recipe: Recipe, world_size: int | None = None) -> Plan:
         rows += _describe_controllers(prepared, size)
         warnings += _warnings(recipe, prepared, size)
         notes += _machine_notes(recipe, prepared.args)
-    model_rows, model_problems, model_notes = _describe_model(recipe, prepared)
-    data_problems, data_notes = _check_data(recipe, prepared)
+    model_rows, model_problems, unseen_model = _describe_model(recipe, prepared)
+    data_problems, unseen_data = _check_data(recipe, prepared)
+    engine = None if prepared.args is None else missing_engine(prepared.args)
     return Plan(
         rows=rows + model_rows,
         problems=problems + model_problems + data_problems,
         warnings=warnings,
-        notes=notes + model_notes + data_notes,
+        notes=notes,
+        unchecked=[*unseen_model, *unseen_data, *([engine] if engine else [])],
     )
 
 
@@ -334,13 +344,18 @@ def _machine_notes(recipe: Recipe, args: Any) -> list[str]:
         out.append(
             f"no accelerator on this machine: arguments were checked with use_cpu; training here is on the CPU{what}"
         )
-    if args.use_vllm and args.vllm_mode == "colocate" and importlib.util.find_spec("vllm") is None:
-        out.append("vllm is not installed on this machine, so training here would stop; pip install 'entrl[vllm]'")
     return out
 
 
+def missing_engine(args: Any) -> str | None:
+    """Why rollouts by vLLM cannot run on this machine, or None."""
+    if args.use_vllm and args.vllm_mode == "colocate" and importlib.util.find_spec("vllm") is None:
+        return "use_vllm is set and vllm is not installed here; pip install -e '.[vllm]', or set use_vllm: false"
+    return None
+
+
 def _describe_model(recipe: Recipe, prepared: Prepared) -> tuple[list[tuple[str, str]], list[str], list[str]]:
-    """(rows, problems, notes): parameters and memory, counted on the meta device."""
+    """(rows, problems, what could not be looked at): parameters and memory, counted on the meta device."""
     try:
         config = model_config(recipe)
     except FileNotFoundError as error:
@@ -400,7 +415,7 @@ def count_parameters(config: Any, lora: Any) -> tuple[int, int]:
 
 
 def _check_data(recipe: Recipe, prepared: Prepared) -> tuple[list[str], list[str]]:
-    """(problems, notes) from a few rows of the training set, and of the evaluation set."""
+    """(problems, what could not be looked at) from a few rows of the training set, and of the evaluation set."""
     problems: list[str] = []
     notes: list[str] = []
     try:

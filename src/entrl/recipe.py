@@ -376,6 +376,8 @@ def _check_keys(group: Any, known: Sequence[str], *, where: str, removed: Mappin
             raise ValueError(f"{where}.{key} is gone: {removed[key]}")
         if key not in known:
             hint = suggest(str(key), known)
+            if where == "recipe" and key in ("arms", "seeds", "recipe"):
+                hint = " This looks like a study, which `entrl replicate` runs."
             if where == "recipe" and not hint and key in trainer_fields():
                 hint = f" Did you mean 'trainer.{key}'?"
             listing = f" Valid keys: {', '.join(known)}" if len(known) <= 30 else ""

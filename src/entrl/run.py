@@ -16,9 +16,9 @@ from rich.console import Console
 from rich.table import Table
 from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, ProgressCallback, set_seed
 
-from entrl.assets import model_path
-from entrl.plan import Prepared, column_problems, prepare
-from entrl.recipe import Recipe
+from entrl.assets import model_path, naming_model
+from entrl.plan import Prepared, column_problems, missing_engine, prepare
+from entrl.recipe import ModelSpec, Recipe
 from entrl.run_folder import RunFolder, make_manifest, now, read_json, write_json, write_text
 from entrl.run_log import ProgressLine, RunLog, be_quiet
 
@@ -64,6 +64,8 @@ def train(
     prepared = prepare(recipe)  # joins the process group, if there is one
     state = PartialState()
     prepared.raise_first()
+    if problem := missing_engine(prepared.args):
+        raise ValueError(problem)
     console = console or Console(quiet=not state.is_main_process, soft_wrap=True)
     dataset = load_checked_data(recipe, prepared)
     folder = RunFolder(path=recipe.run_dir)
@@ -127,7 +129,11 @@ def load_checked_data(recipe: Recipe, prepared: Prepared) -> Any:
 
 def load_model(recipe: Recipe) -> tuple[Any, Any]:
     """(model, tokenizer) of the recipe, weights in model.dtype."""
-    spec = recipe.model
+    with naming_model(recipe.model.path):
+        return _load_model(recipe.model)
+
+
+def _load_model(spec: ModelSpec) -> tuple[Any, Any]:
     source = model_path(spec.path)
     extra = {} if spec.attn_implementation is None else {"attn_implementation": spec.attn_implementation}
     common: dict[str, Any] = {"revision": spec.revision, "trust_remote_code": spec.trust_remote_code}

@@ -1,5 +1,7 @@
 """Models shipped with the package, by bare name: `tiny-reasoner` is a folder beside this file."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
 
@@ -29,3 +31,16 @@ def model_path(name_or_path: str) -> str:
     if path.is_absolute() or name_or_path.startswith((".", "~")) or name_or_path.count("/") > 1:
         raise FileNotFoundError(f"model folder {name_or_path!r} does not exist")
     return name_or_path
+
+
+@contextmanager
+def naming_model(name: str) -> Iterator[None]:
+    """Turn a loader's OSError over a model nobody has into one line that names it and what there is."""
+    try:
+        yield
+    except OSError as error:
+        why = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise FileNotFoundError(
+            f"model {name!r} is no shipped model ({', '.join(shipped_models())}) and no folder here, and could not be "
+            f"had from the hub: {why}"
+        ) from error

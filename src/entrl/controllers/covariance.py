@@ -122,8 +122,8 @@ class CovarianceController(Controller):
         limit = 1.0 if self.allow_large_fraction else LARGEST_FRACTION
         if not 0 < self.fraction <= limit:
             raise ValueError(
-                f"fraction must be in (0, {limit:g}], got {self.fraction}; it is a fraction, not a percentage "
-                "(0.2 % is 0.002). Set allow_large_fraction=True if you mean it"
+                f"{self.name}: fraction must be in (0, {limit:g}], got {self.fraction}; it is a fraction, not a "
+                "percentage (0.2 % is 0.002). Set allow_large_fraction=True if you mean it"
             )
         if self.scope not in ("step", "exact", "micro_batch"):
             raise ValueError(f"scope must be 'step', 'exact' or 'micro_batch', got {self.scope!r}")

@@ -17,10 +17,11 @@ from typing import Any, Literal
 
 from datasets import Dataset
 
+from entrl.load import suggest
 from entrl.tasks.files import jsonl_rows
 from entrl.tasks.hub import BENCHMARKS, benchmark_rows
 from entrl.tasks.procedural import reasoning_gym_rows
-from entrl.tasks.rows import Row, as_dataset, did_you_mean
+from entrl.tasks.rows import Row, as_dataset
 from entrl.tasks.sums import sums_rows
 
 Split = Literal["train", "test"]
@@ -70,8 +71,8 @@ def _builder(kind: str, argument: str, name: str) -> tuple[Callable[..., list[Ro
         return jsonl_rows, (argument,), False
     if name in BENCHMARKS:
         return benchmark_rows, (name,), False
-    hint = did_you_mean(name, ["sums", *BENCHMARKS])
-    raise ValueError(f"unknown task {name!r}{hint} Known: {', '.join(task_names())}")
+    hint = suggest(name, ["sums", *BENCHMARKS])
+    raise ValueError(f"unknown task {name!r}.{hint} Known: {', '.join(task_names())}")
 
 
 def _check_options(name: str, builder: Callable[..., list[Row]], options: dict[str, Any]) -> None:
@@ -79,5 +80,5 @@ def _check_options(name: str, builder: Callable[..., list[Row]], options: dict[s
     known = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in ("split", "size", "seed")]
     for key in options:
         if key not in known:
-            hint = did_you_mean(key, known)
-            raise ValueError(f"task {name!r} has no option {key!r}{hint} It takes: {', '.join(known) or 'none'}")
+            hint = suggest(key, known)
+            raise ValueError(f"task {name!r} has no option {key!r}.{hint} It takes: {', '.join(known) or 'none'}")

@@ -10,7 +10,8 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from entrl.tasks.rows import Row, chat, did_you_mean, digest, verifier_json
+from entrl.load import suggest
+from entrl.tasks.rows import Row, chat, digest, verifier_json
 
 TEST_EVERY = 5  # one problem in five is a test problem; more would make slow generators slower still
 CHUNK = 256  # items generated per reasoning-gym dataset object
@@ -94,13 +95,13 @@ def create(name: str, config: dict[str, Any]) -> Any:
     from reasoning_gym.factory import DATASETS
 
     if name not in DATASETS:
-        hint = did_you_mean(name, DATASETS)
-        raise ValueError(f"reasoning-gym has no dataset {name!r}{hint} It has {len(DATASETS)}: {sorted(DATASETS)}")
+        hint = suggest(name, DATASETS)
+        raise ValueError(f"reasoning-gym has no dataset {name!r}.{hint} It has {len(DATASETS)}: {sorted(DATASETS)}")
     known = list(DATASETS[name][1].__dataclass_fields__)
     for key in config:
         if key not in known:
-            hint = did_you_mean(key, known)
-            raise ValueError(f"reasoning-gym {name!r} has no option {key!r}{hint} It takes: {', '.join(known)}")
+            hint = suggest(key, known)
+            raise ValueError(f"reasoning-gym {name!r} has no option {key!r}.{hint} It takes: {', '.join(known)}")
     try:
         return reasoning_gym.create_dataset(name, **config)
     except AssertionError as error:  # its configs validate themselves with assert

@@ -1,9 +1,8 @@
 """The row every task yields, and the table made of them."""
 
-import difflib
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, NotRequired, TypedDict
 
 from datasets import Dataset
@@ -42,12 +41,6 @@ def chat(question: str, *, instruction: str = "", system: str = "") -> list[dict
 def verifier_json(kind: str, **fields: Any) -> str:
     """The `verifier` column as one JSON string (a struct column would need equal keys in every row)."""
     return json.dumps({"kind": kind, **fields}, sort_keys=True)
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """The middle of an error message: "; did you mean 'x'?", or a full stop where nothing is close."""
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean {close[0]!r}?" if close else "."
 
 
 def digest(text: str) -> int:

@@ -29,6 +29,7 @@ from trl import GRPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
 
 from entrl.controllers.hooks import Controller, Rows, Window
+from entrl.errors import UnsupportedTRL
 from entrl.phases import ThinkTags
 from entrl.trainers.checkpoint import load_state, moved, save_state
 from entrl.trainers.config import EntropyGRPOConfig
@@ -69,17 +70,19 @@ _SEAM = {
 
 
 def check_trl(installed: str, trainer: type) -> None:
-    """Raise ImportError unless `trainer` has the private methods this module overrides, as TRL 1.16 has them."""
+    """Raise UnsupportedTRL unless `trainer` has the private methods this module overrides, as TRL 1.16 has them."""
     advice = f"entrl is tested with TRL {TESTED_TRL}.x: pip install 'trl>=1.16,<1.17'"
     if not installed.startswith(f"{TESTED_TRL}."):
-        raise ImportError(f"found TRL {installed}, whose private methods may differ; {advice}")
+        raise UnsupportedTRL(f"found TRL {installed}, whose private methods may differ; {advice}")
     for name, expected in _SEAM.items():
         method = getattr(trainer, name, None)
         if method is None:
-            raise ImportError(f"TRL {installed} has no {trainer.__name__}.{name}; {advice}")
+            raise UnsupportedTRL(f"TRL {installed} has no {trainer.__name__}.{name}; {advice}")
         found = tuple(inspect.signature(method).parameters)[: len(expected)]
         if found != expected:
-            raise ImportError(f"{trainer.__name__}.{name} of TRL {installed} takes {found}, not {expected}; {advice}")
+            raise UnsupportedTRL(
+                f"{trainer.__name__}.{name} of TRL {installed} takes {found}, not {expected}; {advice}"
+            )
 
 
 check_trl(version("trl"), GRPOTrainer)

@@ -13,6 +13,7 @@ from typing import Any
 from entrl.controllers.hooks import Controller
 from entrl.trainers.rewards import SCORED_SIGNALS, needed_signals, needs_whole_groups, reward_name
 
+TRL_LOSSES = ("grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo", "luspo", "vespo")
 TRL_DEFAULT_EPSILON = 0.2  # GRPOConfig.epsilon; a user who left it there has asked for nothing
 
 
@@ -110,6 +111,10 @@ def check_schedule(
     """
     schedule = describe_schedule(args, world_size)
     problems = []
+    if args.loss_type not in TRL_LOSSES:
+        problems.append(f"loss_type={args.loss_type!r} is not one of TRL's: {', '.join(TRL_LOSSES)}")
+    if args.temperature <= 0:
+        problems.append(f"temperature must be > 0 to sample rollouts, got {args.temperature}")
     for controller in controllers:
         if controller.uses_loss_hook:
             problems += _controller_problems(args, controller, schedule)
