@@ -307,3 +307,6 @@ function viewer() {
 }
 curves();
 viewer();
+// Drawn at once rather than when the observer first reports: a page that is printed or saved may never get that frame.
+drawn.forEach((d) => widths.set(d.box, d.box.clientWidth));
+redraw();
