@@ -13,7 +13,6 @@ trainer backs with its process group and which `OneRank` answers for a single pr
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Literal, Protocol
 
-import torch
 from torch import Tensor
 
 Scope = Literal["step", "exact", "micro_batch"]
@@ -171,8 +170,3 @@ class Controller:
     def options(self) -> dict[str, Any]:
         """The dataclass fields, for the manifest."""
         return {f.name: getattr(self, f.name) for f in fields(self)}
-
-
-def float32_detached(x: Tensor) -> Tensor:
-    """`x` outside the graph in float32: bfloat16 covariances tie far too often to rank tokens by them."""
-    return x.detach().to(torch.float32)

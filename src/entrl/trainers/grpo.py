@@ -277,9 +277,9 @@ class EntropyGRPOTrainer(GRPOTrainer):
         if self.model.training:
             self._log_groups_without_spread()
         if self.model.training and self.controllers:
-            self._run_rollout_hooks(output)
-        if self.model.training and self._loss_controllers:
-            self._attach_window_columns(output, rollout)
+            advantages = self._run_rollout_hooks(output)
+            if self._loss_controllers:
+                self._attach_window_columns(output, rollout, advantages)
         if self.model.training and self.accelerator.is_main_process:
             self._keep_samples(output, rollout)
         return output
@@ -395,8 +395,8 @@ class EntropyGRPOTrainer(GRPOTrainer):
         low, high = grouped.nan_to_num(math.inf).amin(1), grouped.nan_to_num(-math.inf).amax(1)
         self._metrics["train"]["groups/without_spread"].append((high <= low).float().mean().item())
 
-    def _run_rollout_hooks(self, output: dict[str, Any]) -> None:
-        """Let controllers replace the advantages, which they see for all ranks at once."""
+    def _run_rollout_hooks(self, output: dict[str, Any]) -> Tensor:
+        """Let controllers replace the advantages, which they see for all ranks at once; returns those of all ranks."""
         rewards = self._weighted_rewards()
         local = output["advantages"].size(0)
         advantages = self._ranks.gather(output["advantages"])
@@ -405,15 +405,15 @@ class EntropyGRPOTrainer(GRPOTrainer):
             changed = controller.on_rollout(rewards, groups, advantages)
             advantages = advantages if changed is None else changed
         first = self.accelerator.process_index * local
-        self._all_advantages = advantages
         output["advantages"] = advantages[first : first + local]
+        return advantages
 
-    def _attach_window_columns(self, output: dict[str, Any], rollout: Rollout) -> None:
-        """Columns that must follow each row through TRL's shuffle and split."""
+    def _attach_window_columns(self, output: dict[str, Any], rollout: Rollout, advantages: Tensor) -> None:
+        """Columns that must follow each row through TRL's shuffle and split; `advantages` are those of all ranks."""
         local, device = output["advantages"].size(0), output["advantages"].device
         first = self.accelerator.process_index * local
         output["entrl_row_id"] = torch.arange(first, first + local, device=device)
-        grouped = self._all_advantages.view(-1, self.num_generations)
+        grouped = advantages.view(-1, self.num_generations)
         spread = (grouped.amax(1) > grouped.amin(1)).repeat_interleave(self.num_generations)
         output["entrl_informative"] = spread[first : first + local]
         if "old_per_token_logps" not in output and rollout.scored:

@@ -90,16 +90,16 @@ def completion_samples(
     """
     out = []
     entropies = rollout.per_row(rollout.entropies_BT) if rollout.scored else None
+    masks = rollout.model_token_masks()
     for i in range(min(count, len(rollout))):
         ids = rollout.completion_ids[i]
-        mask = rollout.model_token_masks()[i]
         out.append(
             {
                 "step": step,
                 "prompt": tokenizer.decode(rollout.prompt_ids[i]),
                 "tokens": [tokenizer.decode([t]) for t in ids],
                 "entropies": None if entropies is None else [round(float(h), 5) for h in entropies[i]],
-                "phases": phase_labels(ids, tags, mask) if tags is not None else ["answer"] * len(ids),
+                "phases": phase_labels(ids, tags, masks[i]) if tags is not None else ["answer"] * len(ids),
                 **{name: column[i] for name, column in facts.items()},
             }
         )
