@@ -87,19 +87,19 @@ for suite in $suites; do
             provide_node
             run types 300 pyright
             ;;
-        fast) run_pytest fast 900 "not slow and not multiprocess and not browser and not deepspeed and not gpu" \
+        fast) run_pytest fast 900 "not slow and not multiprocess and not browser and not deepspeed and not vllm and not gpu" \
             -n "$jobs" --dist loadfile ;;
-        slow) run_pytest slow 1200 "slow and not multiprocess and not browser and not deepspeed and not gpu" \
+        slow) run_pytest slow 1200 "slow and not multiprocess and not browser and not deepspeed and not vllm and not gpu" \
             -n "$jobs" --dist loadfile ;;
-        multiprocess) run_pytest multiprocess 600 "multiprocess and not browser and not deepspeed and not gpu" ;;
+        multiprocess) run_pytest multiprocess 600 "multiprocess and not browser and not deepspeed and not vllm and not gpu" ;;
         browser)
             if provide_chromium; then
-                run_pytest browser 300 "browser and not deepspeed and not gpu"
+                run_pytest browser 300 "browser and not deepspeed and not vllm and not gpu"
             else
                 echo "1 0" >"$results/browser.status"
             fi
             ;;
-        deepspeed) run_pytest deepspeed 600 "deepspeed and not gpu" ;;
+        deepspeed) run_pytest deepspeed 600 "deepspeed and not vllm and not gpu" ;;
     esac
 done
 
