@@ -24,6 +24,19 @@ class EntropyGRPOConfig(GRPOConfig):
     log_window_state: write parameters and optimiser with each logged window, so that replay can really take the step.
     allow_truncated_sampling: top_p / top_k / min_p sample from another distribution than the one whose log-probs and
         entropies are computed; with entropy-aware rewards or controllers that is refused unless this is set.
+    entropy_source: where rewards get entropies from. `scoring`: a no-grad pass of the trainer (TRL's own where it runs
+        one). `sampler`: the vLLM engine's, recorded while it generated; no pass is needed for them.
+    top_h, top_h_rule: Top-H truncation of rollouts (arXiv 2509.02510): alpha in (0, 1], and which rule; see
+        `entrl.truncation`.
+    truncation_correction: what is done about a sampler that truncates (top_p, top_k, top_h) under vLLM, whose log-probs
+        are then those of the truncated distribution q = p / G. `restore` adds log G to them, so that the importance
+        ratio compares trainer and engine only; `weigh` leaves the ratio p / q = G <= 1 as each token's weight.
+    vllm_replicas: vLLM servers started by `entrl serve`; LoRA runs send them the adapter alone. Instead of TRL's one
+        server with full weights over NCCL.
+    vllm_adapter_dir: a folder that trainer and servers share; None = adapters are sent over HTTP.
+    vllm_api_key_env: the environment variable with the servers' key.
+    vllm_request_timeout: seconds after which a server's answer is not waited for any more and the prompt goes elsewhere.
+    vllm_gap_alarm: warn once the mean |log-prob of the trainer - log-prob of the sampler| of a rollout exceeds this.
     """
 
     expected_world_size: int | None = field(default=None, metadata={"help": "Refuse any other world size."})
@@ -38,6 +51,15 @@ class EntropyGRPOConfig(GRPOConfig):
     log_windows: list[int] | None = field(default=None, metadata={"help": "Steps whose windows are written."})
     log_window_state: bool = field(default=False, metadata={"help": "Write parameters and optimiser with them."})
     allow_truncated_sampling: bool = field(default=False, metadata={"help": "Accept top_p, top_k, min_p."})
+    entropy_source: str = field(default="scoring", metadata={"help": "scoring or sampler."})
+    top_h: float | None = field(default=None, metadata={"help": "Top-H alpha of rollouts."})
+    top_h_rule: str = field(default="paper", metadata={"help": "paper or reference."})
+    truncation_correction: str | None = field(default=None, metadata={"help": "restore, weigh, or null."})
+    vllm_replicas: list[str] | None = field(default=None, metadata={"help": "URLs of `entrl serve` servers."})
+    vllm_adapter_dir: str | None = field(default=None, metadata={"help": "Folder shared with the servers."})
+    vllm_api_key_env: str = field(default="ENTRL_VLLM_API_KEY", metadata={"help": "Variable with the servers' key."})
+    vllm_request_timeout: float = field(default=600.0, metadata={"help": "Seconds for one request to a server."})
+    vllm_gap_alarm: float = field(default=0.02, metadata={"help": "Mean log-prob gap that raises the alarm, nats."})
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -52,5 +74,15 @@ class EntropyGRPOConfig(GRPOConfig):
             raise ValueError(f"log_windows lists optimiser steps counted from 0, such as [0, 10, 20]; got {steps}")
         if self.log_window_state and not steps:
             raise ValueError("log_window_state writes a state beside each logged window; set log_windows as well")
+        choices = {"entropy_source": ("scoring", "sampler"), "top_h_rule": ("paper", "reference")}
+        choices["truncation_correction"] = (None, "restore", "weigh")
+        for name, known in choices.items():
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} must be one of {', '.join(map(str, known))}; got {getattr(self, name)!r}")
+        if self.top_h is not None and not 0 < self.top_h <= 1:
+            raise ValueError(f"top_h is the share of the entropy that may be kept, in (0, 1]; got {self.top_h}")
+        for name in ("vllm_request_timeout", "vllm_gap_alarm"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be > 0, got {getattr(self, name)}")
         if self.expected_world_size is not None and self.expected_world_size < 1:
             raise ValueError(f"expected_world_size must be >= 1 or null, got {self.expected_world_size}")
