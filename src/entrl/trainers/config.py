@@ -35,7 +35,7 @@ class EntropyGRPOConfig(GRPOConfig):
         server with full weights over NCCL.
     vllm_adapter_dir: a folder that trainer and servers share; None = adapters are sent over HTTP.
     vllm_api_key_env: the environment variable with the servers' key.
-    vllm_request_timeout: seconds after which a server's answer is not waited for any more and the prompt goes elsewhere.
+    vllm_request_timeout: seconds; an answer that takes longer is not waited for, the prompt goes to another server.
     vllm_gap_alarm: warn once the mean |log-prob of the trainer - log-prob of the sampler| of a rollout exceeds this.
     """
 

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from accelerate.utils import gather_object
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase, TrainerCallback
+from transformers import PreTrainedTokenizerBase
 from trl import GRPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
 
@@ -35,17 +35,16 @@ from entrl.phases import ThinkTags
 from entrl.trainers.checkpoint import load_state, moved, save_state
 from entrl.trainers.config import EntropyGRPOConfig
 from entrl.trainers.counters import Counters
+from entrl.trainers.logged_windows import LoggedWindows
 from entrl.trainers.loss import LossPass, aggregate
 from entrl.trainers.observation import Observation
 from entrl.trainers.probe import Probe
 from entrl.trainers.ranks import AccelerateRanks
-from entrl.trainers.recorder import WindowRecorder, learning_rate_of, plain_options, step_state
 from entrl.trainers.rewards import SCORED_SIGNALS, checked_rollout_func, guarded, needed_signals
 from entrl.trainers.rollout import Rollout, completion_samples
 from entrl.trainers.schedule import check_schedule, describe_schedule
 from entrl.trainers.seam import check_trl
 from entrl.trainers.surroundings import check_surroundings, refuse_dropout
-from entrl.window_log import StepOptions
 
 check_trl(version("trl"), GRPOTrainer)
 
@@ -117,7 +116,7 @@ class EntropyGRPOTrainer(GRPOTrainer):
         self._loss_controllers = [c for c in self.controllers if c.uses_loss_hook]
         self._start_observing()
         scored = bool(self._loss_controllers or self._wanted & set(SCORED_SIGNALS))
-        if scored or self._observation.probe.on or self._recorder.steps:
+        if scored or self._observation.probe.on or self._windows.on:
             refuse_dropout(self.model)
         for controller in self._loss_controllers:
             if controller.clip_range is not None:
@@ -144,7 +143,7 @@ class EntropyGRPOTrainer(GRPOTrainer):
 
     def _start_observing(self) -> None:
         """What is logged beside TRL's metrics; see the options' help for what each costs."""
-        rank, ranks = self.accelerator.process_index, self.accelerator.num_processes
+        ranks = self.accelerator.num_processes
         self.evaluation_seed: int | None = None  # set: evaluations draw alike and leave training's random state alone
         self._observation = Observation(
             controllers=self.controllers,
@@ -155,21 +154,7 @@ class EntropyGRPOTrainer(GRPOTrainer):
             probe=Probe(every=self._option("probe_every"), rows=max(1, self._option("probe_rows") // ranks)),
             diversity=self._option("log_diversity"),
         )
-        self._recorder = WindowRecorder(
-            self.args.output_dir,
-            steps=self._option("log_windows") or (),
-            with_state=self._option("log_window_state"),
-            rank=rank,
-            world_size=ranks,
-        )
-        self._own_clip_range = (self.epsilon_low, self.epsilon_high)
-        if self._recorder.with_state and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
-            raise ValueError(
-                "log_window_state writes rank 0's parameters as everybody's, and FSDP or DeepSpeed may shard them; "
-                "leave it out (windows are logged all the same), or train this run without sharding"
-            )
-        if self._recorder.steps:
-            self.add_callback(_AfterStep(self))
+        self._windows = LoggedWindows(self)
 
     def _find_think_tags(self) -> ThinkTags | None:
         opening, closing = self._option("think_open"), self._option("think_close")
@@ -246,7 +231,7 @@ class EntropyGRPOTrainer(GRPOTrainer):
         if self.model.training:
             self._log_groups_without_spread()
             advantages, replaced = self._run_rollout_hooks(output)
-            if self._loss_controllers or self._observation.monitor is not None or self._recorder.steps:
+            if self._loss_controllers or self._observation.monitor is not None or self._windows.on:
                 self._attach_window_columns(output, rollout, advantages, replaced=replaced)
             self._observe_rollout(rollout)
         if self.model.training and self.accelerator.is_main_process:
@@ -402,7 +387,7 @@ class EntropyGRPOTrainer(GRPOTrainer):
         width = output["completion_ids"].size(1)
         if self._observation.monitor is not None and self.think_tags is not None:
             output["entrl_phase"] = rollout.phases(self.think_tags, width).to(device)
-        if not (self._loss_controllers or self._recorder.steps) or not rollout.scored:
+        if not (self._loss_controllers or self._windows.on) or not rollout.scored:
             return
         assert rollout.log_probs_BT is not None
         assert rollout.entropies_BT is not None
@@ -539,8 +524,8 @@ class EntropyGRPOTrainer(GRPOTrainer):
             self._loss_pass = None
         loss = self._add_penalty(loss, current, inputs)
         self._observation.tally.add(current.sums)
-        if self._recorder.wants(self.state.global_step):
-            self._record(current, inputs)
+        if self._windows.wants(self.state.global_step):
+            self._windows.micro_batch(current, inputs)
         if self.accelerator.sync_gradients:
             self._finish_step(inputs)
         return loss
@@ -610,8 +595,8 @@ class EntropyGRPOTrainer(GRPOTrainer):
         self._observation.finish_step(step)
         if any(c.needs_feedback for c in self.controllers):
             self._read_steps()
-        if self._recorder.wants(step):
-            self._write_window(step, inputs)
+        if self._windows.wants(step):
+            self._windows.finish(step, inputs)
 
     def _read_steps(self) -> None:
         """Turn finished steps into metrics; each is read once."""
@@ -623,71 +608,6 @@ class EntropyGRPOTrainer(GRPOTrainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         self._read_steps()
         super().log(logs, start_time)
-
-    def _record(self, current: LossPass, inputs: dict[str, Any]) -> None:
-        """Keep a micro-batch for the window's file."""
-        assert current.log_probs_BT is not None
-        assert current.entropies_BT is not None
-        old_BT = current.old_log_probs_BT
-        columns = {
-            "log_probs_BT": current.log_probs_BT.float(),
-            "old_log_probs_BT": (current.log_probs_BT if old_BT is None else old_BT).float(),
-            "entropies_BT": current.entropies_BT.float(),
-        }
-        if "entrl_entropies" in inputs:
-            columns["old_entropies_BT"] = inputs["entrl_entropies"].float()
-        weight = current.policy_weight_BT  # TRL's masks; with a penalty also its importance-sampling weight
-        if current.penalty_BT is None and self.use_vllm and self.vllm_importance_sampling_correction:
-            ratio = inputs["importance_sampling_ratio"]
-            weight = ratio if weight is None else weight * ratio
-        if weight is not None:
-            columns["policy_weight_BT"] = weight.float().expand(current.rows.mask_BT.shape)
-        ids = {f"{k}_BT": inputs[k] for k in ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")}
-        self._recorder.add(current.rows, columns | ids)
-
-    def _write_window(self, step: int, inputs: dict[str, Any]) -> None:
-        """The window before its step is taken: the parameters are still the ones of its log-probs.
-
-        Called between the last micro-batch's forward and its backward, as everything `_finish_step` does.
-        """
-        low, high = self._own_clip_range
-        options = StepOptions(
-            loss_type=self.loss_type,
-            accumulation=self.current_gradient_accumulation_steps,
-            steps_per_generation=self.args.steps_per_generation,
-            max_completion_length=self.max_completion_length,
-            num_items=float(inputs["num_items_in_batch"]),
-            temperature=float(self.temperature),
-            learning_rate=learning_rate_of(self.optimizer),
-            eps_low=float(low),
-            eps_high=float(high),
-            fresh=self._policy_is_fresh,
-            pad_token_id=int(self._tokenizer.pad_token_id),
-            controllers=plain_options(self.controllers),
-        )
-        self._recorder.write(step, options, probe_entropy=self._observation.probe_entropy())
-        if self._recorder.with_state:
-            model = self.accelerator.unwrap_model(self.model)
-            state = step_state(model, self.optimizer, max_grad_norm=float(self.args.max_grad_norm))
-            self._recorder.write_state(step, state)
-        if self._observation.probe.sequences is not None:
-            self._recorder.write_probe(self._observation.probe.tensors(self._tokenizer.pad_token_id))
-
-    def _after_step(self) -> None:
-        """Measure a logged window's states again, now that its step is taken."""
-        window = self._recorder.latest
-        if window is None:
-            return
-        device = self.accelerator.device
-        inputs = {
-            name: getattr(window, f"{name}_BT").to(device)
-            for name in ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
-        }
-        entropies_BT = self._scores_of_slice(inputs, kind="after")[1]
-        sums = self._recorder.complete(entropies_BT, probe_entropy=self._observation.probe_entropy())
-        totals = self._ranks.total(sums)
-        if totals["tokens"]:
-            self._metrics["train"]["window/entropy_change"].append(totals["change"] / totals["tokens"])
 
     # Checkpoints
 
@@ -729,13 +649,3 @@ class EntropyGRPOTrainer(GRPOTrainer):
         for reward, saved in zip(self._stateful_rewards(), state["rewards"], strict=True):
             if saved is not None:
                 reward.load_state_dict(saved)
-
-
-class _AfterStep(TrainerCallback):
-    """Tells the trainer that an optimiser step has been taken; only there while windows are logged."""
-
-    def __init__(self, trainer: EntropyGRPOTrainer) -> None:
-        self.trainer = trainer
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.trainer._after_step()
