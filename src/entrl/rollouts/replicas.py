@@ -1,0 +1,514 @@
+"""A pool of vLLM servers that generate for one training run and are sent nothing but its LoRA adapter.
+
+    pool = ReplicaPool(urls, key, base_model="org/model", lora_rank=16)
+    pool.check()                                 once, before training
+    pool.publish(version, folder)                after each update: load under a new name, switch, unload the old one
+    pool.generate(prompts, n, sampling, version) n completions of every prompt, all of that version, or an error
+
+Work is cut into items (one prompt, some of its samples). An item belongs to one coroutine which asks one replica at a
+time, so a completion can be neither lost nor counted twice: when a replica dies, restarts, stalls or answers late, its
+connection is closed (the server drops the request) and the item is asked of another, with the same seed. A replica
+that failed is tried again with doubling pauses; before it gets work again it is examined like a new one and given the
+current adapter. `retries` failures in a row give it up; when all are given up the call raises NoReplicaLeft.
+"""
+
+import asyncio
+import contextlib
+import logging
+import secrets
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from entrl.rollouts import servers
+from entrl.rollouts.adapters import adapter_name, check_folder
+from entrl.rollouts.completions import (
+    Completion,
+    WorkItem,
+    checked_sampling,
+    make_items,
+    read_answer,
+    request_body,
+)
+from entrl.rollouts.faults import (
+    AdapterRefused,
+    NoReplicaLeft,
+    ReplicaMismatch,
+    RolloutError,
+    StaleVersion,
+)
+from entrl.rollouts.servers import Replica, Unreachable
+
+__all__ = [
+    "AdapterRefused",
+    "Completion",
+    "NoReplicaLeft",
+    "Replica",
+    "ReplicaMismatch",
+    "ReplicaPool",
+    "RolloutError",
+    "StaleVersion",
+    "SyncReport",
+]
+
+MAX_PAUSE = 30.0  # seconds between two attempts to reach a replica
+PROBE_TIMEOUT = 20.0  # seconds for /health and the like
+WATCH_EVERY = 5.0  # seconds between looks at the health of replicas that are working
+MISSES = 2  # looks in a row without an answer before a working replica is taken for dead
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SyncReport:
+    """What publishing one version took."""
+
+    version: int
+    name: str
+    adapter_bytes: int  # of one copy
+    bytes_sent: int  # read or received by all replicas together
+    seconds: dict[str, float]  # per replica that has it now: hand over and load
+    wall_seconds: float  # of the whole call
+    uploaded: bool  # over HTTP; False: read from a shared folder
+    missing: list[str]  # replicas that could not be reached; they get it when they are back
+
+
+@dataclass
+class Counters:
+    """Over the life of the pool."""
+
+    requests: int = 0  # sent
+    completions: int = 0  # returned to the caller
+    repeated: int = 0  # requests sent again because the first one failed
+    failures: int = 0  # of replicas
+    returns: int = 0  # of replicas that had failed
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Published:
+    version: int
+    name: str
+    folder: Path
+
+
+@dataclass
+class _Call:
+    """One run of the event loop: the client and who waits for whom in it."""
+
+    client: httpx.AsyncClient
+    changed: asyncio.Condition = field(default_factory=asyncio.Condition)
+    revivals: dict[str, asyncio.Task[None]] = field(default_factory=dict)
+    deaths: dict[str, asyncio.Event] = field(default_factory=dict)  # url -> set when its watcher gave it up
+
+
+class ReplicaPool:
+    """See the top of this file. Calls are taken one at a time; a second thread waits.
+
+    urls: of the servers, such as http://127.0.0.1:8000. api_key: theirs (None: they have none).
+    base_model: folder or hub id the adapter was made for. lora_rank: the adapter's; None: only the base is asked.
+    request_timeout: seconds one completion request may take, waiting in the server's queue included.
+    retries: failures in a row after which a replica is given up. backoff: seconds before a new attempt; doubles.
+    adapter_folder: a folder the servers can read, inside which every published adapter lies; None: it is uploaded.
+    max_concurrency: requests at a time per replica. samples_per_request: completions of one prompt per request (None:
+    all). run_id: part of the adapters' names; never used twice on a living server, so by default a random one.
+    """
+
+    def __init__(
+        self,
+        urls: Sequence[str],
+        api_key: str | None,
+        *,
+        base_model: str,
+        lora_rank: int | None = None,
+        request_timeout: float = 600.0,
+        retries: int = 6,
+        backoff: float = 1.0,
+        adapter_folder: str | Path | None = None,
+        max_concurrency: int = 64,
+        samples_per_request: int | None = None,
+        run_id: str | None = None,
+    ) -> None:
+        self.replicas = [Replica(url=url) for url in checked_urls(urls)]
+        if request_timeout <= 0 or backoff <= 0:
+            raise ValueError(f"request_timeout and backoff are seconds > 0, got {request_timeout} and {backoff}")
+        if retries < 0 or max_concurrency < 1:
+            raise ValueError(f"retries must be >= 0 and max_concurrency >= 1, got {retries} and {max_concurrency}")
+        if samples_per_request is not None and samples_per_request < 1:
+            raise ValueError(f"samples_per_request must be >= 1 or None, got {samples_per_request}")
+        self.api_key = api_key
+        self.base_model = base_model
+        self.lora_rank = lora_rank
+        self.request_timeout = request_timeout
+        self.retries = retries
+        self.backoff = backoff
+        self.adapter_folder = None if adapter_folder is None else Path(adapter_folder).absolute()
+        self.max_concurrency = max_concurrency
+        self.samples_per_request = samples_per_request
+        self.run_id = run_id or secrets.token_hex(4)
+        self.counters = Counters()
+        self._published: _Published | None = None
+        self._lock = threading.Lock()
+        adapter_name(self.run_id, 0)  # says what is wrong with it
+
+    @property
+    def version(self) -> int | None:
+        """The version completions are drawn from; None before the first `publish`."""
+        return None if self._published is None else self._published.version
+
+    # --- the three calls ----------------------------------------------------------------------------------------
+
+    def check(self, *, wait: float = 0.0) -> list[dict[str, Any]]:
+        """Examine every replica; what each tells about itself. All must be there within `wait` seconds.
+
+        Raises ReplicaMismatch (wrong key, base model, adapter rank, log-probs mode) or RolloutError (no answer).
+        """
+        return self._run(lambda call: self._check(call, time.monotonic() + wait))
+
+    def publish(self, version: int, folder: str | Path) -> SyncReport:
+        """Load the adapter in `folder` as `version` on all replicas, switch to it, unload the version before.
+
+        The old version's requests have drained when this runs: calls are taken one at a time. Raises AdapterRefused,
+        NoReplicaLeft, or ValueError where the version does not grow or the folder is not shared.
+        """
+        folder = Path(folder).absolute()
+        if self.version is not None and version <= self.version:
+            raise ValueError(f"version {version} does not follow {self.version}; versions grow, servers cache by name")
+        if self.adapter_folder is not None and not folder.is_relative_to(self.adapter_folder):
+            raise ValueError(f"{folder} is not inside {self.adapter_folder}, which the servers share; save it there")
+        size = check_folder(folder, rank=self.lora_rank)
+        new = _Published(version=version, name=adapter_name(self.run_id, version), folder=folder)
+        return self._run(lambda call: self._publish(call, new, size))
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], n: int, sampling: Mapping[str, Any], version: int | None
+    ) -> list[list[Completion]]:
+        """Per prompt (token ids) its `n` completions, in order.
+
+        sampling: max_tokens, and what of temperature, top_p, top_k, min_p, ... is not neutral; seed: of this call
+        (None: a random one); entrl: options of our recorder, {"record": True} for entropies. version: the one
+        published, or None for the base model. Raises StaleVersion, NoReplicaLeft, or RolloutError for a request
+        that servers refuse.
+        """
+        settings = checked_sampling(sampling)
+        if version is not None and version != self.version:
+            raise StaleVersion(f"version {version} was asked for, the replicas hold {self.version}; publish it first")
+        seed = secrets.randbits(62) if settings.get("seed") is None else int(settings["seed"])
+        items = make_items(prompts, n, chunk=self.samples_per_request, seed=seed, version=version)
+        found = self._run(lambda call: self._generate(call, items, settings, version))
+        completions: list[list[Completion]] = [[] for _ in prompts]
+        for item in items:  # made in order of prompt and first sample
+            completions[item.prompt].extend(found[item.key])
+        assert all(len(of_prompt) == n for of_prompt in completions)
+        self.counters.completions += n * len(completions)
+        return completions
+
+    def _run(self, work: Callable[[_Call], Coroutine[Any, Any, Any]]) -> Any:
+        """Run `work` in an event loop, in a thread of its own where this one already runs one (notebooks)."""
+        with self._lock:
+            try:
+                asyncio.get_running_loop()
+            except RuntimeError:
+                return asyncio.run(self._with_call(work))
+            with ThreadPoolExecutor(1) as pool:
+                return pool.submit(asyncio.run, self._with_call(work)).result()
+
+    async def _with_call(self, work: Callable[[_Call], Coroutine[Any, Any, Any]]) -> Any:
+        async with servers.make_client(self.api_key) as client:
+            call = _Call(client)
+            try:
+                return await work(call)
+            finally:
+                await _cancel(call.revivals.values())
+                for replica in self.replicas:
+                    replica.in_flight = 0
+
+    # --- check and publish --------------------------------------------------------------------------------------
+
+    async def _check(self, call: _Call, deadline: float) -> list[dict[str, Any]]:
+        async def one(replica: Replica) -> None:
+            while True:
+                try:
+                    return await self._bring_up(call, replica)
+                except Unreachable as error:
+                    if time.monotonic() > deadline:
+                        raise RolloutError(
+                            f"replica {replica.url} does not answer: {error}. Start it with `entrl serve` and wait "
+                            "for 'ready', or take it out of trainer.vllm_replicas"
+                        ) from None
+                    await asyncio.sleep(min(self.backoff, 1.0))
+
+        await _all([one(replica) for replica in self.replicas])
+        return [{"url": r.url, "base_model": r.base_id, **r.info} for r in self.replicas]
+
+    async def _publish(self, call: _Call, new: _Published, size: int) -> SyncReport:
+        started = time.monotonic()
+        before, seconds, sent = self._published, {}, []
+
+        async def one(replica: Replica) -> None:
+            since = time.monotonic()
+            try:
+                if replica.state != "up":
+                    await self._examine(call, replica)
+                sent.append(await self._load(call, replica, new))
+            except Unreachable as error:
+                self._note_failure(replica, error)
+                return
+            self._note_return(replica)
+            seconds[replica.url] = time.monotonic() - since
+
+        pause = self.backoff
+        for attempt in range(self.retries + 1):
+            await _all([one(replica) for replica in self.replicas])
+            if seconds or attempt == self.retries:
+                break
+            await asyncio.sleep(min(pause, MAX_PAUSE))
+            pause *= 2
+        if not seconds:
+            raise self._none_left()
+        self._published = new
+        up = [replica for replica in self.replicas if replica.state == "up"]
+        if before is not None:
+            await _all([self._unload(call, replica, before.name) for replica in up])
+        return SyncReport(
+            version=new.version,
+            name=new.name,
+            adapter_bytes=size,
+            bytes_sent=sum(sent),
+            seconds=seconds,
+            wall_seconds=time.monotonic() - started,
+            uploaded=self.adapter_folder is None,
+            missing=[replica.url for replica in self.replicas if replica.state != "up"],
+        )
+
+    async def _examine(self, call: _Call, replica: Replica) -> list[str]:
+        """The adapters it has; raises unless it is alive and the server this run needs."""
+        adapters = await servers.look(call.client, replica, timeout=PROBE_TIMEOUT)
+        servers.check_identity(replica, base_model=self.base_model, lora_rank=self.lora_rank)
+        return adapters
+
+    async def _bring_up(self, call: _Call, replica: Replica) -> None:
+        """Examine it and see that it holds the current adapter and none of this run's old ones."""
+        adapters = await self._examine(call, replica)
+        now = self._published
+        if now is not None and now.name not in adapters:
+            await self._load(call, replica, now)
+        for name in adapters:
+            if name.startswith(f"entrl-{self.run_id}-v") and (now is None or name != now.name):
+                await self._unload(call, replica, name)
+        self._note_return(replica)
+
+    async def _load(self, call: _Call, replica: Replica, adapter: _Published) -> int:
+        return await servers.load_adapter(
+            call.client,
+            replica,
+            adapter.name,
+            adapter.folder,
+            upload=self.adapter_folder is None,
+            timeout=self.request_timeout,
+        )
+
+    async def _unload(self, call: _Call, replica: Replica, name: str) -> None:
+        with contextlib.suppress(Unreachable):  # it will be examined before it gets work again
+            await servers.unload_adapter(call.client, replica, name, timeout=PROBE_TIMEOUT)
+
+    # --- generate -----------------------------------------------------------------------------------------------
+
+    async def _generate(
+        self, call: _Call, items: Sequence[WorkItem], sampling: Mapping[str, Any], version: int | None
+    ) -> dict[str, list[Completion]]:
+        found: dict[str, list[Completion]] = {}
+
+        async def one(item: WorkItem) -> None:
+            avoid: Replica | None = None
+            while item.key not in found:
+                replica = await self._acquire(call, avoid)
+                try:
+                    found[item.key] = await self._ask(call, replica, item, sampling, version)
+                except Unreachable:
+                    avoid = replica
+                    self.counters.repeated += 1
+                finally:
+                    await self._release(call, replica)
+
+        for replica in self.replicas:
+            if replica.state != "up":
+                replica.failures = min(replica.failures, self.retries)  # one that was given up gets one more look
+                self._revive(call, replica, at_once=True)
+        async with self._watched(call):
+            await _all([one(item) for item in items])
+        return found
+
+    async def _ask(
+        self, call: _Call, replica: Replica, item: WorkItem, sampling: Mapping[str, Any], version: int | None
+    ) -> list[Completion]:
+        """One attempt at one replica. Raises Unreachable, having noted the failure against the replica."""
+        life = replica.lives
+        model = replica.base_id if version is None or self._published is None else self._published.name
+        self.counters.requests += 1
+        try:
+            answer = await self._while_alive(
+                call,
+                replica,
+                servers.complete(
+                    call.client, replica, request_body(item, model, sampling), timeout=self.request_timeout
+                ),
+            )
+        except Unreachable as error:
+            if replica.state == "up" and replica.lives == life:  # many requests fail with one replica; it counts once
+                self._note_failure(replica, error)
+                if replica.state == "down":
+                    self._revive(call, replica)
+            raise
+        replica.failures = 0
+        replica.answered += item.samples
+        recorded = bool((sampling.get("entrl") or {}).get("record"))
+        return read_answer(answer, item, model=model, version=version, recorded=recorded, url=replica.url)
+
+    async def _while_alive(self, call: _Call, replica: Replica, request: Coroutine[Any, Any, Any]) -> Any:
+        """The request's result, or Unreachable as soon as the replica's watcher gives it up."""
+        asking = asyncio.ensure_future(request)
+        dying = asyncio.ensure_future(call.deaths.setdefault(replica.url, asyncio.Event()).wait())
+        try:
+            await asyncio.wait({asking, dying}, return_when=asyncio.FIRST_COMPLETED)
+            if not asking.done():
+                raise Unreachable(f"no answer to GET /health for {MISSES} looks in a row while requests were running")
+            return asking.result()
+        finally:
+            await _cancel([asking, dying])
+
+    async def _acquire(self, call: _Call, avoid: Replica | None) -> Replica:
+        """The least busy replica that is up, another than `avoid` if there is one. Raises NoReplicaLeft."""
+        async with call.changed:
+            while True:
+                free = [r for r in self.replicas if r.state == "up" and r.in_flight < self.max_concurrency]
+                if free:
+                    chosen = min([r for r in free if r is not avoid] or free, key=lambda r: r.in_flight)
+                    chosen.in_flight += 1
+                    return chosen
+                if all(r.state == "lost" for r in self.replicas):
+                    raise self._none_left()
+                await call.changed.wait()
+
+    async def _release(self, call: _Call, replica: Replica) -> None:
+        async with call.changed:
+            replica.in_flight -= 1
+            call.changed.notify_all()
+
+    # --- failure and return -------------------------------------------------------------------------------------
+
+    def _note_failure(self, replica: Replica, error: Unreachable) -> None:
+        replica.failures += 1
+        replica.last_error = str(error)
+        replica.state = "down" if replica.failures <= self.retries else "lost"
+        self.counters.failures += 1
+        log.warning(
+            "replica %s failed (%d in a row, given up after %d): %s",
+            replica.url,
+            replica.failures,
+            self.retries + 1,
+            error,
+        )
+
+    def _note_return(self, replica: Replica) -> None:
+        if replica.state != "up":
+            if replica.state != "unchecked":
+                self.counters.returns += 1
+                log.warning("replica %s is back", replica.url)
+            replica.state = "up"
+            replica.lives += 1
+
+    def _revive(self, call: _Call, replica: Replica, *, at_once: bool = False) -> None:
+        running = call.revivals.get(replica.url)
+        if running is None or running.done():
+            replica.state = "down"
+            call.revivals[replica.url] = asyncio.create_task(self._retry(call, replica, at_once=at_once))
+
+    async def _retry(self, call: _Call, replica: Replica, *, at_once: bool) -> None:
+        """Try to bring a replica up, with doubling pauses, until it is up or given up."""
+        while replica.state == "down":
+            if not at_once:
+                await asyncio.sleep(min(self.backoff * 2 ** max(0, replica.failures - 1), MAX_PAUSE))
+            at_once = False
+            try:
+                await self._bring_up(call, replica)
+                call.deaths[replica.url] = asyncio.Event()
+            except Unreachable as error:
+                replica.failures += 1
+                replica.last_error = str(error)
+                if replica.failures > self.retries:
+                    replica.state = "lost"
+                    log.warning("replica %s is given up: %s", replica.url, error)
+            except RolloutError as error:  # it came back as something else
+                replica.state, replica.last_error = "lost", str(error)
+                log.warning("replica %s is given up: %s", replica.url, error)
+        async with call.changed:
+            call.changed.notify_all()
+
+    def _none_left(self) -> NoReplicaLeft:
+        reasons = "; ".join(f"{replica.url}: {replica.last_error}" for replica in self.replicas)
+        return NoReplicaLeft(
+            f"no replica left of {len(self.replicas)}, each failed {self.retries + 1} times in a row or is not usable "
+            f"({reasons}). Start them again with `entrl serve` and resume; where they are only slow, raise "
+            f"request_timeout ({self.request_timeout:g} s)"
+        )
+
+    @contextlib.asynccontextmanager
+    async def _watched(self, call: _Call) -> AsyncIterator[None]:
+        """While requests run, look at the replicas' health: a machine that is gone resets no connection."""
+
+        async def watch(replica: Replica) -> None:
+            misses = 0
+            while True:
+                await asyncio.sleep(WATCH_EVERY)
+                if replica.state != "up" or not replica.in_flight:
+                    misses = 0
+                    continue
+                try:
+                    await servers.call(call.client, replica, "GET", "/health", timeout=PROBE_TIMEOUT)
+                    misses = 0
+                except Unreachable:
+                    misses += 1
+                if misses >= MISSES:
+                    call.deaths.setdefault(replica.url, asyncio.Event()).set()
+                    misses = 0
+
+        watchers = [asyncio.create_task(watch(replica)) for replica in self.replicas]
+        try:
+            yield
+        finally:
+            await _cancel(watchers)
+
+
+def checked_urls(urls: Sequence[str]) -> list[str]:
+    """Without trailing slashes. Raises ValueError for none, a repeated one, or one that is no http address."""
+    cleaned = [url.rstrip("/").removesuffix("/v1") for url in urls]
+    if not cleaned:
+        raise ValueError("no replica is listed; set trainer.vllm_replicas to the addresses `entrl serve` prints")
+    for url in cleaned:
+        if not url.startswith(("http://", "https://")):
+            raise ValueError(f"replica {url!r} is no address; write it like http://127.0.0.1:8000")
+        if cleaned.count(url) > 1:
+            raise ValueError(f"replica {url} is listed {cleaned.count(url)} times; list each server once")
+    return cleaned
+
+
+async def _all(work: Sequence[Coroutine[Any, Any, None]]) -> None:
+    """Run them together; the first that raises stops the others and is raised itself."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            for coroutine in work:
+                group.create_task(coroutine)
+    except BaseExceptionGroup as errors:
+        raise errors.exceptions[0] from None
+
+
+async def _cancel(tasks: Any) -> None:
+    for task in (tasks := list(tasks)):
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
