@@ -20,6 +20,7 @@ from entrl.conformance.law import law_case
 from entrl.conformance.neighbours import gppo_case, steer_case
 from entrl.conformance.pear import group_case, locate_case, pear_case
 from entrl.conformance.theory import theory_case
+from entrl.conformance.top_h import top_h_case
 
 Section = Runner | Mapping[str, Runner]  # one way to run every case, or one for each `function` a case may name
 
@@ -42,6 +43,10 @@ SECTIONS: dict[str, dict[str, Section]] = {
     },
 }
 
+# the same for files that name a `meta.system` in place of a method
+SYSTEMS: dict[str, dict[str, Section]] = {"Top-H": {"cases": top_h_case}}
+EIGHT_DECIMALS = 1e-8  # how those files round, and so their tolerance where they state none
+
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Section]]:
     try:
@@ -50,18 +55,20 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Section]]:
         raise ValueError(f"cannot read {path}: {error.strerror}") from error
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
-    method = str(content.get("meta", {}).get("method", "")) if isinstance(content, dict) else ""
-    sections = SECTIONS.get(method.split(" ")[0]) if method else None
+    meta = content.get("meta", {}) if isinstance(content, dict) else {}
+    method, system = str(meta.get("method", "")), str(meta.get("system", ""))
+    sections = SECTIONS.get(method.split(" ")[0]) if method else SYSTEMS.get(system.split(" ")[0])
     if sections is None:
+        said = f"meta.system {system!r}" if system and not method else f"meta.method {method!r}"
         raise ValueError(
-            f"{path} has meta.method {method!r}, which no check here knows; known methods start with "
-            + " or ".join(SECTIONS)
+            f"{path} has {said}, which no check here knows; known methods start with {' or '.join(SECTIONS)}, known "
+            f"systems with {' or '.join(SYSTEMS)}"
         )
     return content, sections
 
 
 def _tolerance(meta: dict[str, Any]) -> tuple[float, float]:
-    tolerance = meta["tolerance"]
+    tolerance = meta["tolerance"] if "system" not in meta else meta.get("tolerance", EIGHT_DECIMALS)
     if isinstance(tolerance, dict):
         return float(tolerance["rtol"]), float(tolerance["atol"])
     return 0.0, float(tolerance)
