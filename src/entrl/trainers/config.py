@@ -74,7 +74,10 @@ class EntropyGRPOConfig(GRPOConfig):
             raise ValueError(f"log_windows lists optimiser steps counted from 0, such as [0, 10, 20]; got {steps}")
         if self.log_window_state and not steps:
             raise ValueError("log_window_state writes a state beside each logged window; set log_windows as well")
-        choices = {"entropy_source": ("scoring", "sampler"), "top_h_rule": ("paper", "reference")}
+        choices: dict[str, tuple[str | None, ...]] = {
+            "entropy_source": ("scoring", "sampler"),
+            "top_h_rule": ("paper", "reference"),
+        }
         choices["truncation_correction"] = (None, "restore", "weigh")
         for name, known in choices.items():
             if getattr(self, name) not in known:

@@ -17,6 +17,7 @@ Passes over a rollout's tokens, in order:
 
 import math
 import os
+import warnings
 from collections import deque
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -32,6 +33,7 @@ from trl.models.utils import disable_gradient_checkpointing
 from entrl.controllers.hooks import Controller, Rows, Window
 from entrl.dynamics import Monitor
 from entrl.phases import ThinkTags
+from entrl.rollouts.replicas import RolloutError
 from entrl.trainers.checkpoint import load_state, moved, save_state
 from entrl.trainers.config import EntropyGRPOConfig
 from entrl.trainers.counters import Counters
@@ -42,9 +44,11 @@ from entrl.trainers.probe import Probe
 from entrl.trainers.ranks import AccelerateRanks
 from entrl.trainers.rewards import SCORED_SIGNALS, checked_rollout_func, guarded, needed_signals
 from entrl.trainers.rollout import Rollout, completion_samples
+from entrl.trainers.sampler_gap import alarms, gap_metrics, kept_tokens
 from entrl.trainers.schedule import check_schedule, describe_schedule
 from entrl.trainers.seam import check_trl
 from entrl.trainers.surroundings import check_surroundings, refuse_dropout
+from entrl.trainers.vllm import ReplicaGeneration, generating_with, sampled_scores
 
 check_trl(version("trl"), GRPOTrainer)
 
@@ -81,6 +85,7 @@ class EntropyGRPOTrainer(GRPOTrainer):
     eos_token_ids: Any
     pad_to_multiple_of: Any
     _tokenizer: Any
+    vllm_generation: Any
 
     def __init__(
         self,
@@ -101,10 +106,12 @@ class EntropyGRPOTrainer(GRPOTrainer):
         self._loss_pass: LossPass | None = None
         self._selections: list[Any] = []
         self._rewards_per_func: Tensor | None = None
+        self._warned: set[str] = set()
         self.completion_samples: deque[dict[str, Any]] = deque(maxlen=1024)
         if "rollout_func" in trl_kwargs:
             trl_kwargs["rollout_func"] = checked_rollout_func(trl_kwargs["rollout_func"])
-        super().__init__(model, reward_funcs, args, *trl_args, **trl_kwargs)
+        with generating_with(args):
+            super().__init__(model, reward_funcs, args, *trl_args, **trl_kwargs)
         if args is None:
             self._refuse(self.args, self.reward_funcs)
         check_surroundings(self.args, self.accelerator)
@@ -169,7 +176,12 @@ class EntropyGRPOTrainer(GRPOTrainer):
     def _own_scoring_needed(self) -> bool:
         """True where somebody needs scores of the rollout and TRL will not compute them."""
         selecting = any(c.scope in ("step", "exact") for c in self._loss_controllers) and self.model.training
-        return (bool(self._wanted & set(SCORED_SIGNALS)) or selecting) and not self._schedule.trl_scores_rollouts
+        rewarded = bool(self._wanted & set(SCORED_SIGNALS)) and not self._entropies_from_sampler
+        return (rewarded or selecting) and not self._schedule.trl_scores_rollouts
+
+    @property
+    def _entropies_from_sampler(self) -> bool:
+        return self._option("entropy_source") == "sampler"
 
     # Rollout: ids, scores, rewards, advantages
 
@@ -177,6 +189,10 @@ class EntropyGRPOTrainer(GRPOTrainer):
         out = super()._generate(prompts)
         prompt_ids, completion_ids, tool_mask = out[:3]
         self._rollout = Rollout(prompt_ids=prompt_ids, completion_ids=completion_ids, tool_mask=tool_mask)
+        rows = getattr(self.vllm_generation, "rows", None) if self.use_vllm else None
+        if rows is not None:
+            self._rollout.sampler_log_probs = out[4]  # prompt ids, ids, tool mask, completions, log-probs
+            self._rollout.take_sampled(rows)
         if self.model.training:
             written = sum(len(i) for i in completion_ids) if tool_mask is None else sum(sum(m) for m in tool_mask)
             self._observation.tally.add({"completion_tokens": torch.tensor(float(written))})
@@ -228,6 +244,8 @@ class EntropyGRPOTrainer(GRPOTrainer):
         self._rollout = None
         if self._own_scoring_needed and not rollout.scored:
             self._score(rollout)
+        if self.model.training and self.use_vllm:
+            self._log_sampler_gap(output, rollout)
         if self.model.training:
             self._log_groups_without_spread()
             advantages, replaced = self._run_rollout_hooks(output)
@@ -237,6 +255,48 @@ class EntropyGRPOTrainer(GRPOTrainer):
         if self.model.training and self.accelerator.is_main_process:
             self._keep_samples(output, rollout)
         return output
+
+    def _log_sampler_gap(self, output: dict[str, Any], rollout: Rollout) -> None:
+        """Engine against trainer, and whose tokens the importance-sampling correction gives up."""
+        metrics = self.vllm_generation.metrics() if self._has_replicas else {}
+        sampler_BT = output.get("sampling_per_token_logps")
+        if rollout.scored and sampler_BT is not None:
+            assert rollout.log_probs_BT is not None
+            assert rollout.entropies_BT is not None
+            mask_BT = output["completion_mask"].bool()
+            if "tool_mask" in output:
+                mask_BT = mask_BT & output["tool_mask"].bool()
+            kept_BT = mask_BT
+            if "importance_sampling_ratio" in output:
+                low, high = self.vllm_importance_sampling_clip_min, self.vllm_importance_sampling_clip_max
+                kept_BT = kept_tokens(output["importance_sampling_ratio"], mask_BT, low=low, high=high)
+            width, device = mask_BT.size(1), mask_BT.device
+            sampled = None if rollout.sampled is None else sampled_scores(rollout.sampled, width, device)
+            metrics |= gap_metrics(
+                train_log_probs_BT=rollout.log_probs_BT[:, :width].float(),
+                sampler_log_probs_BT=sampler_BT.float(),
+                kept_BT=kept_BT,
+                entropies_BT=rollout.entropies_BT[:, :width].float(),
+                sampler_entropies_BT=None if sampled is None else sampled[0],
+                mask_BT=mask_BT,
+                gather=self._ranks.gather,
+            )
+        if rollout.sampled is not None:
+            mass = [m for row in rollout.sampled for m in row.kept_mass]
+            sums = torch.tensor([sum(mass), float(len(mass))], device=self.accelerator.device)
+            total, tokens = self._ranks.gather(sums).view(-1, 2).sum(0).tolist()
+            metrics["sampler/kept_mass"] = total / max(tokens, 1.0)
+        for name, value in metrics.items():
+            self._metrics["train"][name].append(value)
+        for text in alarms(metrics, gap_limit=self._option("vllm_gap_alarm")):
+            self._warn_once(text)
+
+    def _warn_once(self, text: str) -> None:
+        """A warning for the user, once per run and kind: its words up to the first number name the kind."""
+        kind = text.split(" by ")[0].split(" keeps ")[0]
+        if kind not in self._warned and self.accelerator.is_main_process:
+            self._warned.add(kind)
+            warnings.warn(text, stacklevel=2)
 
     def _observe_rollout(self, rollout: Rollout) -> None:
         """Every group of all ranks is looked at on one rank."""
@@ -319,9 +379,14 @@ class EntropyGRPOTrainer(GRPOTrainer):
             raise ValueError(f"data set columns {sorted(clash)} have the names of token signals; rename them")
         columns: dict[str, Sequence[Any]] = {}
         if self._wanted & set(SCORED_SIGNALS):
-            self._make_scores_ready(rollout, inputs)
-            columns["token_entropies"] = rollout.per_row(rollout.entropies_BT)
-            columns["token_logprobs"] = rollout.per_row(rollout.log_probs_BT)
+            if self._entropies_from_sampler:
+                restored = self._option("truncation_correction") == "restore"
+                columns["token_entropies"] = rollout.sampler_entropies()
+                columns["token_logprobs"] = rollout.sampler_policy_log_probs(restored=restored)
+            else:
+                self._make_scores_ready(rollout, inputs)
+                columns["token_entropies"] = rollout.per_row(rollout.entropies_BT)
+                columns["token_logprobs"] = rollout.per_row(rollout.log_probs_BT)
         size = self.num_generations if self.model.training else self.num_generations_eval
         first = self.accelerator.process_index * len(inputs)
         columns["group_index"] = [(first + i) // size for i in range(len(inputs))]
@@ -429,11 +494,29 @@ class EntropyGRPOTrainer(GRPOTrainer):
     def _prepare_inputs(self, generation_batch: Any) -> Any:
         if self.model.training:
             self.counters.start()
-        inputs = super()._prepare_inputs(generation_batch)
+        try:
+            inputs = super()._prepare_inputs(generation_batch)
+        except RolloutError as error:
+            raise self._stopped_without_rollouts(error) from error
         starts_window = self._step % self.args.gradient_accumulation_steps == 0
         if self.model.training and self._loss_controllers and starts_window:
             self._selections = self._select()
         return inputs
+
+    def _stopped_without_rollouts(self, error: RolloutError) -> RolloutError:
+        """Save what training has reached before a run ends for want of rollouts; every rank comes here together.
+
+        A rollout begins where an optimiser step has ended (the schedules that straddle are refused with controllers),
+        and none of its rows has been trained on, so a resumed run generates it again: nothing is lost or used twice.
+        """
+        between_steps = self._step % self.args.gradient_accumulation_steps == 0
+        if not self.model.training or not between_steps or self.state.global_step == 0:
+            return error
+        self._save_checkpoint(self.model, trial=None)
+        folder = f"checkpoint-{self.state.global_step}"
+        return type(error)(
+            f"{error}; training stopped at step {self.state.global_step}, saved in {folder}: resume=true"
+        )
 
     def _select(self) -> list[Any]:
         scopes = {c.scope for c in self._loss_controllers}
@@ -626,7 +709,12 @@ class EntropyGRPOTrainer(GRPOTrainer):
             "probe": self._observation.probe.state_dict(),
             "controllers": [c.state_dict() for c in self.controllers],
             "rewards": [r.state_dict() if hasattr(r, "state_dict") else None for r in self._stateful_rewards()],
+            "generation": self.vllm_generation.state_dict() if self._has_replicas else None,
         }
+
+    @property
+    def _has_replicas(self) -> bool:
+        return self.use_vllm and isinstance(self.vllm_generation, ReplicaGeneration)
 
     def _stateful_rewards(self) -> list[Any]:
         """Reward functions in order; reward models keep their weights elsewhere and count as stateless."""
@@ -644,6 +732,8 @@ class EntropyGRPOTrainer(GRPOTrainer):
         self.counters.load_state_dict(state["counters"])
         if "probe" in state:  # older checkpoints have none
             self._observation.probe.load_state_dict(state["probe"])
+        if self._has_replicas and state.get("generation") is not None:
+            self.vllm_generation.load_state_dict(state["generation"])
         for controller, saved in zip(self.controllers, state["controllers"], strict=True):
             controller.load_state_dict(saved)
         for reward, saved in zip(self._stateful_rewards(), state["rewards"], strict=True):

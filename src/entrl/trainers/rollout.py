@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -11,12 +11,27 @@ from trl.trainer.utils import pad
 from entrl.phases import ThinkTags, phase_labels, phase_masks
 
 
+class Sampled(Protocol):
+    """One completion as its sampler saw it; one value per token."""
+
+    @property
+    def token_ids(self) -> list[int]: ...
+    @property
+    def entropies(self) -> list[float]: ...
+    @property
+    def kept_mass(self) -> list[float]: ...
+    @property
+    def version(self) -> int | None: ...
+
+
 @dataclass(kw_only=True)
 class Rollout:
     """Token ids of B completions, and the (B, T) scores under the policy that generated them once they are known.
 
     tool_mask: per completion, True where the model wrote the token and False where a tool did; None without tools.
     log_probs_BT, entropies_BT: float32, nats, at the training temperature; meaningless beyond a row's length.
+    sampled: what the engine's sampler recorded of each completion, where it was asked (`entropy_source: sampler`).
+    sampler_log_probs: the engine's log-prob of each sampled token, where an engine reports them.
     """
 
     prompt_ids: list[list[int]]
@@ -24,6 +39,8 @@ class Rollout:
     tool_mask: list[list[int]] | None
     log_probs_BT: Tensor | None = None
     entropies_BT: Tensor | None = None
+    sampled: Sequence[Sampled] | None = None
+    sampler_log_probs: list[list[float]] | None = None
 
     def __len__(self) -> int:
         return len(self.completion_ids)
@@ -73,6 +90,36 @@ class Rollout:
         host = scores_BT.detach().float().cpu()
         return [host[i, : len(ids)].clone() for i, ids in enumerate(self.completion_ids)]
 
+    def take_sampled(self, rows: Sequence[Sampled]) -> None:
+        """Adopt the sampler's records; ValueError where they are not of these completions, token by token."""
+        if len(rows) != len(self):
+            raise ValueError(f"the sampler recorded {len(rows)} completions and {len(self)} were returned")
+        for i, (row, ids) in enumerate(zip(rows, self.completion_ids, strict=True)):
+            if list(row.token_ids) != list(ids) or len(row.entropies) != len(ids):
+                raise ValueError(
+                    f"the sampler's record of row {i} holds {len(row.entropies)} entropies of other tokens than the "
+                    f"{len(ids)} returned; tools and rollout functions rewrite completions, so with them take "
+                    "entropy_source: scoring"
+                )
+        self.sampled = rows
+
+    def sampler_entropies(self) -> list[Tensor]:
+        """1-D float32 per completion, nats over the full vocabulary at the sampling temperature, before truncation."""
+        assert self.sampled is not None
+        return [torch.tensor(row.entropies, dtype=torch.float32) for row in self.sampled]
+
+    def sampler_policy_log_probs(self, *, restored: bool) -> list[Tensor]:
+        """1-D float32 per completion: the engine's policy log-prob of each token, truncation undone.
+
+        restored: the log kept mass has been added already.
+        """
+        assert self.sampled is not None
+        assert self.sampler_log_probs is not None
+        given = [torch.tensor(row, dtype=torch.float32) for row in self.sampler_log_probs]
+        if restored:
+            return given
+        return [g + torch.tensor(r.kept_mass).log() for g, r in zip(given, self.sampled, strict=True)]
+
     def phases(self, tags: ThinkTags, width: int) -> Tensor:
         """(B, width) int8: 1 thinks, 2 answers, 0 anything else (tags, a tool's tokens, padding)."""
         phase_BT = torch.zeros(len(self), width, dtype=torch.int8)
@@ -93,11 +140,14 @@ def completion_samples(
 ) -> list[dict[str, Any]]:
     """The first `count` completions as plain dicts for the run folder.
 
-    `entropies` is None where nothing scored the rollout (fully on-policy, and nobody asked for entropies).
+    `entropies` is None where nothing scored the rollout (fully on-policy, and nobody asked for entropies); the
+    sampler's, where only the sampler looked.
     facts: further per-row columns (rewards, advantage, group, truncated).
     """
     out = []
     entropies = rollout.per_row(rollout.entropies_BT) if rollout.scored else None
+    if entropies is None and rollout.sampled is not None:
+        entropies = rollout.sampler_entropies()
     masks = rollout.model_token_masks()
     for i in range(min(count, len(rollout))):
         ids = rollout.completion_ids[i]

@@ -14,6 +14,7 @@ from entrl.controllers.ce_gppo import CEGPPO
 from entrl.controllers.guard import EntropyGuard
 from entrl.controllers.hooks import Controller, Role
 from entrl.trainers.rewards import SCORED_SIGNALS, needed_signals, needs_whole_groups, reward_name
+from entrl.trainers.vllm_rules import vllm_problems
 
 TRL_LOSSES = ("grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo", "luspo", "vespo")
 TRL_DEFAULT_EPSILON = 0.2  # GRPOConfig.epsilon; a user who left it there has asked for nothing
@@ -146,9 +147,7 @@ def check_schedule(
     entropy_aware = any(c.uses_loss_hook for c in controllers) or any(
         needed_signals(r) & set(SCORED_SIGNALS) for r in reward_funcs
     )
-    if entropy_aware and not getattr(args, "allow_truncated_sampling", False):
-        problems += _truncated_sampling(args)
-    return problems
+    return problems + vllm_problems(args, entropy_aware=entropy_aware)
 
 
 def _controller_problems(args: Any, controller: Controller, schedule: Schedule) -> list[str]:
@@ -276,18 +275,4 @@ def _split_evaluation(args: Any, reward: Any, world_size: int) -> list[str]:
         f"reward {reward_name(reward)!r} compares the completions of a prompt, but an evaluation batch of "
         f"{args.per_device_eval_batch_size} rows a process splits groups of {generations} over {world_size} "
         "process(es) or batches; make per_device_eval_batch_size a multiple of num_generations_eval"
-    ]
-
-
-def _truncated_sampling(args: Any) -> list[str]:
-    neutral = {"top_p": (1.0,), "top_k": (0, -1), "min_p": (0.0,), "repetition_penalty": (1.0,)}
-    settings = {name: getattr(args, name) for name in neutral} | dict(args.generation_kwargs or {})
-    found = {k: v for k, v in settings.items() if k in neutral and v is not None and v not in neutral[k]}
-    if not found:
-        return []
-    given = ", ".join(f"{k}={v}" for k, v in found.items())
-    return [
-        f"{given} samples from a truncated distribution, while log-probs and entropies are those of the full one; "
-        "leave top_p at 1.0, top_k at 0, min_p unset and repetition_penalty at 1.0, or set "
-        "allow_truncated_sampling: true knowing this"
     ]

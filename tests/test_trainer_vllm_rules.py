@@ -1,0 +1,85 @@
+"""Engine, sampler and correction: what is refused before anything is built, and that the rest is let through."""
+
+import pytest
+
+from entrl.trainers import EntropyGRPOConfig
+from entrl.trainers.vllm_rules import truncations, vllm_problems
+
+
+def problems(tmp_path, *, entropy_aware: bool = True, **options) -> list[str]:
+    given = {"use_cpu": True, "report_to": "none", "bf16": False} | options
+    return vllm_problems(EntropyGRPOConfig(str(tmp_path), **given), entropy_aware=entropy_aware)
+
+
+COLOCATED = {"use_vllm": True, "vllm_mode": "colocate"}
+TOKEN = {"vllm_importance_sampling_mode": "token_truncate"}
+REPLICAS = {"use_vllm": True, "vllm_mode": "server", "vllm_replicas": ["http://127.0.0.1:8000"]}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        COLOCATED,
+        REPLICAS,
+        {**COLOCATED, "entropy_source": "sampler"},
+        {**REPLICAS, "entropy_source": "sampler"},
+        {**COLOCATED, **TOKEN, "top_p": 0.9, "truncation_correction": "weigh"},
+        {**COLOCATED, "top_h": 0.4, "truncation_correction": "restore"},  # sequence_mask, TRL's default
+        {**COLOCATED, "top_k": 20, "allow_truncated_sampling": True},
+        {"top_p": 0.9, "allow_truncated_sampling": True},
+    ],
+)
+def test_what_trains_what_it_says_is_let_through(tmp_path, options):
+    assert problems(tmp_path, **options) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"entropy_source": "sampler"}, ["use_vllm: true", "entropy_source: scoring"]),
+        ({**COLOCATED, "entropy_source": "sampler", "min_p": 0.1}, ["min_p=0.1", "before custom processors"]),
+        ({"use_vllm": True, "vllm_mode": "server"}, ["NCCL", "vllm_replicas"]),
+        ({"vllm_replicas": ["http://127.0.0.1:8000"]}, ["use_vllm is false"]),
+        ({**COLOCATED, "vllm_replicas": ["http://127.0.0.1:8000"]}, ["vllm_mode: server"]),
+        ({"top_p": 0.9}, ["top_p=0.9", "leave top_p at 1.0"]),
+        ({"top_h": 0.4}, ["top_h=0.4", "allow_truncated_sampling"]),
+        ({**COLOCATED, "top_h": 0.4}, ["truncation_correction: restore or weigh"]),
+        ({**COLOCATED, "repetition_penalty": 1.1}, ["repetition_penalty=1.1", "leave top_p"]),
+        ({"top_p": 0.9, "truncation_correction": "restore"}, ["use_vllm: true"]),
+        ({**COLOCATED, "top_p": 0.9, "truncation_correction": "weigh"}, ["sequence_mask", "goes to 0"]),
+        ({**COLOCATED, "min_p": 0.1, "truncation_correction": "restore"}, ["min_p=0.1", "correctable are"]),
+        (
+            {**COLOCATED, "truncation_correction": "restore", "vllm_importance_sampling_correction": False},
+            ["vllm_importance_sampling_correction"],
+        ),
+        ({**COLOCATED, "generation_kwargs": {"top_p": 0.5}}, ["top_p=0.5"]),
+    ],
+)
+def test_refusals_name_the_value_and_the_next_move(tmp_path, options, words):
+    found = " ".join(problems(tmp_path, **options))
+    for word in words:
+        assert word in found, found
+
+
+def test_a_sampler_that_truncates_is_only_refused_where_somebody_reads_entropies_or_weighs_tokens(tmp_path):
+    assert problems(tmp_path, entropy_aware=False, top_p=0.9) == []
+
+
+def test_neutral_values_are_no_truncation(tmp_path):
+    args = EntropyGRPOConfig(str(tmp_path), use_cpu=True, top_p=1.0, top_k=0, min_p=0.0, bf16=False)
+    assert truncations(args) == {}
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "words"),
+    [
+        ("entropy_source", "engine", "scoring, sampler"),
+        ("top_h", 1.5, "in \\(0, 1\\]"),
+        ("truncation_correction", "yes", "restore, weigh"),
+        ("vllm_request_timeout", 0, "must be > 0"),
+    ],
+)
+def test_values_no_run_could_mean_are_refused_where_they_are_given(tmp_path, option, value, words):
+    with pytest.raises(ValueError, match=words):
+        EntropyGRPOConfig(str(tmp_path), use_cpu=True, bf16=False, **{option: value})
