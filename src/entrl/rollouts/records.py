@@ -17,14 +17,14 @@ from array import array
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 from weakref import WeakSet
+
+from entrl.truncation import Rule
 
 MAX_TOKENS = 2**25  # kept per process, 12 bytes each; 4,096 sequences of 8,192 tokens
 MAX_TOKENS_VARIABLE = "ENTRL_RECORDS_MAX_TOKENS"
 REMEMBERED_DROPS = 10_000  # keys whose loss can still be told from never having been recorded
-
-Rule = Literal["paper", "reference"]
 
 
 class RecordError(LookupError):

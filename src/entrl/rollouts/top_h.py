@@ -36,7 +36,8 @@ class TopHLogitsProcessor(LogitsProcessor):
         if not temperature > 0:
             raise ValueError(f"temperature must be > 0, got {temperature}; greedy decoding needs no truncation")
         top_h_keep(torch.zeros(1, 1), alpha, rule=rule, top_n=top_n)  # says what is wrong with them now, not in a run
-        self.alpha, self.rule, self.top_n, self.temperature, self.record = alpha, rule, top_n, temperature, record
+        self.alpha, self.top_n, self.temperature, self.record = alpha, top_n, temperature, record
+        self.rule: Rule = rule
         self.reset()
 
     def reset(self) -> None:
