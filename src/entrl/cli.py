@@ -81,6 +81,17 @@ def make_parser() -> argparse.ArgumentParser:
     sub.add_argument("recipe", type=Path)
     sub.add_argument("overrides", nargs="*", metavar="key=value", help="also world_size=8")
 
+    sub = command("serve", run_serve, "Start a vLLM server that generates for a recipe; stays until it is ended.")
+    sub.add_argument("recipe", type=Path)
+    sub.add_argument("overrides", nargs="*", metavar="key=value", help="as for train")
+    sub.add_argument("--replica", type=int, default=0, help="which of trainer.vllm_replicas, from 0 on (default 0)")
+    sub.add_argument("--host", help="address to listen on (default 127.0.0.1: this machine only)")
+    sub.add_argument("--port", type=int, help="default: the replica's in the recipe")
+    sub.add_argument("--timeout", type=float, default=600.0, help="seconds it may need to start (default 600)")
+    sub.add_argument("--no-api-key", action="store_true", help="answer everybody who reaches it")
+    sub.add_argument("--vllm-args", default="", metavar="TEXT", help="further options of vLLM, in one string")
+    sub.add_argument("--dry-run", action="store_true", help="print the command and do nothing")
+
     sub = command("eval", run_eval, "Evaluate a model or adapter folder: accuracy, pass@k, length, entropy by phase.")
     sub.add_argument("model", help="folder, adapter folder, hub id, or tiny-reasoner")
     sub.add_argument("--task", required=True, help="sums, reasoning_gym:NAME, jsonl:PATH, gsm8k, math-500, ...")
@@ -197,6 +208,25 @@ def run_plan(options: argparse.Namespace) -> int:
         return 1
     print(found.render())
     return 0 if found.ok else 1
+
+
+def run_serve(options: argparse.Namespace) -> int:
+    from entrl.recipe import load_recipe
+
+    overrides, _ = split_overrides(options.overrides)
+    recipe = load_recipe(options.recipe, overrides)
+    from entrl.rollouts.serve import serve
+
+    return serve(
+        recipe,
+        replica=options.replica,
+        host=options.host,
+        port=options.port,
+        dry_run=options.dry_run,
+        timeout=options.timeout,
+        key=not options.no_api_key,
+        extra=options.vllm_args,
+    )
 
 
 def run_eval(options: argparse.Namespace) -> int:

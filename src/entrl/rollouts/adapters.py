@@ -147,22 +147,26 @@ def pack(folder: str | Path) -> bytes:
     return HEADER.pack(len(config)) + config + weights
 
 
-def unpack(data: bytes, folder: Path) -> None:
-    """Write a packed adapter; `folder` appears by a rename, complete or not at all. Raises AdapterRefused."""
-    length = HEADER.unpack_from(data)[0] if len(data) >= HEADER.size else 0
-    start = HEADER.size + length
-    if not 0 < length <= MAX_HEADER or start >= len(data):
-        raise AdapterRefused(f"{len(data):,} bytes are no packed adapter; send what entrl.rollouts.adapters.pack makes")
-    config, weights = data[HEADER.size : start], data[start:]
-    try:
-        json.loads(config)
-    except ValueError as error:
-        raise AdapterRefused(f"the packed {CONFIG} is no JSON: {error}") from None
-    check_safetensors(weights[: 8 + MAX_HEADER], len(weights), name=f"the packed {WEIGHTS}")
-    staged = folder.parent / f".{folder.name}.{os.getpid()}.tmp"  # a dot: never mistaken for an adapter
-    shutil.rmtree(staged, ignore_errors=True)
-    staged.mkdir(parents=True)
-    (staged / CONFIG).write_bytes(config)
-    (staged / WEIGHTS).write_bytes(weights)
+def unpack_file(packed: Path, folder: Path) -> None:
+    """Write a packed adapter to `folder`, which appears by a rename: complete or not at all. Raises AdapterRefused."""
+    size = packed.stat().st_size
+    with packed.open("rb") as file:
+        length = int.from_bytes(file.read(HEADER.size), "little")
+        if not 0 < length <= MAX_HEADER or HEADER.size + length >= size:
+            raise AdapterRefused(f"{size:,} bytes are no packed adapter; send what entrl.rollouts.adapters.pack makes")
+        config = file.read(length)
+        try:
+            json.loads(config)
+        except ValueError as error:
+            raise AdapterRefused(f"the packed {CONFIG} is no JSON: {error}") from None
+        start = file.tell()
+        check_safetensors(file.read(8 + MAX_HEADER), size - start, name=f"the packed {WEIGHTS}")
+        file.seek(start)
+        staged = folder.parent / f".{folder.name}.{os.getpid()}.tmp"  # a dot: never mistaken for an adapter
+        shutil.rmtree(staged, ignore_errors=True)
+        staged.mkdir(parents=True)
+        (staged / CONFIG).write_bytes(config)
+        with (staged / WEIGHTS).open("wb") as out:
+            shutil.copyfileobj(file, out)
     shutil.rmtree(folder, ignore_errors=True)
     staged.rename(folder)

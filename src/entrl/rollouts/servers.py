@@ -16,6 +16,7 @@ import httpx
 
 from entrl.rollouts.adapters import folder_bytes, pack
 from entrl.rollouts.faults import AdapterRefused, ReplicaMismatch, RolloutError
+from entrl.rollouts.fingerprint import model_fingerprint
 
 KEY_VARIABLE = "ENTRL_VLLM_API_KEY"
 INFO_PATH = "/v1/entrl/info"  # ours, from entrl.rollouts.middleware
@@ -133,9 +134,16 @@ async def _told(client: httpx.AsyncClient, replica: Replica, *, timeout: float) 
 def check_identity(replica: Replica, *, base_model: str, lora_rank: int | None) -> None:
     """Raises ReplicaMismatch where the server says it is not what this run needs; what it does not tell passes."""
     info, url = replica.info, replica.url
-    if not same_model(base_model, [replica.base_id, info.get("root")]):
+    served = info.get("root") or replica.base_id
+    ours = model_fingerprint(base_model) if info.get("weights") else None
+    if ours is not None and ours != info["weights"]:
         raise ReplicaMismatch(
-            f"replica {url} serves {info.get('root') or replica.base_id!r}, this run trains {base_model!r}; "
+            f"replica {url} serves {served!r}, whose weights are not those of {base_model!r} (compared by samples of "
+            "the safetensors files); start it with `entrl serve` on the same recipe and a copy of the same folder"
+        )
+    if ours is None and not same_model(base_model, [replica.base_id, info.get("root")]):
+        raise ReplicaMismatch(
+            f"replica {url} serves {served!r}, this run trains {base_model!r}; "
             "start it with `entrl serve` on the same recipe"
         )
     mode = info.get("logprobs_mode")
