@@ -8,11 +8,12 @@ here is used on a GPU.
 Source:  the argument list and the bottom-right causal alignment are those of `packing.tree_attention`, TRL 1.16
 """
 
+import itertools
 from typing import Any
 
 import torch
 from torch import Tensor
-from trl.experimental.async_grpo import packing
+from trl.experimental.async_grpo import async_grpo_trainer, packing
 
 
 class SegmentAttention:
@@ -45,7 +46,7 @@ class SegmentAttention:
             raise ValueError(f"softcap={softcap} is not implemented on the CPU; use a model without logit soft-capping")
         bounds = list(zip(starts_q.tolist(), starts_k.tolist(), strict=True))
         out = []
-        for (q0, k0), (q1, k1) in zip(bounds[:-1], bounds[1:], strict=True):
+        for (q0, k0), (q1, k1) in itertools.pairwise(bounds):
             allowed_QK = _allowed(q1 - q0, k1 - k0, window_size[0], query_NHD.device)
             heads_first = (x.transpose(0, 1)[None] for x in (query_NHD[q0:q1], key_KHD[k0:k1], value_KHD[k0:k1]))
             mixed = torch.nn.functional.scaled_dot_product_attention(
@@ -67,11 +68,18 @@ def _segment_attention() -> Any:
     return SegmentAttention
 
 
-def install() -> None:
-    """Give TRL's tree attention the stand-in, for the whole process.
+def _no_peak(accelerator: Any, dtype: str) -> None:
+    """A CPU has no known peak, so no utilisation is logged."""
 
-    Raises RuntimeError where TRL has no such seam: attention that silently stayed FA3 would fail much later.
+
+def install() -> None:
+    """Give TRL's tree attention the stand-in, for the whole process; for a process without a GPU.
+
+    TRL 1.16 also asks CUDA for the name of its device, to look up a peak throughput, and fails without one.
+    Raises RuntimeError where TRL has no such seams: attention that silently stayed FA3 would fail much later.
     """
-    if not callable(getattr(packing, "_flash_attn", None)):
-        raise RuntimeError("this TRL has no async_grpo.packing._flash_attn to replace; entrl is tested with TRL 1.16")
+    for module, name in ((packing, "_flash_attn"), (async_grpo_trainer, "get_peak_flops_per_device")):
+        if not callable(getattr(module, name, None)):
+            raise RuntimeError(f"this TRL has no {module.__name__}.{name} to replace; entrl is tested with TRL 1.16")
     packing._flash_attn = _segment_attention
+    async_grpo_trainer.get_peak_flops_per_device = _no_peak

@@ -1,0 +1,390 @@
+"""TRL's asynchronous rollout loop, with what its rewards and its trainer are not told: entropies, kept mass, versions.
+
+The loop lives in a process of its own, beside the trainer: it sends prompts to one vLLM server, scores each group and
+queues the samples. No method body of TRL's is copied. The overrides meet it in four places:
+
+    _generate_one      one conversation: its calls are noted in a context variable, of which each task has its own
+    _post              one HTTP call: asks for the sampler's entropies, names the adapter version, reads both back
+    _score_group       one group: signals go to the rewards that name them; every training row gets its `Trail`
+    session            the server's key, where it asks for one
+
+Two things are carried through TRL's code in types it hands on untouched: a conversation's calls on its list of
+completion ids (`CalledIds`), and a sample's `Trail` on its dictionary of metrics (`TrailedMetrics`).
+
+**Versions.** TRL stamps a group with the version at its creation and names the version of the moment in each request,
+so one group may mix versions and its stamp is their lower bound. With LoRA here, every call of a group names the
+version of the group's first call (`pin_versions`), which the server still holds while it is not too stale; each
+sample is stamped with the version that wrote it. Where full weights are synced there is no name to ask for or to check:
+the version is read before and after the call, and a sample whose two readings differ counts as mixed.
+
+Source:  the seams are those of trl/experimental/async_grpo/async_rollout_worker.py, TRL 1.16
+Needs:   `entrl serve` (or its flags) on the other side; see docs/async.md
+"""
+
+import contextvars
+import inspect
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from trl.experimental.async_grpo.async_rollout_worker import (
+    RolloutGroup,
+    RolloutSample,
+    TrainingSequence,
+    TurnRecord,
+    _AsyncRolloutLoop,
+    _chain_to_sequences,
+)
+
+from entrl.rollouts.faults import RolloutError, StaleVersion
+from entrl.rollouts.records import request_options
+
+COMPLETIONS = "/v1/completions"
+UNKNOWN = -1  # a version nobody can name
+ROWS_PER_GROUP = 2**16  # row ids: group * this + row; leaves 2**23 groups
+# Signals a reward may name; the same words as `entrl.trainers.rewards.SIGNALS`.
+PER_COMPLETION = ("token_entropies", "token_logprobs", "token_mask", "group_index", "prompt_ids", "truncated")
+EXTRAS = ("log_metric", "trainer_state")  # passed where a reward names them, as TRL's GRPOTrainer does
+
+
+@dataclass(frozen=True, kw_only=True)
+class Call:
+    """One generation request: what went out, what came back.
+
+    entropies, kept_mass: one per output token, None where the server was not asked.
+    version: of the policy that wrote the tokens, `UNKNOWN` where it changed meanwhile.
+    """
+
+    prompt_ids: list[int]
+    output_ids: list[int]
+    log_probs: list[float]
+    entropies: list[float] | None
+    kept_mass: list[float] | None
+    version: int
+
+
+@dataclass
+class Conversation:
+    """The calls of one completion, in order."""
+
+    group_id: int
+    calls: list[Call] = field(default_factory=list)
+
+
+class CalledIds(list):
+    """A conversation's completion ids, with the conversation."""
+
+    def __init__(self, ids: Sequence[int], conversation: Conversation) -> None:
+        super().__init__(ids)
+        self.conversation = conversation
+
+
+@dataclass(kw_only=True)
+class Trail:
+    """What one training row knows of its making, beside TRL's arrays; columns are aligned with `input_ids`.
+
+    entropies, kept_mass: float32, 0 on context; None where nobody recorded them
+    versions: int64 per token, meaningless on context
+    row_id: the same whatever the batching; informative: False where the group's rewards had no spread
+    prompt_tokens: of the first call; index: of the completion in its group; truncated: it does not end in an end token
+    reward_state: of the stateful rewards after this group, on its first row only
+    """
+
+    versions: np.ndarray
+    entropies: np.ndarray | None
+    kept_mass: np.ndarray | None
+    row_id: int
+    informative: bool
+    prompt_tokens: int
+    index: int
+    truncated: bool
+    reward_state: list[Any] | None = None
+
+
+class TrailedMetrics(dict):
+    """A sample's metrics, which TRL hands from the loop to the collator untouched, with its trail."""
+
+    trail: Trail
+
+    def __init__(self, metrics: dict[str, float], trail: Trail) -> None:
+        super().__init__(metrics)
+        self.trail = trail
+
+
+_CONVERSATION: contextvars.ContextVar[Conversation | None] = contextvars.ContextVar("entrl_conversation", default=None)
+
+
+class EntropyRolloutLoop(_AsyncRolloutLoop):
+    """`_AsyncRolloutLoop` whose rewards may name token signals and whose samples say which policy wrote them.
+
+    Arguments are TRL's, plus
+        signals: what some reward names, of `PER_COMPLETION` and `EXTRAS`
+        record: ask the server for entropies and kept mass
+        pin_versions: one adapter version per group (LoRA only)
+        sync_steps: optimiser steps between two versions, for `trainer_state.global_step`
+        advantage_hooks: controllers whose `on_rollout` replaces a group's advantages; they travel to this process
+        reward_state: what `state_dict()` of each reward returned when the run was saved
+        api_key: of the server; None = it asks for none
+    """
+
+    def __init__(
+        self,
+        *,
+        signals: frozenset[str] = frozenset(),
+        record: bool = False,
+        pin_versions: bool = True,
+        sync_steps: int = 1,
+        advantage_hooks: Sequence[Any] = (),
+        reward_state: list[Any] | None = None,
+        api_key: str | None = None,
+        **trl_kwargs: Any,
+    ) -> None:
+        plain = not trl_kwargs.get("tools") and trl_kwargs.get("environment_factory") is None
+        if plain:
+            # Without a template it knows, TRL refuses: it could not parse tool calls. There are none.
+            trl_kwargs["processing_class"].response_template = {}
+        super().__init__(**trl_kwargs)
+        if plain:
+            self.tokenizer.parse_response = _whole_text  # pyright: ignore[reportAttributeAccessIssue]
+        self.signals, self.record, self.pin_versions = signals, record, pin_versions
+        self.sync_steps, self.advantage_hooks, self.api_key = sync_steps, list(advantage_hooks), api_key
+        self._pins: dict[int, int] = {}
+        for reward, state in zip(self.reward_funcs, reward_state or [], strict=False):
+            if state is not None:
+                stateful(reward).load_state_dict(state)
+
+    # One conversation, one call
+
+    async def _generate_one(
+        self, prompt: Any, tool_dict: dict[str, Callable], tools: list[Callable], group_id: int = 0
+    ) -> tuple[list[dict[str, str]], list[int], list[TrainingSequence], int, int, float | None]:
+        conversation = Conversation(group_id)
+        _CONVERSATION.set(conversation)  # of this task alone
+        completion, ids, *rest = await super()._generate_one(prompt, tool_dict, tools, group_id=group_id)
+        return completion, CalledIds(ids, conversation), *rest  # pyright: ignore[reportReturnType]
+
+    async def _post(self, path: str, payload: dict, timeout: float, max_retries: int = 3) -> dict:
+        conversation = _CONVERSATION.get()
+        if path != COMPLETIONS or conversation is None:
+            return await super()._post(path, payload, timeout, max_retries)
+        before = self._version_of(conversation.group_id)
+        asked = {"min_p": 0.0, **payload}  # a server fills what is left out from the model's generation_config.json
+        if self.lora_name is not None:
+            asked["model"] = f"{self.lora_name}-v{before}"
+        if self.record:
+            asked["vllm_xargs"] = request_options(f"async-{uuid.uuid4().hex}")
+        try:
+            answer = await super()._post(path, asked, timeout, max_retries)
+        except Exception as error:
+            if getattr(error, "status", None) != 404 or self.lora_name is None:
+                raise
+            # Unloaded while the request waited: the completion would be too stale to train on. TRL tries again.
+            if before == self.model_version:
+                raise RolloutError(
+                    f"{self.vllm_server_url} does not know adapter {asked['model']}, the newest published; it was "
+                    "restarted, or started with too few --max-loras. Start it again and resume from a checkpoint"
+                ) from error
+            self._pins[conversation.group_id] = self.model_version
+            raise
+        version = before if self.lora_name is not None or self.model_version == before else UNKNOWN
+        conversation.calls.append(self._call(asked, answer, version))
+        return answer
+
+    def _version_of(self, group_id: int) -> int:
+        if self.lora_name is None or not self.pin_versions:
+            return self.model_version
+        return self._pins.setdefault(group_id, self.model_version)
+
+    def _call(self, asked: dict[str, Any], answer: dict[str, Any], version: int) -> Call:
+        if self.lora_name is not None and answer.get("model") != asked["model"]:
+            raise StaleVersion(
+                f"{self.vllm_server_url} answered as {answer.get('model')!r} to a request for {asked['model']!r}; "
+                "nothing was trained on it. Look at who else loads adapters there"
+            )
+        choice = answer["choices"][0]
+        ids, log_probs = choice["token_ids"], choice["logprobs"]["token_logprobs"]
+        extra = choice.get("entrl")
+        if self.record and extra is None:
+            raise RolloutError(
+                f"{self.vllm_server_url} was asked for entropies and sent none: the sampler plugin or the middleware "
+                "is missing. Start it with `entrl serve`, or set sampler_entropies=False (no reward may need them then)"
+            )
+        columns = (extra["entropies"], extra["kept_mass"]) if extra is not None else (None, None)
+        for name, column in zip(("log-probs", "entropies", "kept masses"), (log_probs, *columns), strict=True):
+            if column is not None and len(column) != len(ids):
+                raise RolloutError(f"{self.vllm_server_url} sent {len(column)} {name} for {len(ids)} tokens")
+        return Call(
+            prompt_ids=list(asked["prompt"]),
+            output_ids=list(ids),
+            log_probs=list(log_probs),
+            entropies=columns[0],
+            kept_mass=columns[1],
+            version=version,
+        )
+
+    @property
+    def session(self) -> Any:
+        return self._session
+
+    @session.setter
+    def session(self, session: Any) -> None:
+        """TRL opens the session inside `_run_loops`; its default headers are where a key reaches every request."""
+        self._session = session
+        if session is not None and self.api_key is not None:
+            session.headers["Authorization"] = f"Bearer {self.api_key}"
+
+    # One group
+
+    async def _score_group(self, group: RolloutGroup) -> list[RolloutSample]:
+        conversations = [ids.conversation for ids in group.completions_ids if isinstance(ids, CalledIds)]
+        assert len(conversations) == len(group.completions_ids)
+        group.completions_ids = [list(ids) for ids in group.completions_ids]
+        self._pins.pop(group.group_id, None)
+        self._note_versions(group, conversations)
+        signals = self._signals(group, conversations)
+        if clash := set(signals) & set(group.reward_kwargs):
+            raise ValueError(f"data set columns {sorted(clash)} have the names of token signals; rename them")
+        group.reward_kwargs |= signals
+        return self._with_trails(group, conversations, await super()._score_group(group))
+
+    def _note_versions(self, group: RolloutGroup, conversations: list[Conversation]) -> None:
+        versions = {call.version for c in conversations for call in c.calls}
+        for name, true in (
+            ("rollout/mixed_version_groups", len(versions) > 1 or UNKNOWN in versions),
+            ("rollout/late_stamp_groups", any(v > group.model_version for v in versions)),
+        ):
+            self._rates[name][0] += true
+            self._rates[name][1] += 1
+
+    def _signals(self, group: RolloutGroup, conversations: list[Conversation]) -> dict[str, Any]:
+        calls = [c.calls for c in conversations]
+        ends = (*self.eos_token_ids, self.tokenizer.pad_token_id)
+        columns: dict[str, Callable[[], Any]] = {
+            "token_entropies": lambda: [_joined(c, "entropies") for c in calls],
+            "token_logprobs": lambda: [_joined(c, "log_probs") for c in calls],
+            # A tool's tokens never enter the completion's ids here: they are context of the next call.
+            "token_mask": lambda: [torch.ones(len(i), dtype=torch.bool) for i in group.completions_ids],
+            "group_index": lambda: [group.group_id] * len(calls),
+            "prompt_ids": lambda: [list(c[0].prompt_ids) for c in calls],
+            "truncated": lambda: [not i or i[-1] not in ends for i in group.completions_ids],
+            "log_metric": lambda: self._log_metric,
+            "trainer_state": lambda: SimpleNamespace(global_step=max(group.model_version - 1, 0) * self.sync_steps),
+        }
+        return {name: columns[name]() for name in (*PER_COMPLETION, *EXTRAS) if name in self.signals}
+
+    def _log_metric(self, name: str, value: float) -> None:
+        """What a reward logs, averaged over groups until the trainer logs."""
+        self._rates[name][0] += float(value)
+        self._rates[name][1] += 1
+
+    def _with_trails(
+        self, group: RolloutGroup, conversations: list[Conversation], samples: list[RolloutSample]
+    ) -> list[RolloutSample]:
+        """TRL's samples, each with its trail, the version that wrote it, and the advantage controllers want."""
+        owners = [i for i, sequences in enumerate(group.completions_sequences) for _ in sequences]
+        assert len(owners) == len(samples)
+        rewards = [s.metrics["reward"] for s in samples]
+        scored = [r for r in rewards if r == r]
+        informative = bool(scored) and max(scored) > min(scored)
+        advantages = self._replaced_advantages(group, samples)
+        if advantages is not None:  # a controller may give a whole group one advantage that is not 0 (W-REINFORCE)
+            informative = informative or any(advantages)
+        ends = (*self.eos_token_ids, self.tokenizer.pad_token_id)
+        rows_of = [_rows(c, self._fork_threshold_tokens) for c in conversations]
+        taken = [0] * len(conversations)
+        for row, (sample, owner) in enumerate(zip(samples, owners, strict=True)):
+            columns = rows_of[owner][taken[owner]]
+            taken[owner] += 1
+            ids = group.completions_ids[owner]
+            versions = [call.version for call in conversations[owner].calls]
+            sample.model_version = min(versions) if UNKNOWN not in versions else group.model_version
+            if advantages is not None:
+                sample.advantage = advantages[row]
+            sample.metrics = TrailedMetrics(
+                sample.metrics,
+                Trail(
+                    versions=columns["versions"],
+                    entropies=columns["entropies"],
+                    kept_mass=columns["kept_mass"],
+                    row_id=group.group_id * ROWS_PER_GROUP + row,
+                    informative=informative,
+                    prompt_tokens=len(conversations[owner].calls[0].prompt_ids),
+                    index=owner,
+                    truncated=not ids or ids[-1] not in ends,
+                    reward_state=self._reward_state() if row == 0 else None,
+                ),
+            )
+        return samples
+
+    def _replaced_advantages(self, group: RolloutGroup, samples: list[RolloutSample]) -> list[float] | None:
+        if not self.advantage_hooks or not samples:
+            return None
+        rewards_N = torch.tensor([s.metrics["reward"] for s in samples])
+        advantages_N = torch.tensor([s.advantage for s in samples])
+        groups_N = torch.full((len(samples),), group.group_id, dtype=torch.int64)
+        for controller in self.advantage_hooks:
+            replaced = controller.on_rollout(rewards_N, groups_N, advantages_N)
+            advantages_N = advantages_N if replaced is None else replaced
+        return advantages_N.tolist()
+
+    def _reward_state(self) -> list[Any] | None:
+        states = [r.state_dict() if (r := stateful(f)) is not None else None for f in self.reward_funcs]
+        return states if any(states) else None
+
+
+def _whole_text(*_: Any, **__: Any) -> Any:
+    """Instead of a template's parser, whose refusal makes TRL decode the completion as it is, without special tokens.
+
+    A template would move the thinking out of the text that rewards read; `GRPOTrainer` leaves it in where there are no
+    tools, and a reward should not have to know which trainer calls it.
+    """
+    raise ValueError("no tools, so nothing to parse")
+
+
+def stateful(reward: Any) -> Any:
+    """The reward behind its guard where it has a state to save, else None."""
+    reward = getattr(reward, "reward", reward)
+    return reward if hasattr(reward, "state_dict") and hasattr(reward, "load_state_dict") else None
+
+
+def extras_named(reward: Any) -> frozenset[str]:
+    """Which of `EXTRAS` a reward takes by name, or swallows with **kwargs."""
+    try:
+        parameters = inspect.signature(getattr(reward, "reward", reward)).parameters
+    except (TypeError, ValueError):
+        return frozenset()
+    return frozenset(set(parameters) & set(EXTRAS))
+
+
+def _joined(calls: Sequence[Call], column: str) -> torch.Tensor:
+    """A 1-D float32 tensor over the completion's tokens; several turns one after another, as `completion_ids`."""
+    parts = [getattr(call, column) for call in calls]
+    assert all(part is not None for part in parts), f"{column} were not recorded"
+    return torch.tensor([x for part in parts for x in part], dtype=torch.float32)
+
+
+def _rows(conversation: Conversation, fork_threshold: int) -> list[dict[str, Any]]:
+    """Per training row of a conversation its columns, as `Trail` names them.
+
+    TRL's own reconciliation of turns into rows is run again with other numbers in the place of log-probs, so that
+    forks and realignments fall where TRL's fell.
+    """
+
+    def laid_out(values: list[list[float]]) -> list[np.ndarray]:
+        turns = [TurnRecord(c.prompt_ids, c.output_ids, v) for c, v in zip(conversation.calls, values, strict=True)]
+        sequences, _ = _chain_to_sequences(turns, "", fork_threshold)
+        return [np.asarray(s.old_log_probs) for s in sequences]
+
+    calls = conversation.calls
+    versions = laid_out([[float(c.version)] * len(c.output_ids) for c in calls])
+    out: list[dict[str, Any]] = [{"versions": v.astype(np.int64)} for v in versions]
+    for name in ("entropies", "kept_mass"):
+        values = [getattr(c, name) for c in calls]
+        columns = laid_out(values) if all(v is not None for v in values) else [None] * len(out)
+        for row, column in zip(out, columns, strict=True):
+            row[name] = None if column is None else column.astype(np.float32)
+    return out
