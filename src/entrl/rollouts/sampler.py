@@ -225,7 +225,9 @@ class RecorderV1(EntropyRecorder):
             row_a, row_b = self._rows.pop(a, None), self._rows.pop(b, None)
             if row_a is not None:
                 self._rows[b] = row_a
-            if row_b is not None and direction == MoveDirectionality.SWAP:
+            if direction != MoveDirectionality.SWAP:
+                self._leave(row_b)  # a move into a gap is all that is said of the request that left it
+            elif row_b is not None:
                 self._rows[a] = row_b
 
     def _leave(self, row: Row | None) -> None:
