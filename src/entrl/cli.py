@@ -15,6 +15,7 @@ from typing import Any
 
 from entrl import __version__
 from entrl.errors import UnsupportedTRL
+from entrl.rollouts.faults import RolloutError
 
 USER_ERRORS = (
     ValueError,
@@ -24,6 +25,7 @@ USER_ERRORS = (
     NotADirectoryError,
     ConnectionError,
     UnsupportedTRL,
+    RolloutError,
 )
 ENDLESS_SIZE = 200  # problems of a task that generates them without end, unless --size says otherwise
 MUCH_TRUNCATED = 0.2  # share of completions from which on an accuracy says little, our choice

@@ -4,6 +4,7 @@ Rank 0 alone writes and prints. Decisions that look at the disk are taken on ran
 rank starts, or stops with the same error.
 """
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +21,11 @@ from entrl.assets import model_path, naming_model
 from entrl.law_watch import DenseEvaluation, LawWatch, evaluation_steps, interventions
 from entrl.plan import Prepared, column_problems, missing_engine, prepare
 from entrl.recipe import ModelSpec, Recipe
+from entrl.rollouts.faults import RolloutError
 from entrl.run_folder import RunFolder, make_manifest, now, read_json, write_json, write_text
 from entrl.run_log import ProgressLine, RunLog, be_quiet
 
-USER_ERRORS = (ValueError, TypeError, OSError)
+USER_ERRORS = (ValueError, TypeError, OSError, RolloutError)
 T = TypeVar("T")
 
 
@@ -158,6 +160,12 @@ def build_trainer(
     """The trainer with our logging in place of TRL's."""
     from entrl.trainers import EntropyGRPOTrainer
 
+    if prepared.args.vllm_replicas:
+        from entrl.rollouts.serve import find_api_key
+
+        variable = prepared.args.vllm_api_key_env
+        if key := find_api_key(recipe.run_dir, variable):  # what `entrl serve` made for this recipe, where none is set
+            os.environ[variable] = key
     set_seed(prepared.args.seed)  # before the adapter draws its first weights
     model, tokenizer = load_model(recipe)
     log, progress = RunLog(folder.path), ProgressLine(console)

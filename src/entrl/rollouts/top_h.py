@@ -9,9 +9,14 @@ Off-policy corrections must know that (`kept_mass`), or the ratio policy / sampl
 product over a completion falls to zero.
 """
 
+import contextlib
+import functools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
-from transformers import LogitsProcessor
+from transformers import LogitsProcessor, LogitsProcessorList
 
 from entrl.truncation import Rule, entropy_and_kept_mass, top_h_keep
 
@@ -53,3 +58,13 @@ class TopHLogitsProcessor(LogitsProcessor):
             self.entropies.append(entropy_B)
             self.kept_mass.append(kept_B)
         return scores.masked_fill(~keep_BV, -torch.inf)
+
+
+@contextlib.contextmanager
+def generating_through(model: Any, processors: Sequence[LogitsProcessor]) -> Iterator[None]:
+    """While this lasts, `model.generate` applies `processors`, for callers that cannot pass any (TRL's rollouts)."""
+    model.generate = functools.partial(model.generate, logits_processor=LogitsProcessorList(processors))
+    try:
+        yield
+    finally:
+        del model.generate  # the instance's; the class's is seen again

@@ -33,7 +33,8 @@ from trl.models.utils import disable_gradient_checkpointing
 from entrl.controllers.hooks import Controller, Rows, Window
 from entrl.dynamics import Monitor
 from entrl.phases import ThinkTags
-from entrl.rollouts.replicas import RolloutError
+from entrl.rollouts.faults import RolloutError
+from entrl.rollouts.top_h import TopHLogitsProcessor, generating_through
 from entrl.trainers.checkpoint import load_state, moved, save_state
 from entrl.trainers.config import EntropyGRPOConfig
 from entrl.trainers.counters import Counters
@@ -197,6 +198,14 @@ class EntropyGRPOTrainer(GRPOTrainer):
             written = sum(len(i) for i in completion_ids) if tool_mask is None else sum(sum(m) for m in tool_mask)
             self._observation.tally.add({"completion_tokens": torch.tensor(float(written))})
         return out
+
+    def _generate_single_turn(self, *given: Any, **options: Any) -> Any:
+        alpha = self._option("top_h")
+        if alpha is None or self.use_vllm:  # the engine's plugin truncates there
+            return super()._generate_single_turn(*given, **options)
+        processor = TopHLogitsProcessor(alpha, temperature=float(self.temperature), rule=self._option("top_h_rule"))
+        with generating_through(self.accelerator.unwrap_model(self.model), [processor]):
+            return super()._generate_single_turn(*given, **options)
 
     def _get_per_token_logps_and_entropies(
         self,

@@ -55,6 +55,11 @@ def _source_problems(args: Any) -> list[str]:
                 f"entropy_source: sampler with min_p={args.min_p}: vLLM applies min_p before custom processors, so the "
                 "whole distribution is not seen; leave min_p unset or take entropy_source: scoring"
             )
+    if getattr(args, "top_h", None) is not None and getattr(args, "use_transformers_continuous_batching", False):
+        out.append(
+            "top_h cannot reach transformers' continuous batching, which takes no logits processors; set "
+            "use_transformers_continuous_batching: false, or use_vllm: true"
+        )
     if replicas and not args.use_vllm:
         out.append("vllm_replicas are set but use_vllm is false; set use_vllm: true, or remove vllm_replicas")
     if replicas and args.use_vllm and args.vllm_mode != "server":
