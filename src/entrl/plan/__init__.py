@@ -1,0 +1,21 @@
+"""`entrl plan` and the checks that `entrl train` makes first."""
+
+from entrl.plan.checks import Prepared, build_args, column_problems, launcher_problems, missing_engine, prepare
+from entrl.plan.estimates import Measured, count_parameters
+from entrl.plan.machines import Machines, read_machines
+from entrl.plan.overview import Plan, plan
+
+__all__ = [
+    "Machines",
+    "Measured",
+    "Plan",
+    "Prepared",
+    "build_args",
+    "column_problems",
+    "count_parameters",
+    "launcher_problems",
+    "missing_engine",
+    "plan",
+    "prepare",
+    "read_machines",
+]

@@ -1,0 +1,211 @@
+"""Every check `train` runs that needs no weights: trainer arguments, rewards, controllers, adapter, schedule, columns.
+
+`prepare` collects the problems; `entrl train` raises on the first one, `entrl plan` prints them all.
+"""
+
+import importlib.util
+import inspect
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from entrl.load import TRL_KEYWORDS, Loaded, suggest
+from entrl.recipe import Recipe
+
+PROBE_ROWS = 4  # rows of a task built to see its columns
+
+
+@dataclass(kw_only=True)
+class Prepared:
+    """The parts of a run that need no weights, and what is wrong with them."""
+
+    args: Any = None  # EntropyGRPOConfig, None when it could not be built
+    rewards: list[Loaded] = field(default_factory=list)
+    controllers: list[Loaded] = field(default_factory=list)
+    lora: Any = None
+    problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def reward_funcs(self) -> list[Callable]:
+        return [r.value for r in self.rewards]
+
+    @property
+    def controller_objects(self) -> list[Any]:
+        return [c.value for c in self.controllers]
+
+    def raise_first(self) -> None:
+        if self.problems:
+            more = f" (and {len(self.problems) - 1} more; `entrl plan` lists them)" if len(self.problems) > 1 else ""
+            raise ValueError(self.problems[0] + more)
+
+
+def build_args(recipe: Recipe, world_size: int | None = None) -> Any:
+    """The trainer's config; with `world_size`, as it would be under that many processes.
+
+    Where no accelerator exists `use_cpu` is set: TRL's default of bf16 is otherwise refused by transformers.
+    """
+    from entrl.trainers.config import EntropyGRPOConfig
+
+    kwargs = recipe.trainer_kwargs()
+    if not has_accelerator() and kwargs.get("use_cpu") is None:
+        kwargs["use_cpu"] = True
+    if kwargs.get("use_cpu"):
+        kwargs.setdefault("dataloader_pin_memory", False)  # pinning needs an accelerator; torch warns each epoch
+    kwargs.setdefault("log_level", "error")  # ours is the progress line; errors still show
+    if world_size is None:
+        return EntropyGRPOConfig(**kwargs)
+
+    class PlannedConfig(EntropyGRPOConfig):
+        """The config under another number of processes than this one has."""
+
+        @property
+        def world_size(self) -> int:
+            return world_size
+
+    return PlannedConfig(**kwargs)
+
+
+def has_accelerator() -> bool:
+    """True when torch sees a GPU or another accelerator."""
+    import torch
+
+    return torch.accelerator.is_available()
+
+
+def prepare(recipe: Recipe, *, world_size: int | None = None) -> Prepared:
+    """Build and check everything that needs no weights. `world_size` None: the processes there really are."""
+    out = Prepared()
+
+    def collect(what: Callable[[], Any], default: Any) -> Any:
+        try:
+            return what()
+        except (ValueError, TypeError, OSError, ImportError) as error:
+            out.problems.append(str(error) or type(error).__name__)
+            return default
+
+    out.args = collect(lambda: build_args(recipe, world_size), None)
+    out.rewards = collect(recipe.build_rewards, [])
+    out.controllers = collect(recipe.build_controllers, [])
+    out.lora = collect(recipe.build_lora, None)
+    out.problems += same_names(out.rewards)
+    if out.args is not None:
+        size = world_size or out.args.world_size
+        out.problems += schedule_problems(out, size) + launch_problems(recipe, size)
+        out.problems += evaluation_problems(recipe, out.args)
+        if world_size is None:
+            out.problems += launcher_problems(out.args.world_size, os.environ.get("WORLD_SIZE"))
+    return out
+
+
+def same_names(rewards: Sequence[Loaded]) -> list[str]:
+    """TRL logs a reward by name: two of the same name would overwrite each other's metrics."""
+    from entrl.trainers.rewards import reward_name
+
+    names = [reward_name(r.value) for r in rewards]
+    twice = sorted({n for n in names if names.count(n) > 1})
+    return [
+        f"{names.count(n)} rewards are called {n!r}, so their metrics would mix; give one another __name__"
+        for n in twice
+    ]
+
+
+def schedule_problems(prepared: Prepared, world_size: int) -> list[str]:
+    from entrl.trainers.schedule import check_schedule
+
+    return check_schedule(prepared.args, prepared.controller_objects, prepared.reward_funcs, world_size)
+
+
+def launch_problems(recipe: Recipe, world_size: int) -> list[str]:
+    asked = recipe.launch.world_size
+    if asked is None or asked == world_size:
+        return []
+    return [
+        f"launch.world_size asks for {asked} processes, there are {world_size}; start it with "
+        f"`accelerate launch --num_processes {asked} ... -m entrl train`, or pass world_size={world_size}"
+    ]
+
+
+def evaluation_problems(recipe: Recipe, args: Any) -> list[str]:
+    """Steps of `eval.at` that training never reaches, or a schedule without a known end."""
+    from entrl.law_watch import evaluation_steps
+
+    try:
+        steps = evaluation_steps(None if recipe.eval is None else recipe.eval.at, args.max_steps)
+    except ValueError as error:
+        return [str(error)]
+    late = [step for step in steps if 0 < args.max_steps < step]
+    return [f"eval.at names {late}, but training ends at step {args.max_steps}; leave them out"] if late else []
+
+
+def launcher_problems(real: int, launched: str | None) -> list[str]:
+    """A launcher that started several processes which do not know of each other: each would train alone."""
+    if launched is None or int(launched) == real:
+        return []
+    return [
+        f"the launcher started {launched} processes, but this one sees a world of {real}; on the CPU set "
+        "trainer.use_cpu: true and take launch/cpu_2.yaml (distributed_type: MULTI_GPU, use_cpu: false)"
+    ]
+
+
+def column_problems(rewards: Sequence[Loaded], columns: Sequence[str]) -> list[str]:
+    """Dataset columns that training needs and the task does not give."""
+    from entrl.trainers.rewards import SHARED_SIGNALS, SIGNALS
+
+    given = {*SIGNALS, *SHARED_SIGNALS, *TRL_KEYWORDS, *columns}
+
+    problems = []
+    if "prompt" not in columns:
+        problems.append(f"the dataset has no column 'prompt', only {', '.join(sorted(columns))}; rename yours")
+    for reward in rewards:
+        for name in sorted(required_names(reward.value) - given):
+            problems.append(
+                f"reward {reward.source} needs {name!r}, which is neither a dataset column "
+                f"({', '.join(sorted(columns))}) nor a signal.{suggest(name, given)} "
+                "Add the column to the task, or rename the parameter"
+            )
+    return problems
+
+
+def required_names(reward: Callable) -> set[str]:
+    """Keywords a reward cannot be called without, and those a `columns` attribute lists."""
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    parameters = inspect.signature(reward).parameters.values()
+    return {p.name for p in parameters if p.default is p.empty and p.kind in named} | set(
+        getattr(reward, "columns", ())
+    )
+
+
+def missing_engine(args: Any) -> str | None:
+    """Why rollouts by vLLM cannot run on this machine, or None."""
+    if args.use_vllm and args.vllm_mode == "colocate" and importlib.util.find_spec("vllm") is None:
+        return "use_vllm is set and vllm is not installed here; pip install -e '.[vllm]', or set use_vllm: false"
+    return None
+
+
+def check_data(recipe: Recipe, prepared: Prepared) -> tuple[list[str], list[str]]:
+    """(problems, what could not be looked at) from a few rows of the training set, and of the evaluation set."""
+    problems: list[str] = []
+    notes: list[str] = []
+    try:
+        problems += column_problems(prepared.rewards, recipe.load_data(size=PROBE_ROWS).column_names)
+    except ConnectionError as error:
+        notes.append(f"the data could not be looked at from here ({first_line(error)}); columns not checked")
+    except (ValueError, TypeError, FileNotFoundError) as error:
+        problems.append(f"data: {error}")
+    if recipe.eval is not None:
+        from dataclasses import replace
+
+        probe = replace(recipe, eval=replace(recipe.eval, size=PROBE_ROWS))
+        try:
+            probe.load_eval_data()
+        except ConnectionError as error:
+            notes.append(f"the evaluation data could not be looked at from here ({first_line(error)})")
+        except (ValueError, TypeError, FileNotFoundError) as error:
+            problems.append(f"eval: {error}")
+    return problems, notes
+
+
+def first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0][:160]

@@ -1,0 +1,234 @@
+"""What `entrl plan` prints: the parts, the schedule, which controllers will act, memory, time, and every problem.
+
+Planning for machines this one is not (another world size, GPUs it lacks) works; what could not be looked at from here
+is said to be unchecked.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from entrl.plan.checks import Prepared, check_data, evaluation_problems, has_accelerator, missing_engine, prepare
+from entrl.plan.estimates import Measured, describe_engines, describe_model, describe_time
+from entrl.plan.machines import Machines, machine_problems, read_machines
+from entrl.recipe import Recipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What `entrl plan` prints."""
+
+    rows: list[tuple[str, str]]
+    problems: list[str]
+    warnings: list[str]
+    notes: list[str]
+    unchecked: list[str] = field(default_factory=list)  # what could not be looked at from this machine
+
+    @property
+    def ok(self) -> bool:
+        return not self.problems
+
+    def render(self) -> str:
+        width = max((len(label) for label, _ in self.rows), default=0)
+        lines = [f"{label:<{width}}  {value}" for label, value in self.rows]
+        for word, entries in (("problem", self.problems), ("warning", self.warnings), ("note", self.notes)):
+            lines += [f"{word}: {entry}" for entry in entries]
+        lines += [f"not checked: {entry}" for entry in self.unchecked]
+        if not self.ok:
+            verdict = f"{len(self.problems)} problem(s): will not train"
+        elif self.unchecked:
+            verdict = f"no problem found, {len(self.unchecked)} thing(s) could not be checked from here"
+        else:
+            verdict = "ready to train"
+        return "\n".join([*lines, verdict])
+
+
+def plan(
+    recipe: Recipe,
+    world_size: int | None = None,
+    *,
+    accelerate_config: str | Path | None = None,
+    measured: Measured | None = None,
+) -> Plan:
+    """Run every check and describe the run.
+
+    world_size: processes to plan for; None = those `accelerate_config` starts, else launch.world_size, else 1.
+    accelerate_config: the file given to `accelerate launch --config_file`.
+    measured: size of a device and throughput, where they are known; without them no time, and memory is not judged.
+
+    Raises FileNotFoundError and ValueError for an accelerate file that is none, or throughput that is no number > 0.
+    """
+    machines = None if accelerate_config is None else read_machines(accelerate_config)
+    real = None if machines is None else machines.world_size
+    size = world_size or real or recipe.launch.world_size or 1
+    if machines is None:
+        machines = Machines(source="no accelerate file", kind="MULTI_GPU" if size > 1 else "NO", world_size=size)
+    measured = measured or Measured()
+    prepared = prepare(recipe, world_size=size)
+    rows = _describe_parts(recipe, prepared)
+    found = _Found(problems=list(prepared.problems), warnings=list(machines.warnings), notes=list(prepared.notes))
+    if accelerate_config is not None:
+        rows.append(("machines", machines.described))
+    if prepared.args is not None:
+        if accelerate_config is not None:
+            found.problems += machine_problems(recipe, prepared.args, machines)
+        rows += _describe_schedule(recipe, prepared, size)
+        rows += _describe_evaluations(recipe, prepared.args)
+        rows += _describe_controllers(prepared, size)
+        found.warnings += _warnings(recipe, prepared, size)
+        found.notes += _machine_notes(recipe, prepared.args)
+    model_rows, shape, model_problems, unseen_model = describe_model(recipe, prepared, machines, measured)
+    rows += model_rows
+    found.problems += model_problems
+    if prepared.args is not None:
+        engine_rows, engine_problems = describe_engines(recipe, prepared.args, machines, shape, measured)
+        rows += engine_rows
+        found.problems += engine_problems
+        rows += describe_time(recipe, prepared, machines, shape, measured)
+    data_problems, unseen_data = check_data(recipe, prepared)
+    engine = None if prepared.args is None else missing_engine(prepared.args)
+    return Plan(
+        rows=rows,
+        problems=found.problems + data_problems,
+        warnings=found.warnings,
+        notes=found.notes,
+        unchecked=[*unseen_model, *unseen_data, *([engine] if engine else [])],
+    )
+
+
+@dataclass(kw_only=True)
+class _Found:
+    problems: list[str]
+    warnings: list[str]
+    notes: list[str]
+
+
+def _describe_parts(recipe: Recipe, prepared: Prepared) -> list[tuple[str, str]]:
+    rows = [("recipe", recipe.name), ("model", recipe.model.path), ("task", recipe.data.task)]
+    for spec, reward in zip(recipe.rewards, prepared.rewards, strict=False):
+        rows.append(("reward", f"{spec.weight:g} x {reward.source}  ({reward.file})"))
+    rows += [("controller", f"{c.source}  ({c.file})") for c in prepared.controllers]
+    if recipe.lora is not None:
+        rows.append(("lora", ", ".join(f"{k}={v}" for k, v in recipe.lora.items())))
+    return [*rows, ("run folder", str(recipe.run_dir))]
+
+
+def _describe_schedule(recipe: Recipe, prepared: Prepared, world_size: int) -> list[tuple[str, str]]:
+    from entrl.trainers.rewards import SCORED_SIGNALS, needed_signals
+    from entrl.trainers.schedule import describe_schedule
+
+    args, s = prepared.args, describe_schedule(prepared.args, world_size)
+    scored = any(needed_signals(r) & set(SCORED_SIGNALS) for r in prepared.reward_funcs)
+    scopes = [c.scope for c in prepared.controller_objects if c.uses_loss_hook]
+    extra = s.extra_passes_per_step(signals_needed=scored, scopes=scopes)
+    tokens = s.rows_per_rollout * args.max_completion_length
+    policy = "fully on-policy (ratio exactly 1)" if s.on_policy else "off-policy after the first update of a rollout"
+    groups = s.local_rows_per_rollout / s.num_generations
+    whole = f"{groups:g} whole groups" if s.whole_groups_per_rank else "groups split over processes"
+    return [
+        ("processes", str(world_size)),
+        ("rollout", f"{s.prompts_per_rollout} prompts x {s.num_generations} completions = {s.rows_per_rollout} rows"),
+        ("per process", f"{s.local_rows_per_rollout} rows of a rollout ({whole}), {s.per_device_rows} per forward"),
+        ("optimiser step", f"{s.rows_per_step} rows in {s.gradient_accumulation_steps} micro-step(s) per process"),
+        ("updates per rollout", f"{s.updates_per_rollout:g}, {policy}"),
+        ("tokens per rollout", f"at most {tokens:,} ({args.max_completion_length} per completion)"),
+        ("steps", _steps(recipe, args, s)),
+        ("extra forward passes", f"{extra:g} per optimiser step beyond stock TRL"),
+        (
+            "loss",
+            f"{args.loss_type}, scale_rewards={args.scale_rewards}, beta={args.beta:g}, lr={args.learning_rate:g}",
+        ),
+    ]
+
+
+def _steps(recipe: Recipe, args: Any, schedule: Any) -> str:
+    prompts_per_step = schedule.prompts_per_rollout / schedule.updates_per_rollout
+    size = recipe.data.train_size
+    if args.max_steps > 0:
+        seen = args.max_steps * prompts_per_step
+        share = f", {seen / size:.2g} passes over {size:,} problems" if size else ""
+        return f"{args.max_steps}, {seen:,.0f} prompts{share}"
+    if size is None:
+        return f"{args.num_train_epochs:g} epochs of the whole task"
+    return f"about {args.num_train_epochs * size / prompts_per_step:,.0f} ({args.num_train_epochs:g} epochs)"
+
+
+def _describe_evaluations(recipe: Recipe, args: Any) -> list[tuple[str, str]]:
+    """What `eval.at` costs, in completions beside those of training."""
+    from entrl.law_watch import evaluation_steps
+
+    if recipe.eval is None or recipe.eval.at is None or evaluation_problems(recipe, args):
+        return []
+    count = len(evaluation_steps(recipe.eval.at, args.max_steps))
+    generations = args.num_generations_eval or args.num_generations
+    size = recipe.eval.size
+    each = f"all problems x {generations}" if size is None else f"{size:,} problems x {generations}"
+    total = "" if size is None else f", {count * size * generations:,} in all"
+    return [("evaluations while training", f"{count}, {each} completions each{total}")]
+
+
+def _describe_controllers(prepared: Prepared, world_size: int) -> list[tuple[str, str]]:
+    """One line each: acts or not, how often, on how many tokens at most."""
+    from entrl.trainers.schedule import check_schedule, describe_schedule
+
+    args, s = prepared.args, describe_schedule(prepared.args, world_size)
+    rows = []
+    for controller in prepared.controller_objects:
+        found = check_schedule(args, [controller], [], world_size)
+        if found:
+            rows.append((controller.name, f"will not act: {found[0]}"))
+            continue
+        when = "acts on every optimiser step" if controller.uses_loss_hook else "acts on every rollout"
+        if controller.needs_stale_policy:
+            share = 1 - 1 / s.updates_per_rollout
+            when = f"acts on {share:.0%} of optimiser steps (the first update of a rollout has ratio 1)"
+        rows.append((controller.name, when + _selected(controller, s, args)))
+    return rows
+
+
+def _selected(controller: Any, schedule: Any, args: Any) -> str:
+    fraction = getattr(controller, "fraction", None)
+    if not isinstance(fraction, float):
+        return ""
+    tokens = fraction * schedule.rows_per_step * args.max_completion_length
+    return (
+        f"; at most {tokens:,.3g} tokens selected per step (fraction {fraction:g}), fewer where completions are shorter"
+    )
+
+
+def _warnings(recipe: Recipe, prepared: Prepared, world_size: int) -> list[str]:
+    """Legal settings that usually are not meant."""
+    from entrl.trainers.rewards import SCORED_SIGNALS, needed_signals
+
+    args, out = prepared.args, []
+    scored = [r for r in prepared.rewards if needed_signals(r.value) & set(SCORED_SIGNALS)]
+    if scored and args.scale_rewards == "group":
+        out.append(
+            f"scale_rewards=group divides by each group's own spread, so in all-correct groups {scored[0].source} acts "
+            "at full strength whatever its weight; set scale_rewards: batch, or use the controller std_floor"
+        )
+    if (
+        args.use_vllm
+        and args.vllm_importance_sampling_correction
+        and args.vllm_importance_sampling_mode == "sequence_mask"
+    ):
+        out.append(
+            "vllm_importance_sampling_mode=sequence_mask multiplies ratios over the length and drops long completions "
+            "first, which confounds length and entropy results; set token_truncate or token_mask"
+        )
+    if recipe.lora is None and recipe.model.dtype in ("bfloat16", "float16"):
+        out.append(
+            f"all weights are trained in {recipe.model.dtype}: updates smaller than its resolution are lost; "
+            "set model.dtype: float32 with trainer.bf16: true, or use lora"
+        )
+    return out
+
+
+def _machine_notes(recipe: Recipe, args: Any) -> list[str]:
+    out = []
+    if not has_accelerator() and not recipe.trainer.get("use_cpu"):
+        what = " in bf16 autocast" if args.bf16 else ""
+        out.append(
+            f"no accelerator on this machine: arguments were checked with use_cpu; training here is on the CPU{what}"
+        )
+    return out
