@@ -157,6 +157,15 @@ class EntropyRolloutLoop(_AsyncRolloutLoop):
             if state is not None:
                 stateful(reward).load_state_dict(state)
 
+    def run(self) -> None:
+        try:
+            super().run()
+        finally:
+            # Samples nobody will train are not worth the 15 s that TRL gives this process to hand them over.
+            for one in (self.rollout_buffer, self._metrics_queue):
+                if hasattr(one, "cancel_join_thread"):
+                    one.cancel_join_thread()
+
     # One conversation, one call
 
     async def _generate_one(

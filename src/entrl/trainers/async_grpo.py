@@ -28,14 +28,12 @@ from importlib.metadata import version
 from types import SimpleNamespace
 from typing import Any
 
-import requests
 import torch
 from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 from torch import Tensor
 from trl.experimental.async_grpo import AsyncGRPOConfig, AsyncGRPOTrainer
 from trl.experimental.async_grpo.async_rollout_worker import AsyncRolloutWorker
-from trl.experimental.async_grpo.vllm_client import VLLMClient
 
 from entrl.controllers.hooks import Controller, Window
 from entrl.controllers.kl_cov import KLCov
@@ -43,7 +41,10 @@ from entrl.dynamics import Monitor
 from entrl.errors import UnsupportedTRL
 from entrl.phases import ThinkTags, phase_labels
 from entrl.rollouts import cpu_tree_attention
+from entrl.rollouts.async_client import AsyncClient
 from entrl.rollouts.async_loop import PER_COMPLETION, EntropyRolloutLoop, TrailedMetrics, extras_named
+from entrl.rollouts.faults import ReplicaMismatch
+from entrl.rollouts.fingerprint import model_fingerprint
 from entrl.trainers.async_rows import (
     FlatBatch,
     TrailCollator,
@@ -165,34 +166,6 @@ def check_async(args: Any, controllers: Sequence[Controller], reward_funcs: Sequ
     return problems
 
 
-class KeyedClient(VLLMClient):
-    """`VLLMClient` that shows a key where vLLM asks for one, which is under /v1 only."""
-
-    def __init__(self, server_url: str, server_timeout: float, api_key: str) -> None:
-        super().__init__(server_url, server_timeout)
-        self._headers = {"Authorization": f"Bearer {api_key}"}
-
-    def get_max_model_len(self) -> int:
-        answer = requests.get(f"{self.server_url}/v1/models", headers=self._headers, timeout=60)
-        answer.raise_for_status()
-        return answer.json()["data"][0]["max_model_len"]
-
-    def load_lora_adapter(self, lora_name: str, lora_path: str, timeout: int = 1800) -> None:
-        body = {"lora_name": lora_name, "lora_path": lora_path, "load_inplace": False}
-        answer = self._send("load_lora_adapter", body, timeout)
-        if answer.status_code != 200:
-            raise RuntimeError(
-                f"{self.server_url} did not load adapter {lora_name} from {lora_path}: {answer.status_code} "
-                f"{answer.text}. Start it with `entrl serve`; it must be able to read that folder"
-            )
-
-    def unload_lora_adapter(self, lora_name: str, timeout: int = 1800) -> None:
-        self._send("unload_lora_adapter", {"lora_name": lora_name}, timeout)
-
-    def _send(self, what: str, body: dict[str, Any], timeout: int) -> requests.Response:
-        return requests.post(f"{self.server_url}/v1/{what}", json=body, headers=self._headers, timeout=timeout)
-
-
 class LateAdvantages:
     """Advantages as `compute_loss` asks for them, `inputs["advantages"][kept]`; what it got can still be weighted."""
 
@@ -261,7 +234,6 @@ class EntropyAsyncGRPOTrainer(AsyncGRPOTrainer):
             if controller.clip_range is not None:
                 self.epsilon_low, self.epsilon_high = controller.clip_range
         self.think_tags = self._find_think_tags()
-        self.api_key = os.environ.get(self._option("api_key_env")) or None
         if self.accelerator.is_main_process:
             self._outfit_worker(rewards)
         self._start_observing()
@@ -283,8 +255,7 @@ class EntropyAsyncGRPOTrainer(AsyncGRPOTrainer):
 
     def _outfit_worker(self, rewards: list[Any]) -> None:
         """Our loop, our rewards and the key, in the worker TRL built; one that was handed in is left alone."""
-        if self.api_key is not None:
-            self.vllm_client = KeyedClient(self.args.vllm_server_base_url, self.args.vllm_server_timeout, self.api_key)
+        self.vllm_client.adapters_only = self._lora_sync
         worker = self.rollout_worker
         if not isinstance(worker, AsyncRolloutWorker):
             return
@@ -296,8 +267,21 @@ class EntropyAsyncGRPOTrainer(AsyncGRPOTrainer):
             "pin_versions": self._option("pin_group_version"),
             "sync_steps": self.args.weight_sync_steps,
             "advantage_hooks": [c for c in self.controllers if type(c).on_rollout is not Controller.on_rollout],
-            "api_key": self.api_key,
+            "api_key": self._api_key,
         }
+
+    @property
+    def _api_key(self) -> str | None:
+        return os.environ.get(self._option("api_key_env")) or None
+
+    @property
+    def vllm_client(self) -> Any:
+        return self._client
+
+    @vllm_client.setter
+    def vllm_client(self, client: Any) -> None:
+        """TRL builds its client and asks it about adapters before `__init__` is over; ours is there from the start."""
+        self._client = client and AsyncClient(client.server_url, client.server_timeout, api_key=self._api_key)
 
     def _start_observing(self) -> None:
         rows = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
@@ -314,17 +298,17 @@ class EntropyAsyncGRPOTrainer(AsyncGRPOTrainer):
         )
 
     def _check_server(self) -> None:
-        """The server must report log-probs of the distribution it samples from."""
-        if self.vllm_client is None or not isinstance(self.rollout_worker, AsyncRolloutWorker):
+        """Refuse a server whose completions must not be trained on. Main process, with TRL's own worker."""
+        if not self.accelerator.is_main_process or not isinstance(self.rollout_worker, AsyncRolloutWorker):
             return
         self.vllm_client.wait_for_server_ready()
-        mode = self.vllm_client.get_server_info()["model_config"].get("logprobs_mode")
-        if mode != "processed_logprobs" and self.args.temperature != 1.0:
-            raise ValueError(
-                f"{self.args.vllm_server_base_url} reports {mode}, log-probs before the temperature of "
-                f"{self.args.temperature}, and every importance ratio would be wrong; start it with `entrl serve`, or "
-                "with --logprobs-mode processed_logprobs"
-            )
+        problems = self.vllm_client.problems(
+            temperature=self.args.temperature,
+            fingerprint=model_fingerprint(self.rollout_worker._loop_kwargs["model_name"]) or None,
+            record=self._option("sampler_entropies"),
+        )
+        if problems:
+            raise ReplicaMismatch("; and ".join(problems))
 
     # Rows on their way to the loss
 

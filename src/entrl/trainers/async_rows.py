@@ -197,7 +197,8 @@ SUMS = (
 @torch.no_grad()
 def staleness_sums(batch: FlatBatch, log_probs_M: Tensor, entropies_M: Tensor, *, version: int, classes: int) -> Tensor:
     """(S, len(SUMS)) float64: row s for tokens s versions old, the last row for unknown or older ones."""
-    age_M = torch.where(batch.versions_M == UNKNOWN, classes - 1, version - batch.versions_M).clamp(0, classes - 1)
+    known_M = (batch.versions_M != UNKNOWN) & (batch.versions_M <= version)
+    age_M = torch.where(known_M, version - batch.versions_M, classes - 1).clamp(max=classes - 1)
     x_M = (log_probs_M - batch.old_log_probs_M).double()
     recorded_M = ~batch.entropies_M.isnan()
     sampler_M = torch.where(recorded_M, batch.entropies_M, 0.0).double()
