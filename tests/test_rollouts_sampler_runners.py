@@ -295,3 +295,22 @@ def test_v2_under_speculative_decoding_records_nothing_and_never_forgets_a_cut()
     runner.add(0, [1], [], params(top_h=TopHOptions(alpha=0.5)))
     with pytest.raises(RuntimeError, match="top_h under speculative decoding"):
         runner.step((0, [1]), extra_rows=2)
+
+
+def test_rows_worked_on_in_parts_give_what_they_give_together(monkeypatch):
+    from entrl import truncation
+    from entrl.rollouts.records import RecordStore
+    from entrl.rollouts.sampler import Row, measure
+
+    store, rows = RecordStore(100), []
+    for b in (b for b in range(11) if b != 4):
+        wish, top_h = params(top_p=0.9 if b % 2 else 1.0), TopHOptions(alpha=0.5) if b % 3 else None
+        rows.append((b, Row(wish, top_h, store.open("k", [], None) if b < 9 else None)))
+    z_BV = torch.randn(11, VOCABULARY) * 3
+    answers = []
+    for size in (1, 3 * VOCABULARY, 2**20):
+        monkeypatch.setattr(truncation, "CHUNK_CPU", size)
+        left_BV = z_BV.clone()
+        answers.append((*measure(left_BV, rows, scaled=False), left_BV))
+    for answer in answers[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(answer, answers[0], strict=True))

@@ -103,9 +103,14 @@ def _floats(logits_BV: Tensor) -> Tensor:
     return logits_BV if logits_BV.dtype == torch.float64 else logits_BV.float()
 
 
-def _chunks(logits_BV: Tensor) -> Iterator[slice]:
+def rows_at_once(logits_BV: Tensor) -> int:
+    """How many rows are worked on together, so that what is allocated beside the logits has a fixed size."""
     size = CHUNK_CPU if logits_BV.device.type == "cpu" else CHUNK_GPU
-    rows = max(1, size // max(1, logits_BV.shape[-1]))
+    return max(1, size // max(1, logits_BV.shape[-1]))
+
+
+def _chunks(logits_BV: Tensor) -> Iterator[slice]:
+    rows = rows_at_once(logits_BV)
     return (slice(start, start + rows) for start in range(0, len(logits_BV), rows))
 
 

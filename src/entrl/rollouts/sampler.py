@@ -12,6 +12,7 @@ interfaces and refuses to start when an installed plugin does not know the one i
 Both give the same records. Speculative decoding drops plugins; a key it should have written is then unknown.
 """
 
+from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
 from weakref import WeakValueDictionary
@@ -36,7 +37,7 @@ from vllm.v1.worker.gpu.sample.logits_processor import (  # pyright: ignore[repo
 )
 
 from entrl.rollouts.records import STORE, TopHOptions, Trace, read_options
-from entrl.truncation import entropy_and_kept_mass, top_h_keep, top_k_keep, top_p_keep
+from entrl.truncation import entropy_and_kept_mass, rows_at_once, top_h_keep, top_k_keep, top_p_keep
 
 NO_IDS = (
     "this engine schedules ahead (async_scheduling) and shows an installed plugin no token ids, so records cannot be "
@@ -44,8 +45,7 @@ NO_IDS = (
     "logits_processors=['entrl.rollouts.sampler:EntropyRecorder'] (--logits-processors)"
 )
 
-# What changes the distribution before the plugin sees it: its entropy would not be the policy's. Name -> value that is
-# off.
+# What changes the distribution before the plugin sees it: its entropy would not be the policy's. Name -> off.
 MUST_BE_OFF: dict[str, Any] = {
     "presence_penalty": 0.0,
     "frequency_penalty": 0.0,
@@ -100,7 +100,7 @@ class Writer:
     """Values from the device to the traces: at once on a CPU, without making the device wait on a GPU."""
 
     def __init__(self) -> None:
-        self._underway: list[tuple[Any, Tensor, list[tuple[Trace, int]]]] = []
+        self._underway: deque[tuple[Any, Tensor, list[tuple[Trace, int]]]] = deque()
         STORE.drain_from(self)
 
     def write(
@@ -117,7 +117,7 @@ class Writer:
         done.record()
         self._underway.append((done, host_KR, places))
         while self._underway and self._underway[0][0].query():
-            _, values, there = self._underway.pop(0)
+            _, values, there = self._underway.popleft()
             _put(values, there)
 
     def drain(self) -> None:
@@ -144,20 +144,21 @@ def measure(logits_BV: Tensor, rows: Sequence[tuple[int, Row]], *, scaled: bool)
     groups: dict[Any, list[int]] = {}
     for r, (_, row) in enumerate(rows):
         groups.setdefault((row.cut, row.trace is not None, 1.0 if scaled else row.temperature), []).append(r)
-    for ((top_h, top_k, top_p), recorded, temperature), members in groups.items():
-        where = _index([rows[r][0] for r in members], logits_BV.device)
-        z_BV = logits_BV[where]
-        if temperature != 1.0:
-            z_BV = z_BV / temperature
-        keep_BV = None
-        if top_h is not None:
-            keep_BV = top_h_keep(z_BV, top_h.alpha, rule=top_h.rule, top_n=top_h.top_n)
-        if recorded:
-            final_BV = _then_top_k_top_p(z_BV, keep_BV, top_k, top_p)
-            into = _index(members, logits_BV.device)
-            entropy_R[into], kept_R[into] = entropy_and_kept_mass(z_BV, final_BV)
-        if keep_BV is not None:
-            logits_BV[where] = logits_BV[where].masked_fill(~keep_BV, -torch.inf)
+    for ((top_h, top_k, top_p), recorded, temperature), together in groups.items():
+        for members in _parts(together, logits_BV):
+            where = _index([rows[r][0] for r in members], logits_BV.device)
+            z_BV = logits_BV[where]
+            if temperature != 1.0:
+                z_BV = z_BV / temperature
+            keep_BV = None
+            if top_h is not None:
+                keep_BV = top_h_keep(z_BV, top_h.alpha, rule=top_h.rule, top_n=top_h.top_n)
+            if recorded:
+                final_BV = _then_top_k_top_p(z_BV, keep_BV, top_k, top_p)
+                into = _index(members, logits_BV.device)
+                entropy_R[into], kept_R[into] = entropy_and_kept_mass(z_BV, final_BV)
+            if keep_BV is not None:
+                logits_BV[where] = logits_BV[where].masked_fill(~keep_BV, -torch.inf)
     return entropy_R, kept_R
 
 
@@ -170,6 +171,12 @@ def _then_top_k_top_p(z_BV: Tensor, keep_BV: Tensor | None, top_k: int, top_p: f
         left_BV = z_BV if keep_BV is None else z_BV.masked_fill(~keep_BV, -torch.inf)
         keep_BV = top_p_keep(left_BV, top_p) & (left_BV > -torch.inf)
     return keep_BV
+
+
+def _parts(members: list[int], logits_BV: Tensor) -> list[list[int]]:
+    """A few rows at a time: what is worked out beside the logits never becomes their size."""
+    rows = rows_at_once(logits_BV)
+    return [members[i : i + rows] for i in range(0, len(members), rows)]
 
 
 def _index(rows: list[int], device: torch.device) -> slice | Tensor:
@@ -197,9 +204,7 @@ class EntropyRecorder(ProcessorV1, ProcessorV2):
 class RecorderV1(EntropyRecorder):
     """Follows the rows of the persistent batch; see `Trace` for which of its values count."""
 
-    _first: ClassVar[WeakValueDictionary[int, "RecorderV1"]] = (
-        WeakValueDictionary()
-    )  # by id(configuration)
+    _first: ClassVar[WeakValueDictionary[int, "RecorderV1"]] = WeakValueDictionary()  # by id(configuration)
 
     def __init__(self, vllm_config: Any, device: torch.device, is_pin_memory: bool) -> None:
         self._config = vllm_config
