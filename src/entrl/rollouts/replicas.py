@@ -59,6 +59,7 @@ __all__ = [
 
 MAX_PAUSE = 30.0  # seconds between two attempts to reach a replica
 PROBE_TIMEOUT = 20.0  # seconds for /health and the like
+RETURN_TIMEOUT = 3.0  # seconds `publish` waits for a replica that failed before: a dead machine must not hold it up
 WATCH_EVERY = 5.0  # seconds between looks at the health of replicas that are working
 MISSES = 2  # looks in a row without an answer before a working replica is taken for dead
 
@@ -254,7 +255,7 @@ class ReplicaPool:
             since = time.monotonic()
             try:
                 if replica.state != "up":
-                    await self._examine(call, replica)
+                    await self._examine(call, replica, RETURN_TIMEOUT if replica.failures else PROBE_TIMEOUT)
                 sent.append(await self._load(call, replica, new))
             except Unreachable as error:
                 self._note_failure(replica, error)
@@ -286,9 +287,9 @@ class ReplicaPool:
             missing=[replica.url for replica in self.replicas if replica.state != "up"],
         )
 
-    async def _examine(self, call: _Call, replica: Replica) -> list[str]:
+    async def _examine(self, call: _Call, replica: Replica, timeout: float = PROBE_TIMEOUT) -> list[str]:
         """The adapters it has; raises unless it is alive and the server this run needs."""
-        adapters = await servers.look(call.client, replica, timeout=PROBE_TIMEOUT)
+        adapters = await servers.look(call.client, replica, timeout=timeout)
         servers.check_identity(replica, base_model=self.base_model, lora_rank=self.lora_rank)
         return adapters
 
@@ -336,10 +337,13 @@ class ReplicaPool:
                 finally:
                     await self._release(call, replica)
 
+        new = [replica for replica in self.replicas if replica.state == "unchecked"]
         for replica in self.replicas:
             if replica.state != "up":
                 replica.failures = min(replica.failures, self.retries)  # one that was given up gets one more look
                 self._revive(call, replica, at_once=True)
+        if new:  # one that is a moment faster should not get all the work
+            await asyncio.wait([call.revivals[replica.url] for replica in new], timeout=PROBE_TIMEOUT)
         async with self._watched(call):
             await _all([one(item) for item in items])
         return found
@@ -417,7 +421,7 @@ class ReplicaPool:
 
     def _note_return(self, replica: Replica) -> None:
         if replica.state != "up":
-            if replica.state != "unchecked":
+            if replica.lives:
                 self.counters.returns += 1
                 log.warning("replica %s is back", replica.url)
             replica.state = "up"

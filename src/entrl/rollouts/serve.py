@@ -346,12 +346,11 @@ def serve(
     api_key, file = make_api_key(recipe.run_dir, _key_variable(recipe.trainer)) if key else (None, None)
     log = recipe.run_dir.parent / f"{recipe.run_dir.name}.server{replica}.log"
     print(f"starting {command.url}, log in {log}", flush=True)
+    if file is not None:
+        print(f"key for trainers that do not find {file}: export {_key_variable(recipe.trainer)}=...", flush=True)
     with _ending_on_signals(), Server(command, api_key=api_key, log=log) as server:
         seconds = server.wait_ready(timeout)
         print(f"ready: {command.url} after {seconds:.0f} s", flush=True)
-        if file is not None:
-            variable = _key_variable(recipe.trainer)
-            print(f"its key, for trainers in other folders or machines: export {variable}=$(cat {file})", flush=True)
         status = server.wait()
         if status:
             raise server._failed(f"ended with status {status}")
