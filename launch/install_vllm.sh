@@ -12,7 +12,7 @@ set -euo pipefail
 
 kind="${1:-}"
 if [ "$kind" != cpu ] && [ "$kind" != gpu ]; then
-    sed -n '2,11s/^# \{0,1\}//p' "$0"
+    sed -n '2,10s/^# \{0,1\}//p' "$0"
     exit 2
 fi
 cd "$(dirname "$0")/.."

@@ -11,11 +11,13 @@
 #   ENTRL_URLS     file that the URLs are written to, one a line, once all servers answer
 #   ENTRL_LOGS     folder of the logs                                          (default: runs/servers)
 #   ENTRL_PATIENCE seconds a server may take until it answers                  (default: 900)
-#   ENTRL_RESTARTS default 3
+#   ENTRL_RESTARTS how often a server that ended is started again              (default: 3)
+#   ENTRL_ALL_URLS, ENTRL_FIRST_REPLICA  where other machines serve the same run: the URLs of all servers with commas
+#                  between, and the position of this machine's first one among them, counted from 0
 #   ENTRL_VLLM_API_KEY  the key of all servers; made, and kept in the folder of the logs, where it is not set
 set -euo pipefail
 if [ $# -lt 2 ] || ! [ "$2" -ge 1 ] 2>/dev/null; then
-    sed -n '2,16s/^# \{0,1\}//p' "$0"
+    sed -n '2,17s/^# \{0,1\}//p' "$0"
     exit 2
 fi
 recipe="$1"
@@ -24,6 +26,7 @@ shift 2
 host="${ENTRL_HOST:-127.0.0.1}"
 first="${ENTRL_PORT:-8000}"
 logs="${ENTRL_LOGS:-runs/servers}"
+patience="${ENTRL_PATIENCE:-900}"
 mkdir -p "$logs"
 
 if [ -z "${ENTRL_VLLM_API_KEY:-}" ]; then
@@ -54,8 +57,8 @@ serve() {
     fi
     while true; do
         set -m
-        python -m entrl serve "$recipe" "${overrides[@]}" --replica "$index" --host "$host" --port $((first + index)) \
-            >>"$logs/server-$index.log" 2>&1 &
+        python -m entrl serve "$recipe" "${overrides[@]}" --replica $((${ENTRL_FIRST_REPLICA:-0} + index)) \
+            --host "$host" --port $((first + index)) --timeout "$patience" >>"$logs/server-$index.log" 2>&1 &
         child=$!
         set +m
         trap 'kill -TERM -- "-$child" 2>/dev/null; wait "$child"; exit 0' TERM INT
@@ -69,7 +72,13 @@ serve() {
     done
     echo "entrl: server $index ended with exit code $code and is not started again; see $logs/server-$index.log" >&2
 }
-overrides=("$@")
+
+urls=()
+for ((index = 0; index < replicas; index++)); do
+    urls+=("http://$host:$((first + index))")
+done
+all="${ENTRL_ALL_URLS:-$(IFS=,; echo "${urls[*]}")}"
+overrides=("$@" trainer.use_vllm=true trainer.vllm_mode=server "trainer.vllm_replicas=[$all]")
 
 servers=()
 stop() {
@@ -95,18 +104,16 @@ sys.exit(opener.open(sys.argv[1] + "/health", timeout=5).status != 200)
 PYTHON
 }
 
-urls=()
 for ((index = 0; index < replicas; index++)); do
-    url="http://$host:$((first + index))"
+    url="${urls[index]}"
     until healthy "$url"; do
-        if [ "$SECONDS" -gt "${ENTRL_PATIENCE:-900}" ] || ! kill -0 "${servers[index]}" 2>/dev/null; then
+        if [ "$SECONDS" -gt "$patience" ] || ! kill -0 "${servers[index]}" 2>/dev/null; then
             echo "entrl: server $index does not answer at $url; the end of $logs/server-$index.log:" >&2
             tail -n 30 "$logs/server-$index.log" >&2
             exit 1
         fi
         sleep 1
     done
-    urls+=("$url")
 done
 printf '%s\n' "${urls[@]}"
 if [ -n "${ENTRL_URLS:-}" ]; then

@@ -21,10 +21,10 @@
 #   ENTRL_JOB_DIR       folder of logs, key and URLs that all machines see  (default: runs/slurm-<job>)
 # The servers listen on their machine's own address, behind a key made for this job.
 # Not covered by our tests: Slurm itself, several machines. The whole of it runs on one machine against a stand-in for
-# srun and scontrol that starts the steps locally (tests/test_launch_slurm.py).
+# srun and scontrol that starts the steps locally (tests/test_launch_machines.py).
 set -euo pipefail
 if [ $# -lt 1 ]; then
-    sed -n '10,28s/^# \{0,1\}//p' "$0"
+    sed -n '10,24s/^# \{0,1\}//p' "$0"
     exit 2
 fi
 cd "${SLURM_SUBMIT_DIR:-.}" # sbatch runs a copy of this file from somewhere else
@@ -63,19 +63,28 @@ if [ -z "${ENTRL_VLLM_API_KEY:-}" ]; then
 fi
 
 steps=()
-end_servers() {
+end_steps() {
     trap - EXIT
     [ "${#steps[@]}" -eq 0 ] || kill -TERM "${steps[@]}" 2>/dev/null || true
     wait
 }
-trap end_servers EXIT
+trap end_steps EXIT
 trap 'exit 143' TERM INT
 
 words=()
 if [ "$replicas" -gt 0 ]; then
+    urls=()
     for host in "${servers[@]}"; do
+        for ((i = 0; i < replicas; i++)); do
+            urls+=("http://$host:$((port + i))")
+        done
+    done
+    ENTRL_ALL_URLS="$(IFS=,; echo "${urls[*]}")"
+    export ENTRL_ALL_URLS
+    for ((i = 0; i < ${#servers[@]}; i++)); do
+        host="${servers[i]}"
         ENTRL_HOST="$host" ENTRL_PORT="$port" ENTRL_LOGS="$job/$host" ENTRL_URLS="$job/urls.$host" \
-            ENTRL_GPUS="${ENTRL_SERVER_GPUS:-}" \
+            ENTRL_FIRST_REPLICA=$((i * replicas)) ENTRL_GPUS="${ENTRL_SERVER_GPUS:-}" \
             srun --overlap --nodes=1 --ntasks=1 --nodelist="$host" \
             bash launch/serve_replicas.sh "$recipe" "$replicas" "$@" &
         steps+=($!)
@@ -89,17 +98,19 @@ if [ "$replicas" -gt 0 ]; then
             sleep 1
         done
     done
-    urls="$(cat "$job"/urls.* | paste -sd, -)"
-    echo "entrl: servers answer at $urls"
-    words+=(trainer.use_vllm=true trainer.vllm_mode=server "trainer.vllm_replicas=[$urls]")
+    echo "entrl: servers answer at $ENTRL_ALL_URLS"
+    words+=(trainer.use_vllm=true trainer.vllm_mode=server "trainer.vllm_replicas=[$ENTRL_ALL_URLS]")
 fi
 
+# In the background, for bash would answer a signal only after the training.
 code=0
 ENTRL_NODES="$training" ENTRL_HEAD="${trainers[0]}" ENTRL_HEAD_PORT=$((port + 5000)) \
     ENTRL_PROCESSES="${ENTRL_PROCESSES:-8}" ENTRL_GPUS="${ENTRL_TRAINER_GPUS:-}" \
     srun --overlap --kill-on-bad-exit=1 --nodes="$training" --ntasks="$training" --ntasks-per-node=1 \
     --nodelist="$(IFS=,; echo "${trainers[*]}")" \
     bash -c 'ENTRL_NODE_RANK="$SLURM_NODEID" exec bash launch/trainers.sh "$@"' trainers \
-    "${ENTRL_CONFIG:-launch/multi_gpu.yaml}" "$recipe" ${words[@]+"${words[@]}"} "$@" || code=$?
+    "${ENTRL_CONFIG:-launch/multi_gpu.yaml}" "$recipe" ${words[@]+"${words[@]}"} "$@" &
+steps+=($!)
+wait "$!" || code=$?
 echo "entrl: training ended with exit code $code"
 exit "$code"

@@ -34,13 +34,14 @@ SCONTROL = """#!/bin/sh
 """
 
 PYTHON = """#!{python}
-import json, os, sys
+import json, os, sys, time
 words = sys.argv[1:]
 if words[:2] == ["-m", "accelerate.commands.launch"]:
     names = ("ENTRL_VLLM_API_KEY", "CUDA_VISIBLE_DEVICES", "HERE")
     record = {{"argv": words[2:], "env": {{name: os.environ.get(name) for name in names}}}}
     with open({log!r}, "a") as file:
         file.write(json.dumps(record) + "\\n")
+    time.sleep(float(os.environ.get("STAND_IN_TRAINER_SECONDS", "0")))
     sys.exit(int(os.environ.get("STAND_IN_TRAINER_CODE", "0")))
 if words[:3] == ["-m", "entrl", "serve"]:
     from http.server import BaseHTTPRequestHandler, HTTPServer

@@ -149,7 +149,9 @@ def test_servers_divide_the_gpus_share_a_key_and_end_together(stand_ins, tmp_pat
     assert not any(answers(url) for url in urls)
     started = sorted(logged(tmp_path / "log.servers"), key=lambda one: options(one["argv"])["replica"])
     assert [one["env"]["CUDA_VISIBLE_DEVICES"] for one in started] == ["0,1", "2,3"]
-    assert all(one["argv"][:2] == [RECIPE, "model.dtype=bfloat16"] for one in started)
+    asked = [RECIPE, "model.dtype=bfloat16", "trainer.use_vllm=true", "trainer.vllm_mode=server"]
+    assert all(one["argv"][:5] == [*asked, f"trainer.vllm_replicas=[{','.join(urls)}]"] for one in started)
+    assert [options(one["argv"])["replica"] for one in started] == ["0", "1"]
     key = tmp_path / "logs" / "api-key"
     assert {one["env"]["ENTRL_VLLM_API_KEY"] for one in started} == {key.read_text().strip()}
     assert key.stat().st_mode & 0o077 == 0
@@ -196,37 +198,49 @@ def job(env: dict[str, str], folder: Path, *words: str, hosts: str, **settings: 
 
 
 def test_slurm_trains_on_the_first_machines_and_serves_on_the_last(stand_ins, tmp_path):
-    done = job(
-        stand_ins,
-        tmp_path,
-        "trainer.seed=3",
-        hosts="localhost,127.0.0.2,127.0.0.1",
-        ENTRL_REPLICAS="2",
-        ENTRL_PROCESSES="4",
-    )
+    settings = {"ENTRL_REPLICAS": "2", "ENTRL_PROCESSES": "4", "ENTRL_SERVER_NODES": "2"}
+    done = job(stand_ins, tmp_path, "trainer.seed=3", hosts="localhost,127.0.0.3,127.0.0.2,127.0.0.1", **settings)
     assert done.returncode == 0, done.stderr
     servers, trainers = logged(tmp_path / "log.servers"), logged(tmp_path / "log")
-    assert [options(one["argv"])["host"] for one in servers] == ["127.0.0.1"] * 2
-    assert sorted(one["env"]["HERE"] for one in trainers) == ["127.0.0.2", "localhost"]
+    servers.sort(key=lambda one: options(one["argv"])["replica"])
+    found = [options(one["argv"]) for one in servers]
+    assert [one["replica"] for one in found] == ["0", "1", "2", "3"]  # one numbering, over all machines
+    urls = [f"http://{one['host']}:{one['port']}" for one in found]
+    first = int(found[0]["port"])
+    assert urls == [f"http://127.0.0.{host}:{port}" for host in (2, 1) for port in (first, first + 1)]
+    assert sorted(one["env"]["HERE"] for one in trainers) == ["127.0.0.3", "localhost"]
     given = [options(one["argv"]) for one in trainers]
     assert sorted(one["machine_rank"] for one in given) == ["0", "1"]
-    assert {(one["num_machines"], one["num_processes"], one["main_process_ip"]) for one in given} == {
-        ("2", "8", "localhost")
-    }
-    ports = sorted(int(options(one["argv"])["port"]) for one in servers)
-    urls = ",".join(f"http://127.0.0.1:{port}" for port in ports)
-    for one in trainers:
-        assert f"trainer.vllm_replicas=[{urls}]" in one["argv"]
-        assert one["argv"][-2:] == ["trainer.seed=3", "launch.world_size=8"]
+    for one in given:
+        assert (one["num_machines"], one["num_processes"], one["main_process_ip"]) == ("2", "8", "localhost")
+    for one in [*servers, *trainers]:
+        assert f"trainer.vllm_replicas=[{','.join(urls)}]" in one["argv"]
+        assert "trainer.seed=3" in one["argv"]
+    assert all(one["argv"][-1] == "launch.world_size=8" for one in trainers)
     keys = {one["env"]["ENTRL_VLLM_API_KEY"] for one in [*servers, *trainers]}
     assert keys == {(tmp_path / "job" / "api-key").read_text().strip()}
-    assert not any(answers(url) for url in urls.split(","))  # the servers ended with the training
+    assert not any(answers(url) for url in urls)  # the servers ended with the training
 
 
 def test_slurm_hands_on_the_exit_code_of_training_and_ends_the_servers(stand_ins, tmp_path):
     done = job(stand_ins, tmp_path, hosts="localhost,127.0.0.1", ENTRL_REPLICAS="1", STAND_IN_TRAINER_CODE="7")
     assert done.returncode == 7
     assert "training ended with exit code 7" in done.stdout
+    (server,) = logged(tmp_path / "log.servers")
+    assert not answers(f"http://127.0.0.1:{options(server['argv'])['port']}")
+
+
+def test_slurm_ends_its_steps_when_it_is_told_to(stand_ins, tmp_path):
+    here = {"SLURM_JOB_NODELIST": "localhost,127.0.0.1", "SLURM_JOB_ID": str(os.getpid() + 1), "ENTRL_REPLICAS": "1"}
+    here |= {"ENTRL_JOB_DIR": str(tmp_path / "job"), "STAND_IN_TRAINER_SECONDS": "60"}
+    process = subprocess.Popen(
+        ["bash", "launch/slurm.sh", RECIPE], cwd=ROOT, env=stand_ins | here, stdout=subprocess.DEVNULL
+    )
+    try:
+        wait_for((tmp_path / "log").exists)
+    finally:
+        process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=20) == 143
     (server,) = logged(tmp_path / "log.servers")
     assert not answers(f"http://127.0.0.1:{options(server['argv'])['port']}")
 
