@@ -5,6 +5,7 @@ test_async_grpo_server.py.
 """
 
 import queue
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -177,10 +178,37 @@ def async_trainer(
     )
 
 
+class Watched:
+    """While this lasts, trainers keep a copy of every adapter they publish, and `samples` are those they trained."""
+
+    def __init__(self, kept: Path) -> None:
+        self.kept, self.samples = kept, []
+        self._see, self._sync = EntropyAsyncGRPOTrainer._see, EntropyAsyncGRPOTrainer._sync_weight
+
+    def __enter__(self) -> "Watched":
+        watched = self
+
+        def see(trainer: Any, samples: list[dict[str, Any]]) -> None:
+            watched.samples += samples
+            watched._see(trainer, samples)
+
+        def sync(trainer: Any) -> None:
+            watched._sync(trainer)
+            name = f"{trainer._lora_name}-v{trainer.model_version}"
+            shutil.copytree(Path(trainer._lora_dir) / name, watched.kept / name)
+
+        EntropyAsyncGRPOTrainer._see, EntropyAsyncGRPOTrainer._sync_weight = see, sync
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        EntropyAsyncGRPOTrainer._see, EntropyAsyncGRPOTrainer._sync_weight = self._see, self._sync
+
+
 __all__ = [
     "GROUP",
     "FilledQueue",
     "NoTransfer",
+    "Watched",
     "async_options",
     "async_trainer",
     "make_samples",
