@@ -31,11 +31,13 @@ class EntropyGRPOConfig(GRPOConfig):
     truncation_correction: what is done about a sampler that truncates (top_p, top_k, top_h) under vLLM, whose log-probs
         are then those of the truncated distribution q = p / G. `restore` adds log G to them, so that the importance
         ratio compares trainer and engine only; `weigh` leaves the ratio p / q = G <= 1 as each token's weight.
+    vllm_dtype: what a colocated engine computes in; None = vLLM's choice, which is bfloat16 for a float32 model.
     vllm_replicas: vLLM servers started by `entrl serve`; LoRA runs send them the adapter alone. Instead of TRL's one
         server with full weights over NCCL.
     vllm_adapter_dir: a folder that trainer and servers share; None = adapters are sent over HTTP.
     vllm_api_key_env: the environment variable with the servers' key.
     vllm_request_timeout: seconds; an answer that takes longer is not waited for, the prompt goes to another server.
+    vllm_retries: failures in a row, with doubling pauses from one second, after which a server is given up.
     vllm_gap_alarm: warn once the mean |log-prob of the trainer - log-prob of the sampler| of a rollout exceeds this.
     """
 
@@ -55,10 +57,12 @@ class EntropyGRPOConfig(GRPOConfig):
     top_h: float | None = field(default=None, metadata={"help": "Top-H alpha of rollouts."})
     top_h_rule: str = field(default="paper", metadata={"help": "paper or reference."})
     truncation_correction: str | None = field(default=None, metadata={"help": "restore, weigh, or null."})
+    vllm_dtype: str | None = field(default=None, metadata={"help": "Precision of a colocated engine."})
     vllm_replicas: list[str] | None = field(default=None, metadata={"help": "URLs of `entrl serve` servers."})
     vllm_adapter_dir: str | None = field(default=None, metadata={"help": "Folder shared with the servers."})
     vllm_api_key_env: str = field(default="ENTRL_VLLM_API_KEY", metadata={"help": "Variable with the servers' key."})
     vllm_request_timeout: float = field(default=600.0, metadata={"help": "Seconds for one request to a server."})
+    vllm_retries: int = field(default=6, metadata={"help": "Failures in a row before a server is given up."})
     vllm_gap_alarm: float = field(default=0.02, metadata={"help": "Mean log-prob gap that raises the alarm, nats."})
 
     def __post_init__(self) -> None:
@@ -78,12 +82,15 @@ class EntropyGRPOConfig(GRPOConfig):
             "entropy_source": ("scoring", "sampler"),
             "top_h_rule": ("paper", "reference"),
         }
+        choices["vllm_dtype"] = (None, "float32", "bfloat16", "float16")
         choices["truncation_correction"] = (None, "restore", "weigh")
         for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(map(str, known))}; got {getattr(self, name)!r}")
         if self.top_h is not None and not 0 < self.top_h <= 1:
             raise ValueError(f"top_h is the share of the entropy that may be kept, in (0, 1]; got {self.top_h}")
+        if self.vllm_retries < 0:
+            raise ValueError(f"vllm_retries must be >= 0, got {self.vllm_retries}")
         for name in ("vllm_request_timeout", "vllm_gap_alarm"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be > 0, got {getattr(self, name)}")

@@ -6,6 +6,7 @@ its `llm`, and the name under which the GRPO trainer finds it. Both backends ans
 """
 
 import contextlib
+import functools
 import itertools
 import math
 import os
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import trl.generation.vllm_generation as trl_vllm
 import trl.trainer.grpo_trainer as trl_grpo
 from accelerate.utils import broadcast_object_list, gather_object, is_peft_model
 from torch import Tensor
@@ -91,8 +93,9 @@ def generating_with(args: Any) -> Iterator[None]:
     cpu = args.device.type == "cpu"
     if getattr(args, "vllm_replicas", None):
         backend = lambda **given: ReplicaGeneration(args=args, request=request, **given)  # noqa: E731
-    elif args.vllm_mode == "colocate" and (cpu or request.asks):
-        backend = lambda **given: ColocatedGeneration(request=request, **given)  # noqa: E731
+    elif args.vllm_mode == "colocate" and (cpu or request.asks or getattr(args, "vllm_dtype", None)):
+        dtype = getattr(args, "vllm_dtype", None)
+        backend = lambda **given: ColocatedGeneration(request=request, dtype=dtype, **given)  # noqa: E731
     if backend is None:
         yield
         return
@@ -107,8 +110,9 @@ def generating_with(args: Any) -> Iterator[None]:
 class ColocatedGeneration(VLLMGeneration):
     """TRL's colocated vLLM; each row is asked under its own key, and the sampler's record is taken by that key."""
 
-    def __init__(self, *, request: SamplerRequest, **given: Any) -> None:
+    def __init__(self, *, request: SamplerRequest, dtype: str | None = None, **given: Any) -> None:
         self.request = request
+        self.dtype = dtype
         self.rows: list[SampledRow] | None = None
         self._keys: list[str] = []
         self._calls = itertools.count()
@@ -116,11 +120,12 @@ class ColocatedGeneration(VLLMGeneration):
         super().__init__(**given)
 
     def _init_vllm(self) -> None:
-        if self.accelerator.device.type == "cpu":
-            prepare_cpu_engine()
-            with unpacked_linear_weights():
-                super()._init_vllm()
-        else:
+        with contextlib.ExitStack() as while_built:
+            if self.accelerator.device.type == "cpu":
+                prepare_cpu_engine()
+                while_built.enter_context(unpacked_linear_weights())
+            if self.dtype is not None:
+                while_built.enter_context(_engine_option("dtype", self.dtype))
             super()._init_vllm()
         if self.request.asks:
             self._generate_plain = self.llm.generate
@@ -150,6 +155,17 @@ class ColocatedGeneration(VLLMGeneration):
         if self.request.restore and self.rows is not None:
             out = (*out[:2], restored(out[2], self.rows), *out[3:])
         return out
+
+
+@contextlib.contextmanager
+def _engine_option(name: str, value: Any) -> Iterator[None]:
+    """An option of the engine that TRL has no name for, added to its `LLM(...)` while this lasts."""
+    plain = trl_vllm.LLM
+    trl_vllm.LLM = functools.partial(plain, **{name: value})
+    try:
+        yield
+    finally:
+        trl_vllm.LLM = plain
 
 
 def _row(record: Any) -> SampledRow:
@@ -206,6 +222,7 @@ class ReplicaGeneration:
             base_model=self.model.get_base_model().name_or_path,
             lora_rank=adapter_rank(config),
             request_timeout=self.args.vllm_request_timeout,
+            retries=self.args.vllm_retries,
             adapter_folder=self.args.vllm_adapter_dir,
             run_id=self._run,
         )

@@ -1,0 +1,222 @@
+"""Training with a real vLLM engine in the process: forwards counted, weights synced, the sampler against our forward.
+
+Three engines are built in this process, one per fixture or comparison; each takes 10 to 30 seconds.
+"""
+
+import copy
+import gc
+import math
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from entrl_rewards import pear
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from trl import GRPOTrainer
+
+from entrl.assets import model_path
+from entrl.controllers.kl_cov import KLCov
+from entrl.recipe import load_recipe
+from entrl.rollouts.cpu_weights import prepare_cpu_engine, unpacked_linear_weights
+from entrl.tasks import load_task
+from entrl.trainers import EntropyGRPOConfig, EntropyGRPOTrainer
+from entrl.trainers.vllm import SamplerRequest
+from entrl.truncation import top_h_keep, top_p_keep
+
+pytestmark = pytest.mark.vllm
+
+BASE = model_path("tiny-reasoner")
+
+
+def problems() -> Dataset:
+    return load_task("sums", size=64, seed=0)
+
+
+def arguments(folder: Any, **options: Any) -> EntropyGRPOConfig:
+    given = {
+        "output_dir": str(folder),
+        "per_device_train_batch_size": 16,
+        "steps_per_generation": 2,
+        "num_generations": 8,
+        "max_completion_length": 64,
+        "max_steps": 4,
+        "learning_rate": 1e-4,
+        "bf16": False,
+        "use_cpu": True,
+        "report_to": [],
+        "disable_tqdm": True,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "gradient_checkpointing": False,
+        "use_vllm": True,
+        "vllm_mode": "colocate",
+        "vllm_max_model_length": 160,
+        "vllm_dtype": "float32",
+        "vllm_importance_sampling_mode": "token_truncate",
+    }
+    return EntropyGRPOConfig(**(given | options))
+
+
+def built(cls: type, folder: Any, rewards: Any, *, controllers: Any = None, **options: Any) -> Any:
+    model = AutoModelForCausalLM.from_pretrained(BASE, dtype=torch.float32)
+    extra = {} if controllers is None else {"controllers": controllers}
+    return cls(
+        model,
+        rewards,
+        arguments(folder, **options),
+        train_dataset=problems(),
+        processing_class=AutoTokenizer.from_pretrained(BASE, padding_side="left"),
+        **extra,
+    )
+
+
+class Forwards:
+    """Rows that went through the model, generation by the engine not among them."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        self.rows = 0
+        self.handle = model.register_forward_pre_hook(self.count, with_kwargs=True)
+
+    def count(self, module: Any, args: Any, kwargs: Any) -> None:
+        self.rows += (args[0] if args else kwargs["input_ids"]).size(0)
+
+
+def metrics(trainer: Any, name: str) -> list[float]:
+    return [entry[name] for entry in trainer.state.log_history if name in entry]
+
+
+def test_pear_and_kl_cov_run_not_one_forward_more_than_stock_trl(tmp_path):
+    ours = built(EntropyGRPOTrainer, tmp_path / "ours", [pear.Pear(alpha=1.0)], controllers=[KLCov(fraction=0.05)])
+    forwards = Forwards(ours.model)
+    ours.train()
+    assert ours.counters.rows == {"score": 64, "loss": 64}
+    assert sum(metrics(ours, "kl_cov/selected")) > 0
+    gaps = metrics(ours, "sampler/gap")
+    assert len(gaps) == 2
+    assert max(gaps) < 1e-4  # float32 on both sides; the second rollout is after two updates
+    assert all(0 <= v <= 1 for v in metrics(ours, "sampler/kept"))
+    assert metrics(ours, "sampler/kept_by_length/10")
+    assert metrics(ours, "sampler/kept_by_entropy/10")
+    del ours
+    gc.collect()
+    prepare_cpu_engine()
+    with unpacked_linear_weights():
+        stock = built(GRPOTrainer, tmp_path / "stock", [lambda completions, **_: [float(len(c)) for c in completions]])
+    expected = Forwards(stock.model)
+    stock.train()
+    assert forwards.rows == expected.rows == 128
+
+
+@pytest.fixture(scope="module")
+def sampling(tmp_path_factory) -> Any:
+    """A trainer whose rewards get the sampler's entropies: on-policy, without correction, so TRL scores nothing."""
+    seen: list[dict[str, Any]] = []
+
+    def certain(completion_ids, prompt_ids, token_entropies, token_logprobs, **_):
+        seen.append({"ids": completion_ids, "prompts": prompt_ids, "entropies": token_entropies, "lp": token_logprobs})
+        return [-float(h.mean()) for h in token_entropies]
+
+    trainer = built(
+        EntropyGRPOTrainer,
+        tmp_path_factory.mktemp("sampling"),
+        [certain],
+        steps_per_generation=1,
+        max_steps=2,
+        entropy_source="sampler",
+        vllm_importance_sampling_correction=False,
+        temperature=0.8,
+    )
+    trainer.before = copy.deepcopy(trainer.model)
+    trainer.seen = seen
+    trainer.forwards = Forwards(trainer.model)
+    trainer.train()
+    return trainer
+
+
+def own_numbers(model: Any, prompt: list[int], ids: list[int], temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """((T, V) log-probs, (T,) entropies) in float32."""
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor([prompt + ids])).logits[0, len(prompt) - 1 : -1].float() / temperature
+    log_p = logits.log_softmax(-1)
+    return log_p, -(log_p.exp() * log_p).sum(-1)
+
+
+def test_rewards_get_the_samplers_entropies_without_any_scoring_pass(sampling):
+    assert sampling.counters.rows == {"loss": 32}
+    assert sampling.forwards.rows == 32
+    first, worst = sampling.seen[0], 0.0
+    assert len(first["ids"]) == 16
+    for prompt, ids, entropies, log_probs in zip(
+        first["prompts"], first["ids"], first["entropies"], first["lp"], strict=True
+    ):
+        assert len(entropies) == len(ids) == len(log_probs)
+        log_p, own = own_numbers(sampling.before, prompt, ids, 0.8)
+        worst = max(worst, float((own - entropies).abs().max()))
+        torch.testing.assert_close(log_p.gather(1, torch.tensor(ids)[:, None])[:, 0], log_probs, atol=1e-3, rtol=0)
+    assert worst < 1e-3, worst
+
+
+@pytest.mark.parametrize("rule", ["top_h", "top_p"])
+def test_kept_mass_turns_the_truncated_samplers_log_probs_into_the_policys(sampling, rule):
+    """log q + log G is the policy's log-prob; without it every ratio policy / sampler is G."""
+    generation = sampling.vllm_generation
+    sampling.vllm_generation.sync_weights()
+    prompts = sampling.seen[0]["prompts"][:8]
+    generation.request = SamplerRequest(record=True, top_h={"alpha": 0.3, "rule": "paper"} if rule == "top_h" else None)
+    generation.top_p = 0.7 if rule == "top_p" else 1.0
+    try:
+        _, ids, plain, _ = generation.generate(prompts, None, 8)
+        rows = generation.rows
+        generation.request = SamplerRequest(record=True, top_h=generation.request.top_h, restore=True)
+        _, ids_again, restored, _ = generation.generate(prompts, None, 8)
+        rows_again = generation.rows
+    finally:
+        generation.request, generation.top_p = SamplerRequest(record=True), 1.0
+    masses, gap, gap_restored = [], 0.0, 0.0
+    for prompt, completion, found, row in zip(prompts, ids, plain, rows, strict=True):
+        log_p, _ = own_numbers(sampling.model, prompt, list(completion), 0.8)
+        keep = top_h_keep(log_p, 0.3) if rule == "top_h" else top_p_keep(log_p, 0.7)
+        chosen = log_p.gather(1, torch.tensor(completion)[:, None])[:, 0]
+        masses += row.kept_mass
+        own_mass = log_p.exp().masked_fill(~keep, 0).sum(-1)
+        torch.testing.assert_close(own_mass, torch.tensor(row.kept_mass), atol=2e-3, rtol=0)
+        gap = max(gap, float((chosen - torch.tensor([f[0] for f in found])).abs().mean()))
+    for prompt, completion, found in zip(prompts, ids_again, restored, strict=True):
+        log_p, _ = own_numbers(sampling.model, prompt, list(completion), 0.8)
+        chosen = log_p.gather(1, torch.tensor(completion)[:, None])[:, 0]
+        gap_restored = max(gap_restored, float((chosen - torch.tensor([f[0] for f in found])).abs().mean()))
+    assert min(masses) < 0.95  # the rule cut something
+    assert min(m for row in rows_again for m in row.kept_mass) > 0
+    assert gap_restored < 1e-3
+    assert gap > 0.02
+
+
+def test_weights_that_did_not_arrive_raise_the_alarm(sampling):
+    """The gap can tell a synced engine from a stale one."""
+    with torch.no_grad():
+        for name, parameter in sampling.model.named_parameters():
+            if "mlp" in name:
+                parameter.mul_(1.5)
+    sampling.args.vllm_importance_sampling_correction = sampling.vllm_importance_sampling_correction = True
+    sampling._schedule = type(sampling._schedule)(**{**vars(sampling._schedule), "use_vllm_correction": True})
+    rows = [sampling.train_dataset[i // 8] for i in range(16)]
+    sampling.model.train()
+    sampling._last_loaded_step = sampling.state.global_step  # as after a sync that never happened
+    with pytest.warns(UserWarning, match="vllm_gap_alarm"):
+        sampling._generate_and_score_completions(rows)
+    stale = sampling._metrics["train"]["sampler/gap"][-1]
+    sampling.vllm_generation.sync_weights()
+    sampling._generate_and_score_completions(rows)
+    synced = sampling._metrics["train"]["sampler/gap"][-1]
+    assert stale > 0.02
+    assert synced < 1e-3
+    assert math.isfinite(sampling._metrics["train"]["sampler/entropy_gap"][-1])
+
+
+def test_the_shipped_colocated_recipe_is_accepted_as_it_stands():
+    from entrl.plan import prepare
+
+    prepared = prepare(load_recipe("recipes/tiny-reasoner/vllm-colocated.yaml"))
+    assert prepared.problems == []
+    assert prepared.args.use_vllm
