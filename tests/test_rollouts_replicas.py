@@ -35,6 +35,14 @@ def drawn(prompt: list[int], seed: int, n: int) -> list[list[int]]:
     return [list(hashlib.blake2b(f"{prompt}{seed + i}".encode(), digest_size=4).digest()) for i in range(n)]
 
 
+class Listener(ThreadingHTTPServer):
+    request_queue_size = 256  # the default 5 resets connections when a pool opens fifty at once
+    daemon_threads = True
+
+    def handle_error(self, *_: object) -> None:
+        """A client that went away is what these tests are about."""
+
+
 class Scripted:
     """An HTTP server that speaks what the pool needs of vLLM; `script` says how the next completions go wrong."""
 
@@ -45,9 +53,7 @@ class Scripted:
         self.asked: list[dict] = []
         self.orders: list[tuple[str, dict]] = []
         self.lock = threading.Lock()
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
-        self.http.handle_error = lambda *_: None  # a client that went away is what these tests are about
-        self.http.daemon_threads = True
+        self.http = Listener(("127.0.0.1", 0), self._handler())
         threading.Thread(target=self.http.serve_forever, args=(0.02,), daemon=True).start()
         self.url = f"http://127.0.0.1:{self.http.server_port}"
 
@@ -192,17 +198,18 @@ def test_nothing_is_lost_or_doubled_whatever_fails(two: list[Scripted], seed: in
     chance = random.Random(seed)
     for server in two:
         server.script = [chance.choice(["well", "drop", "error", "cut", "late"]) for _ in range(10)]
-    pool = make_pool(two, request_timeout=0.3, retries=12, samples_per_request=2, max_concurrency=3)
+    pool = make_pool(two, request_timeout=0.3, retries=50, samples_per_request=2, max_concurrency=3)
     check(pool.generate(PROMPTS, 4, SAMPLING, None), PROMPTS, 4, None, 2)
     asked = sum(len(server.asked) for server in two)
-    assert asked == pool.counters.requests == 24 + pool.counters.repeated
+    # One that timed out on a busy machine may never have arrived.
+    assert 24 <= asked <= pool.counters.requests == 24 + pool.counters.repeated
     assert pool.counters.repeated > 0
     assert pool.counters.completions == 48
 
 
 def test_a_late_answer_is_not_waited_for_and_not_counted(two: list[Scripted]) -> None:
     two[0].script = ["late"] * 12
-    pool = make_pool(two, request_timeout=0.25)
+    pool = make_pool(two, request_timeout=0.25, retries=50)
     check(pool.generate(PROMPTS, 1, SAMPLING, None), PROMPTS, 1, None)
     time.sleep(0.5)  # the late answers are written now, to closed connections
     check(pool.generate(PROMPTS, 1, SAMPLING, None), PROMPTS, 1, None)
