@@ -93,7 +93,7 @@ run_vllm() {
         export PATH="$venv/bin:$PATH" PYTHON="$venv/bin/python"
         export VLLM_CPU_KVCACHE_SPACE=1 VLLM_CPU_OMP_THREADS_BIND=nobind VLLM_ENABLE_V1_MULTIPROCESSING=0
         export VLLM_NO_USAGE_STATS=1 VLLM_LOGGING_LEVEL=WARNING
-        run_pytest vllm 1500 "vllm and not gpu"
+        run_pytest vllm 1800 "vllm and not gpu"
     )
 }
 

@@ -1,4 +1,4 @@
-"""launch/slurm.sh with everything real but Slurm: a vLLM server, a trainer, an adapter that goes from one to the other."""
+"""launch/slurm.sh with everything real but Slurm: a vLLM server, a trainer, an adapter between them."""
 
 import json
 import os
@@ -53,7 +53,7 @@ def test_a_job_trains_with_the_server_it_started(tmp_path):
         start_new_session=True,
     )
     try:
-        said, _ = job.communicate(timeout=600)
+        said, _ = job.communicate(timeout=900)
     finally:
         if job.poll() is None:
             os.killpg(job.pid, signal.SIGTERM)
