@@ -50,6 +50,7 @@ class Scripted:
         self.script: list[str] = []
         self.adapters: dict[str, str] = {}
         self.info: dict = {"logprobs_mode": "processed_logprobs", "max_lora_rank": 16, "max_loras": 2, "root": "m"}
+        self.top_logprob: Callable[[float], float] = lambda temperature: -temperature
         self.asked: list[dict] = []
         self.orders: list[tuple[str, dict]] = []
         self.lock = threading.Lock()
@@ -94,6 +95,9 @@ class Scripted:
                 self.answer(200, b"done")
 
             def complete(self, body: dict) -> None:
+                if body["logprobs"]:
+                    top = [{"a": server.top_logprob(body["temperature"]), "b": -9.0}]
+                    return self.answer(200, {"choices": [{"logprobs": {"top_logprobs": top}}]})
                 with server.lock:
                     server.asked.append(body)
                     action = server.script.pop(0) if server.script else "well"
@@ -325,6 +329,18 @@ def test_servers_that_would_not_do(two: list[Scripted], info: dict, words: str) 
     with pytest.raises(ReplicaMismatch, match=words) as caught:
         make_pool(two).check()
     assert two[1].url in str(caught.value)
+
+
+@pytest.mark.parametrize("falls", [True, False])
+def test_a_server_that_does_not_tell_its_mode_is_tried_out(two: list[Scripted], falls: bool) -> None:
+    for server in two:
+        server.info = {}
+        server.top_logprob = (lambda t: -0.5 * t) if falls else (lambda t: -0.5)
+    if falls:
+        assert all(told["logprobs_mode"].endswith("(tried out)") for told in make_pool(two).check())
+    else:
+        with pytest.raises(ReplicaMismatch, match="returns the same log-probs at temperatures 1 and 2"):
+            make_pool(two).check()
 
 
 def test_another_base_model(two: list[Scripted]) -> None:

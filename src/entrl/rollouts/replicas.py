@@ -291,6 +291,8 @@ class ReplicaPool:
         """The adapters it has; raises unless it is alive and the server this run needs."""
         adapters = await servers.look(call.client, replica, timeout=timeout)
         servers.check_identity(replica, base_model=self.base_model, lora_rank=self.lora_rank)
+        if replica.info.get("logprobs_mode") is None:
+            await servers.check_processed(call.client, replica, timeout=self.request_timeout)
         return adapters
 
     async def _bring_up(self, call: _Call, replica: Replica) -> None:

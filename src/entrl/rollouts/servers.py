@@ -22,6 +22,7 @@ KEY_VARIABLE = "ENTRL_VLLM_API_KEY"
 INFO_PATH = "/v1/entrl/info"  # ours, from entrl.rollouts.middleware
 ADAPTER_PATH = "/v1/entrl/adapters/"  # ours too
 PROCESSED = "processed_logprobs"
+SAME_LOGPROB = 1e-5  # nats; the most likely token's log-prob falls by tenths when the temperature doubles
 MAX_TEXT = 400  # characters of a server's message that are repeated
 
 
@@ -147,7 +148,7 @@ def check_identity(replica: Replica, *, base_model: str, lora_rank: int | None) 
             "start it with `entrl serve` on the same recipe"
         )
     mode = info.get("logprobs_mode")
-    if mode is not None and mode != PROCESSED:
+    if mode is not None and not mode.startswith(PROCESSED):
         raise ReplicaMismatch(
             f"replica {url} returns {mode}, which are not those of the distribution sampled from; "
             f"start it with --logprobs-mode {PROCESSED} (`entrl serve` does)"
@@ -171,6 +172,21 @@ def check_identity(replica: Replica, *, base_model: str, lora_rank: int | None) 
             f"replica {url} runs --data-parallel-size {parallel}, where an adapter reaches one part only; "
             "start that many servers instead and list them all in trainer.vllm_replicas"
         )
+
+
+async def check_processed(client: httpx.AsyncClient, replica: Replica, *, timeout: float) -> None:
+    """For a server that does not tell its log-probs mode: those of processed ones change with the temperature."""
+    seen = []
+    for temperature in (1.0, 2.0):
+        body = {"model": replica.base_id, "prompt": [0, 1], "max_tokens": 1, "logprobs": 1, "temperature": temperature}
+        answer = await complete(client, replica, {**body, "top_p": 1.0, "top_k": 0, "min_p": 0.0}, timeout=timeout)
+        seen.append(max(answer["choices"][0]["logprobs"]["top_logprobs"][0].values()))
+    if abs(seen[0] - seen[1]) < SAME_LOGPROB:
+        raise ReplicaMismatch(
+            f"replica {replica.url} returns the same log-probs at temperatures 1 and 2 ({seen[0]:.6f}), so they are "
+            f"not those of the distribution sampled from; start it with --logprobs-mode {PROCESSED}"
+        )
+    replica.info["logprobs_mode"] = f"{PROCESSED} (tried out)"
 
 
 def same_model(wanted: str, served: Iterable[str | None]) -> bool:
