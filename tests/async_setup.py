@@ -15,11 +15,15 @@ from datasets import Dataset
 from tiny_model import saved_model
 from transformers import AutoModelForCausalLM
 from trl.experimental.async_grpo import AsyncGRPOTrainer
+from trl.experimental.async_grpo.async_grpo_trainer import DataCollatorForRollout
 from trl.experimental.async_grpo.async_rollout_worker import RolloutSample
+from trl.experimental.async_grpo.packing import TreeRow
 
+from entrl.controllers.kl_cov import KLCov
 from entrl.nursery.tokenizer import character_tokenizer
 from entrl.rollouts.async_loop import ROWS_PER_GROUP, Trail, TrailedMetrics
 from entrl.trainers.async_grpo import EntropyAsyncGRPOConfig, EntropyAsyncGRPOTrainer
+from entrl.trainers.async_rows import TrailCollator
 
 GROUP = 4
 
@@ -178,6 +182,21 @@ def async_trainer(
     )
 
 
+def packed(samples, *, rows=1):
+    """A micro-batch as the collator hands it over, for `rows` ranks."""
+    trees = [TreeRow() for _ in range(rows)]
+    for i, s in enumerate(samples):
+        keys = ("input_ids", "completion_mask", "old_log_probs", "advantage", "group_id", "metrics")
+        trees[i * rows // len(samples)].add({k: getattr(s, k) for k in keys})
+    seen = []
+    collator = TrailCollator(DataCollatorForRollout(pad_token_id=1, num_processes=rows), seen.extend)
+    return collator([trees]), seen
+
+
+def large(**kwargs):
+    return KLCov(fraction=0.1, penalty="k2", allow_large_fraction=True, **kwargs)
+
+
 class Watched:
     """While this lasts, trainers keep a copy of every adapter they publish, and `samples` are those they trained."""
 
@@ -211,7 +230,9 @@ __all__ = [
     "Watched",
     "async_options",
     "async_trainer",
+    "large",
     "make_samples",
+    "packed",
     "saved_model",
     "scored",
 ]

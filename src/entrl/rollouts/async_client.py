@@ -8,7 +8,7 @@ new version is a new name and requests in flight keep theirs. So these servers r
 
 from typing import Any
 
-import requests
+import httpx
 from trl.experimental.async_grpo.vllm_client import VLLMClient
 
 from entrl.rollouts.faults import AdapterRefused, ReplicaMismatch
@@ -33,8 +33,7 @@ class AsyncClient(VLLMClient):
         """What our middleware says of the server; empty where there is none. Raises ReplicaMismatch on a wrong key."""
         if self._info is not None:
             return self._info
-        answer = requests.get(f"{self.server_url}{INFO_PATH}", headers=self._headers, timeout=CONTROL_TIMEOUT)
-        self._refuse_key(answer)
+        answer = self._ask("GET", INFO_PATH, CONTROL_TIMEOUT)
         info = dict(answer.json()) if answer.status_code == 200 else {}
         self._info = info
         return info
@@ -55,14 +54,13 @@ class AsyncClient(VLLMClient):
         return self.get_server_info()["model_config"]["dtype"]
 
     def get_max_model_len(self) -> int:
-        answer = requests.get(f"{self.server_url}/v1/models", headers=self._headers, timeout=CONTROL_TIMEOUT)
-        self._refuse_key(answer)
+        answer = self._ask("GET", "/v1/models", CONTROL_TIMEOUT)
         answer.raise_for_status()
         return answer.json()["data"][0]["max_model_len"]
 
     def load_lora_adapter(self, lora_name: str, lora_path: str, timeout: int = 1800) -> None:
         body = {"lora_name": lora_name, "lora_path": lora_path, "load_inplace": False}
-        answer = self._send("load_lora_adapter", body, timeout)
+        answer = self._ask("POST", "/v1/load_lora_adapter", timeout, json=body)
         if answer.status_code != 200:
             raise AdapterRefused(
                 f"{self.server_url} did not load adapter {lora_name} from {lora_path} ({answer.status_code} "
@@ -70,7 +68,7 @@ class AsyncClient(VLLMClient):
             )
 
     def unload_lora_adapter(self, lora_name: str, timeout: int = 1800) -> None:
-        self._send("unload_lora_adapter", {"lora_name": lora_name}, timeout)
+        self._ask("POST", "/v1/unload_lora_adapter", timeout, json={"lora_name": lora_name})
 
     def pause(self, timeout: int = 1800) -> None:
         if not self.adapters_only:
@@ -101,14 +99,13 @@ class AsyncClient(VLLMClient):
             )
         return out
 
-    def _send(self, what: str, body: dict[str, Any], timeout: float) -> requests.Response:
-        answer = requests.post(f"{self.server_url}/v1/{what}", json=body, headers=self._headers, timeout=timeout)
-        self._refuse_key(answer)
-        return answer
-
-    def _refuse_key(self, answer: requests.Response) -> None:
+    def _ask(self, method: str, path: str, timeout: float, **kwargs: Any) -> httpx.Response:
+        # As everywhere here, proxies named in the environment are not used.
+        with httpx.Client(headers=self._headers, timeout=timeout, trust_env=False) as client:
+            answer = client.request(method, self.server_url + path, **kwargs)
         if answer.status_code == 401:
             raise ReplicaMismatch(
                 f"{self.server_url} refused the API key; set the variable named by api_key_env to the key it was "
                 "started with (`entrl serve` prints the file that holds it)"
             )
+        return answer

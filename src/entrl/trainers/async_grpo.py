@@ -20,6 +20,7 @@ Source:  trl/experimental/async_grpo, TRL 1.16; what its present state leaves un
 
 import inspect
 import os
+import uuid
 import warnings
 from collections import deque
 from collections.abc import Sequence
@@ -28,6 +29,7 @@ from importlib.metadata import version
 from types import SimpleNamespace
 from typing import Any
 
+import httpx
 import torch
 from accelerate.utils import broadcast_object_list
 from datasets import Dataset
@@ -43,7 +45,7 @@ from entrl.phases import ThinkTags, phase_labels
 from entrl.rollouts import cpu_tree_attention
 from entrl.rollouts.async_client import AsyncClient
 from entrl.rollouts.async_loop import PER_COMPLETION, EntropyRolloutLoop, TrailedMetrics, extras_named
-from entrl.rollouts.faults import ReplicaMismatch
+from entrl.rollouts.faults import ReplicaMismatch, RolloutError
 from entrl.rollouts.fingerprint import model_fingerprint
 from entrl.trainers.async_rows import (
     FlatBatch,
@@ -256,11 +258,15 @@ class EntropyAsyncGRPOTrainer(AsyncGRPOTrainer):
     def _outfit_worker(self, rewards: list[Any]) -> None:
         """Our loop, our rewards and the key, in the worker TRL built; one that was handed in is left alone."""
         self.vllm_client.adapters_only = self._lora_sync
+        if self._lora_sync:
+            # TRL calls every run's adapters alike, and a server that outlives a run keeps prefix-cache blocks by name.
+            self._lora_name = f"entrl-{uuid.uuid4().hex[:12]}"
         worker = self.rollout_worker
         if not isinstance(worker, AsyncRolloutWorker):
             return
         worker._loop_cls = EntropyRolloutLoop
         worker._loop_kwargs |= {
+            "lora_name": self._lora_name if self._lora_sync else None,
             "reward_funcs": guarded(rewards, think_tags=self.think_tags, gather=list, training=True),
             "signals": (self._wanted & set(PER_COMPLETION)).union(*(extras_named(r) for r in rewards)),
             "record": self._option("sampler_entropies"),
@@ -500,6 +506,23 @@ class EntropyAsyncGRPOTrainer(AsyncGRPOTrainer):
         # TRL counts versions on the main process only.
         self._latest_version = broadcast_object_list([self.model_version], from_process=0)[0]
         self._synced_at = self.state.global_step
+
+    def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super()._inner_training_loop(*args, **kwargs)
+        finally:
+            if self._lora_sync and self.accelerator.is_main_process:
+                self._unload_adapters()
+
+    def _unload_adapters(self) -> None:
+        """Leave the server as it was found; TRL leaves the last versions there, in slots the next run counts on."""
+        newest = self.model_version
+        for number in range(max(1, newest - self.args.max_staleness - 1), newest + 1):
+            try:
+                self.vllm_client.unload_lora_adapter(f"{self._lora_name}-v{number}", timeout=10)
+            except (httpx.HTTPError, RolloutError) as error:  # a server that is gone holds no adapters
+                warnings.warn(f"adapters were left on {self.args.vllm_server_base_url}: {error}", stacklevel=2)
+                return
 
     # Checkpoints
 
