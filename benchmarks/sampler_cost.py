@@ -7,9 +7,10 @@
               Top-H; arms in rotation, ratio = exp(mean log(arm / off)) with Student's t 95 % interval over rounds,
               and the seconds spent inside the plugin in those same steps (V1 runner, CPU; on CUDA it only enqueues)
 
-    python benchmarks/sampler_cost.py [--parts kernels engine] [--device cpu|cuda] [--batches 1 16] [--rounds 5] [--out result.json]
+    python benchmarks/sampler_cost.py [--parts kernels engine] [--device cpu|cuda] [--batches 1 16] [--rounds 5]
+                                      [--out result.json]
 
-Logits are normal with deviation 4: entropies of 1 to 5 nats, a first token of 5 to 60 %. Clock and processor time are
+Logits are normal with deviation 4: entropies of 3 to 6 nats, a first token of 5 to 50 %. Clock and processor time are
 both kept: on a shared machine only the second means much. On CUDA clock time is taken after a synchronisation.
 """
 
