@@ -248,6 +248,22 @@ def test_no_evaluation_at_all(tmp_path):
     assert "No evaluation was recorded" in Page(write_report([run])).text
 
 
+def test_ages_of_tokens_are_a_table_where_a_run_has_them(tmp_path):
+    plain = make_run(tmp_path / "plain", steps=3)
+    asynchronous = make_run(tmp_path / "asynchronous", steps=3)
+    rows = [json.loads(line) for line in (asynchronous / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    for row in rows:
+        for age, tokens, entropy in ((0, 100.0, 0.5), (2, 300.0, 0.25)):
+            row[f"staleness/{age}/tokens_total"] = tokens
+            row[f"staleness/{age}/sampler_entropy"] = entropy
+    (asynchronous / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    text = Page(write_report([plain, asynchronous], tmp_path / "both.html")).text
+    after = text[text.index("Entropy and gap by age of the tokens") :]
+    assert after.index("asynchronous") < after.index("75%")
+    assert "0.25" in after
+    assert "by age of the tokens" not in Page(write_report([plain])).text
+
+
 @pytest.mark.parametrize(
     ("change", "expected"),
     [

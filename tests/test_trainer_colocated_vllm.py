@@ -51,7 +51,7 @@ def arguments(folder: Any, **options: Any) -> EntropyGRPOConfig:
         "use_vllm": True,
         "vllm_mode": "colocate",
         "vllm_max_model_length": 160,
-        "vllm_dtype": "float32",
+        "vllm_engine_dtype": "float32",
         "vllm_importance_sampling_mode": "token_truncate",
     }
     return EntropyGRPOConfig(**(given | options))

@@ -38,7 +38,7 @@ REMOVED_TRAINER_KEYS = {
     "overwrite_output_dir": "pass overwrite=true on the command line",
     "warmup_ratio": "set trainer.warmup_steps (a value below 1 is a share of all steps)",
     "vllm_device": "set trainer.vllm_mode: colocate or server",
-    "vllm_dtype": "set model.dtype",
+    "vllm_dtype": "set model.dtype, or vllm_engine_dtype for the colocated engine alone",
     "vllm_max_model_len": "set trainer.vllm_max_model_length",
     "vllm_enable_prefix_caching": "remove it: vLLM caches prefixes by default",
     "vllm_guided_decoding_regex": "set trainer.vllm_structured_outputs_regex",

@@ -144,6 +144,42 @@ SECTIONS: tuple[tuple[str, tuple[Chart, ...]], ...] = (
         ),
     ),
     (
+        "Engine and trainer",
+        (
+            Chart(
+                title="Log-prob gap",
+                unit="nats a token",
+                metrics=("sampler/gap", "sampler/entropy_gap", "staleness/*/abs_log_ratio"),
+                note="mean |trainer - sampler|; staleness: by versions of age, asynchronous runs",
+            ),
+            Chart(
+                title="Ratio left alone",
+                unit="share of tokens",
+                metrics=("sampler/kept",),
+                note="tokens whose importance ratio the correction neither cut nor dropped",
+            ),
+            Chart(
+                title="The same by length",
+                unit="share of tokens",
+                metrics=("sampler/kept_by_length/1", "sampler/kept_by_length/5", "sampler/kept_by_length/10"),
+                note="shortest tenth, fifth tenth and longest tenth of the completions",
+            ),
+            Chart(
+                title="The same by entropy",
+                unit="share of tokens",
+                metrics=("sampler/kept_by_entropy/1", "sampler/kept_by_entropy/5", "sampler/kept_by_entropy/10"),
+                note="most certain, fifth and least certain tenth of the tokens",
+            ),
+            Chart(
+                title="Kept mass",
+                unit="probability",
+                metrics=("sampler/kept_mass",),
+                note="of the distribution sampled from; 1 without top-p, top-k, Top-H",
+            ),
+            Chart(title="Weight sync", unit="s per rollout", metrics=("vllm/sync_seconds",)),
+        ),
+    ),
+    (
         "Optimisation",
         (
             Chart(

@@ -22,6 +22,7 @@ import entrl
 from entrl.report.charts import lay_out
 from entrl.report.law import law_card
 from entrl.report.read import X_AXES, RunFolder, is_number, metric_names, read_runs
+from entrl.report.staleness import staleness_table
 from entrl.report.summary import TableRow, before_after, run_facts, warnings_of
 
 MAX_POINTS = 1500  # per run and curve; more cannot be told apart on a screen
@@ -57,6 +58,7 @@ def render(runs: Sequence[RunFolder]) -> str:
         table=table,
         notes=_unpaired(table, runs),
         laws=[law_card(run) for run in runs],
+        ages=[(run.name, table) for run in runs if (table := staleness_table(run.train))],
     )
 
 

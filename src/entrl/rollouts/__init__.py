@@ -1,1 +1,1 @@
-"""Generation glue: what runs inside a vLLM engine, how servers are started, fed with adapters and asked for rollouts."""
+"""Generation glue: what runs inside a vLLM engine; how servers are started, fed with adapters, asked for rollouts."""

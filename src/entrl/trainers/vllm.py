@@ -93,8 +93,8 @@ def generating_with(args: Any) -> Iterator[None]:
     cpu = args.device.type == "cpu"
     if getattr(args, "vllm_replicas", None):
         backend = lambda **given: ReplicaGeneration(args=args, request=request, **given)  # noqa: E731
-    elif args.vllm_mode == "colocate" and (cpu or request.asks or getattr(args, "vllm_dtype", None)):
-        dtype = getattr(args, "vllm_dtype", None)
+    elif args.vllm_mode == "colocate" and (cpu or request.asks or getattr(args, "vllm_engine_dtype", None)):
+        dtype = getattr(args, "vllm_engine_dtype", None)
         backend = lambda **given: ColocatedGeneration(request=request, dtype=dtype, **given)  # noqa: E731
     if backend is None:
         yield
