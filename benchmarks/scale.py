@@ -114,10 +114,12 @@ class Hardware:
     prefill_share: float = 0.5  # of flops that a large decoding batch reaches at most
     sequences: int = 256  # decoded together at most (vLLM's max_num_seqs)
     link: float = 12.5e9  # bytes per second from the trainer to all engines together: 100 Gbit/s
+    slow_link: float = 0.125e9  # the same through 1 Gbit/s
 
 
 OPERATIONS = {"full": 8.0, "lora": 6.0}  # x parameters per trained token, with checkpointing: 2+4+2 and 2+2+2
 DEVICES = {"1.5B": 1, "7B": 1, "32B": 2}  # GPUs of one engine
+LONGEST = 8192  # tokens of the longest completion of a rollout
 ROLLOUT = Load(rows=1024, prompt=512, length=4096, trainings=1, scorings=1)
 TRAINERS = {"1.5B": 8, "7B": 8, "32B": 16}  # training GPUs
 
@@ -131,6 +133,11 @@ def decode_rate(shape: ModelShape, hardware: Hardware, devices: int) -> tuple[fl
     by_memory = read / (hardware.decode_share * hardware.memory * devices)
     by_flops = batch * 2 * shape.parameters / (hardware.prefill_share * hardware.flops * devices)
     return batch / max(by_memory, by_flops), batch
+
+
+def single_token(shape: ModelShape, hardware: Hardware, devices: int) -> float:
+    """Seconds of one decoding step for a completion that is left alone; no number of engines makes it shorter."""
+    return 2 * shape.parameters / (hardware.decode_share * hardware.memory * devices)
 
 
 def hardware_table(hardware: Hardware) -> list[dict[str, Any]]:
@@ -172,6 +179,8 @@ def hardware_table(hardware: Hardware) -> list[dict[str, Any]]:
                     "training_s": found[1].training,
                     "generation_s": {n: one.generation for n, one in found.items()},
                     "sync_s": {n: one.sync for n, one in found.items()},
+                    "sync_slow_link_s": {n: n * sent / hardware.slow_link for n in found},
+                    "longest_completion_s": LONGEST * single_token(shape, hardware, DEVICES[name]),
                     "bottleneck": {n: one.bottleneck for n, one in found.items()},
                     "engines_in_balance": engines_in_balance(ROLLOUT, rates, processes=TRAINERS[name]),
                     "gib_per_trainer": sum(state.values()) / GIB,
@@ -310,8 +319,8 @@ def load_of(found: dict[str, Any]) -> Load:
     )
 
 
-def check() -> dict[str, Any]:
-    """Every setting in a process of its own, then the first one's rates against the others' seconds."""
+def measure() -> dict[str, Any]:
+    """Every setting in a process of its own."""
     measured = {}
     for name in SETTINGS:
         command = [sys.executable, __file__, "--setting", name]
@@ -320,7 +329,16 @@ def check() -> dict[str, Any]:
             raise SystemExit(f"{name} failed:\n{done.stderr[-3000:]}")
         measured[name] = json.loads(done.stdout.strip().splitlines()[-1])
         print(f"{name}: {measured[name]}", file=sys.stderr, flush=True)
-    base = measured["calibration"]
+    return measured
+
+
+def predict(measured: dict[str, Any]) -> dict[str, Any]:
+    """Rates of the first setting against the seconds of all.
+
+    An engine's rate is one at a batch size: a decoding step takes `fixed + each x sequences` seconds. The two numbers
+    come from the first two settings, which differ in their rows alone; `generation_affine_s` is what they predict.
+    """
+    base, small = (measured[name] for name in list(SETTINGS)[:2])
     one = balance(load_of(base), Rates(generate=1, train=1), engines=1, processes=1)
     sent = 4 * base["parameters"]
     rates = Rates(
@@ -328,19 +346,25 @@ def check() -> dict[str, Any]:
         train=one.training / base["training_s"],
         bandwidth=sent / base["sync_s"],
     )
-    for found in measured.values():
+    step, small_step = (found["generation_s"] / found["length"] for found in (base, small))
+    each = (step - small_step) / (base["rows"] - small["rows"])
+    fixed = step - each * base["rows"]
+    out = {}
+    for name, found in measured.items():
+        kept = {key: value for key, value in found.items() if "predicted" not in key}
         predicted = balance(load_of(found), rates, engines=1, processes=1, bytes_sent=sent)
-        found["predicted_s"] = predicted.synchronous
-        found["predicted"] = {
-            "generation": predicted.generation,
-            "training": predicted.training,
-            "sync": predicted.sync,
+        affine = found["length"] * (fixed + each * found["rows"])
+        out[name] = kept | {
+            "predicted": dataclasses.asdict(predicted),
+            "generation_affine_s": affine,
+            "whole_over_predicted": found["whole_s"] / predicted.synchronous,
+            "whole_over_affine": found["whole_s"] / (predicted.training + predicted.sync + affine),
         }
-        found["measured_over_predicted"] = found["whole_s"] / predicted.synchronous
     return {
-        "rates": dataclasses.asdict(rates),
         "unit": "processor seconds per rollout, one thread",
-        "settings": measured,
+        "rates": dataclasses.asdict(rates),
+        "decoding_step_s": {"fixed": fixed, "each": each},
+        "settings": out,
     }
 
 
@@ -374,9 +398,10 @@ def main() -> None:
         "hardware": hardware_table(hardware),
     }
     if options.measure:
-        found["check"] = check()
+        found["check"] = {"measured": surroundings(), **predict(measure())}
     elif options.out is not None and options.out.is_file():
-        found["check"] = json.loads(options.out.read_text()).get("check")  # of an earlier --measure
+        earlier = json.loads(options.out.read_text()).get("check")  # of an earlier --measure, which takes minutes
+        found["check"] = earlier and {"measured": earlier["measured"], **predict(earlier["settings"])}
     text = json.dumps(found, indent=1)
     if options.out is not None:
         options.out.write_text(text + "\n")
