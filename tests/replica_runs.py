@@ -51,11 +51,11 @@ class Watched(EntropyGRPOTrainer):
 
 
 def run(out: Path, world: int, url: str, model: str) -> dict[str, Any]:
-    reward, controller = Certain(), watched(KLCov)(fraction=0.1)
+    reward, controller = Certain(), watched(KLCov)(fraction=0.05)
     args = EntropyGRPOConfig(
         output_dir=str(out / f"world{world}"),
-        per_device_train_batch_size=ROWS // 2 // world,
-        steps_per_generation=2,
+        per_device_train_batch_size=ROWS // world,  # one window holds the rollout: TRL shuffles rows within a rank
+        num_iterations=2,
         num_generations=8,
         max_steps=2,
         max_completion_length=24,

@@ -82,6 +82,13 @@ def make_parser() -> argparse.ArgumentParser:
     sub = command("plan", run_plan, "Check a recipe and show its batch arithmetic; exit 1 when it would not train.")
     sub.add_argument("recipe", type=Path)
     sub.add_argument("overrides", nargs="*", metavar="key=value", help="also world_size=8")
+    sub.add_argument("--accelerate-config", type=Path, metavar="FILE", help="the file `accelerate launch` will get")
+    sub.add_argument("--device-memory", type=float, metavar="GIB", help="of one GPU; refuses what does not fit")
+    sub.add_argument("--generate-rate", type=float, metavar="N", help="measured tokens per second of one engine")
+    sub.add_argument("--train-rate", type=float, metavar="N", help="measured tokens per second of one trainer process")
+    sub.add_argument("--mean-length", type=float, metavar="N", help="tokens of a completion (default: the longest)")
+    sub.add_argument("--mean-prompt", type=float, metavar="N", help="tokens of a prompt (default: the longest)")
+    sub.add_argument("--bandwidth", type=float, metavar="N", help="bytes per second from trainer to engines")
 
     sub = command("serve", run_serve, "Start a vLLM server that generates for a recipe; stays until it is ended.")
     sub.add_argument("recipe", type=Path)
@@ -197,12 +204,21 @@ def run_train(options: argparse.Namespace) -> int:
 
 
 def run_plan(options: argparse.Namespace) -> int:
-    from entrl.plan import plan
+    from entrl.plan import Measured, plan
     from entrl.recipe import load_recipe
 
     try:
         overrides, _ = split_overrides(options.overrides)
-        found = plan(load_recipe(options.recipe, overrides))
+        measured = Measured(
+            device_gib=options.device_memory,
+            generate=options.generate_rate,
+            train=options.train_rate,
+            length=options.mean_length,
+            prompt=options.mean_prompt,
+            bandwidth=options.bandwidth,
+        )
+        recipe = load_recipe(options.recipe, overrides)
+        found = plan(recipe, accelerate_config=options.accelerate_config, measured=measured)
     except USER_ERRORS as error:
         if options.traceback:
             raise

@@ -1,8 +1,9 @@
 """`EntropyGRPOTrainer`: TRL's GRPO with token signals for rewards and hooks for entropy controllers.
 
-This is the one module that knows TRL's private names (1.16): the methods overridden below, the keys of its buffered
-rows, and the order of its passes. No method body of TRL is copied; every override calls `super()`. What the names are
-expected to look like is asserted at import (`check_trl`).
+This module knows the private names of TRL's GRPO (1.16): the methods overridden below, the keys of its buffered rows,
+and the order of its passes; `vllm.py` knows those of its generation, `async_grpo.py` those of the asynchronous trainer.
+No method body of TRL is copied; every override calls `super()`. What the names are expected to look like is asserted
+at import (`check_trl`).
 
 Passes over a rollout's tokens, in order:
     score      TRL's own no-grad pass for old log-probs (several updates per rollout, or vLLM): entropies ride along

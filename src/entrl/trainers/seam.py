@@ -38,13 +38,19 @@ SEAM = {
     "log": ("self", "logs", "start_time"),
 }
 
+GENERATION = {  # of trl.generation.vllm_generation.VLLMGeneration, which `vllm.py` extends or stands in for
+    "_init_vllm": ("self",),
+    "sync_weights": ("self",),
+    "generate": ("self", "prompts", "images", "num_generations", "profiler"),
+}
 
-def check_trl(installed: str, trainer: type) -> None:
-    """Raise UnsupportedTRL unless `trainer` has the private methods that `grpo.py` overrides, as TRL 1.16 has them."""
+
+def check_trl(installed: str, trainer: type, seam: dict[str, tuple[str, ...]] = SEAM) -> None:
+    """Raise UnsupportedTRL unless `trainer` has the private methods of `seam`, as TRL 1.16 has them."""
     advice = f"entrl is tested with TRL {TESTED_TRL}.x: pip install 'trl>=1.16,<1.17'"
     if not installed.startswith(f"{TESTED_TRL}."):
         raise UnsupportedTRL(f"found TRL {installed}, whose private methods may differ; {advice}")
-    for name, expected in SEAM.items():
+    for name, expected in seam.items():
         method = getattr(trainer, name, None)
         if method is None:
             raise UnsupportedTRL(f"TRL {installed} has no {trainer.__name__}.{name}; {advice}")

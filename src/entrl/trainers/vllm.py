@@ -1,8 +1,8 @@
 """Which engine generates: TRL's colocated vLLM with the sampler's own numbers, or replicas fed with adapters.
 
-Beside `grpo.py` the only module that knows private names of TRL's: `trl.generation.vllm_generation.VLLMGeneration`,
-its `llm`, and the name under which the GRPO trainer finds it. Both backends answer to the same calls as TRL's class
-(`sync_weights`, `generate`), so everything after generation is TRL's unchanged.
+Beside `grpo.py` (and `async_grpo.py`) the only module that knows private names of TRL's: VLLMGeneration of
+`trl.generation.vllm_generation`, its `llm`, and the name under which the GRPO trainer finds it. Both backends answer
+to the same calls as TRL's class (`sync_weights`, `generate`), so everything after generation is TRL's unchanged.
 """
 
 import contextlib
@@ -14,6 +14,7 @@ import secrets
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -28,6 +29,9 @@ from entrl.rollouts.adapters import SavedAdapter, adapter_rank, remove_versions,
 from entrl.rollouts.cpu_weights import prepare_cpu_engine, unpacked_linear_weights
 from entrl.rollouts.replicas import Completion, ReplicaPool, RolloutError
 from entrl.trainers.rollout import Sampled
+from entrl.trainers.seam import GENERATION, check_trl
+
+check_trl(version("trl"), VLLMGeneration, GENERATION)
 
 
 @dataclass(frozen=True, kw_only=True)
