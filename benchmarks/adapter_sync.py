@@ -220,7 +220,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    here = Path(__file__).parent  # git answers for the folder it is asked in
+    asked = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=False)
+    commit = asked.stdout.strip()
     result: dict[str, Any] = {
         "date": datetime.date.today().isoformat(),
         "commit": commit,

@@ -113,7 +113,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
     options = parser.parse_args()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+    here = Path(__file__).parent
+    asked = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=False)
+    commit = asked.stdout.strip()
     cells = []
     for (engine, given), (schedule, updates), source, scope in itertools.product(
         engines(options.url).items(), SCHEDULES.items(), SOURCES, SCOPES
