@@ -76,6 +76,7 @@ trainer:
         environment = {**os.environ, "VLLM_LOGGING_LEVEL": "WARNING", "HF_HUB_OFFLINE": "1"}
         environment.pop("ENTRL_VLLM_API_KEY", None)
         words = ["serve", str(self.recipe), "--replica", str(index), "--timeout", str(START)]
+        words.append("--vllm-args=--enforce-eager")  # compiling costs minutes and changes no answer
         self.processes[index] = subprocess.Popen(
             [sys.executable, "-m", "entrl", *words],
             env=environment,

@@ -141,7 +141,7 @@ def test_two_processes_get_and_make_of_the_same_completions_what_one_does(server
 
 
 def test_when_all_servers_die_training_stops_with_a_checkpoint_and_goes_on_from_it(servers):
-    """kill -9 of both while they generate; the run says so, keeps its work, and ends where an unharmed one would."""
+    """kill -9 of both while they generate; the run says so, keeps its work, and takes each step once after all."""
     words = ["trainer.max_steps=10", "trainer.per_device_train_batch_size=16", "trainer.vllm_retries=1"]
     process = servers.train(*words, run="killed")
     deadline = time.monotonic() + START_S
@@ -163,5 +163,4 @@ def test_when_all_servers_die_training_stops_with_a_checkpoint_and_goes_on_from_
     said = process.communicate(timeout=START_S)[0]
     assert process.returncode == 0, said
     assert [m["step"] for m in servers.metrics("killed")] == list(range(1, 11))  # each step once
-    tokens = [m["num_tokens"] for m in servers.metrics("killed") if "num_tokens" in m]
-    assert tokens == sorted(set(tokens))  # no rollout was counted twice
+    assert sum("sampler/gap" in m for m in servers.metrics("killed")) == 5  # one rollout for two steps, none twice

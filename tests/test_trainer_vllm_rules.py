@@ -54,6 +54,13 @@ def test_what_trains_what_it_says_is_let_through(tmp_path, options):
             ["vllm_importance_sampling_correction"],
         ),
         ({**COLOCATED, "generation_kwargs": {"top_p": 0.5}}, ["top_p=0.5"]),
+        ({**COLOCATED, "generation_kwargs": {"presence_penalty": 0.5}}, ["presence_penalty=0.5", "leave top_p"]),
+        (
+            {"use_vllm": True, "vllm_mode": "server", "top_h": 0.4, "truncation_correction": "weigh", **TOKEN},
+            ["top_h=0.4 cannot reach TRL's own server"],
+        ),
+        ({**REPLICAS, "generation_kwargs": {"seed": 1}}, ["same draws", "trainer.seed"]),
+        ({**REPLICAS, "vllm_structured_outputs_regex": "a+"}, ["vllm_structured_outputs_regex"]),
     ],
 )
 def test_refusals_name_the_value_and_the_next_move(tmp_path, options, words):

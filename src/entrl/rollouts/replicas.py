@@ -200,7 +200,9 @@ class ReplicaPool:
         if version is not None and version != self.version:
             raise StaleVersion(f"version {version} was asked for, the replicas hold {self.version}; publish it first")
         seed = secrets.randbits(62) if settings.get("seed") is None else int(settings["seed"])
-        items = make_items(prompts, n, chunk=self.samples_per_request, seed=seed, version=version)
+        # A caller's own seed decides alone: a resumed run publishes other versions and draws what it would have drawn.
+        in_seed = version if settings.get("seed") is None else None
+        items = make_items(prompts, n, chunk=self.samples_per_request, seed=seed, version=in_seed)
         found = self._run(lambda call: self._generate(call, items, settings, version))
         completions: list[list[Completion]] = [[] for _ in prompts]
         for item in items:  # made in order of prompt and first sample
@@ -254,8 +256,8 @@ class ReplicaPool:
         async def one(replica: Replica) -> None:
             since = time.monotonic()
             try:
-                if replica.state != "up":
-                    await self._examine(call, replica, RETURN_TIMEOUT if replica.failures else PROBE_TIMEOUT)
+                # Always: it may have been replaced by another server while nobody asked.
+                await self._examine(call, replica, RETURN_TIMEOUT if replica.failures else PROBE_TIMEOUT)
                 sent.append(await self._load(call, replica, new))
             except Unreachable as error:
                 self._note_failure(replica, error)
@@ -453,6 +455,9 @@ class ReplicaPool:
             except RolloutError as error:  # it came back as something else
                 replica.state, replica.last_error = "lost", str(error)
                 log.warning("replica %s is given up: %s", replica.url, error)
+            except Exception as error:  # an answer nobody expected, a folder that is gone: nobody may wait for ever
+                replica.state, replica.last_error = "lost", f"{type(error).__name__}: {error}"
+                log.warning("replica %s is given up: %s", replica.url, replica.last_error)
         async with call.changed:
             call.changed.notify_all()
 

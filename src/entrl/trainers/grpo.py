@@ -51,6 +51,7 @@ from entrl.trainers.schedule import check_schedule, describe_schedule
 from entrl.trainers.seam import check_trl
 from entrl.trainers.surroundings import check_surroundings, refuse_dropout
 from entrl.trainers.vllm import ReplicaGeneration, generating_with, sampled_scores
+from entrl.trainers.vllm_rules import truncations
 
 check_trl(version("trl"), GRPOTrainer)
 
@@ -270,6 +271,7 @@ class EntropyGRPOTrainer(GRPOTrainer):
         """Engine against trainer, and whose tokens the importance-sampling correction gives up."""
         metrics = self.vllm_generation.metrics() if self._has_replicas else {}
         sampler_BT = output.get("sampling_per_token_logps")
+        weighing = self._option("truncation_correction") == "weigh" and bool(truncations(self.args))
         if rollout.scored and sampler_BT is not None:
             assert rollout.log_probs_BT is not None
             assert rollout.entropies_BT is not None
@@ -282,6 +284,8 @@ class EntropyGRPOTrainer(GRPOTrainer):
                 kept_BT = kept_tokens(output["importance_sampling_ratio"], mask_BT, low=low, high=high)
             width, device = mask_BT.size(1), mask_BT.device
             sampled = None if rollout.sampled is None else sampled_scores(rollout.sampled, width, device)
+            if sampled is not None and weighing:
+                sampler_BT = sampler_BT + sampled[1]  # the gap is of p; log G is the truncation's, and meant
             metrics |= gap_metrics(
                 train_log_probs_BT=rollout.log_probs_BT[:, :width].float(),
                 sampler_log_probs_BT=sampler_BT.float(),
@@ -298,7 +302,8 @@ class EntropyGRPOTrainer(GRPOTrainer):
             metrics["sampler/kept_mass"] = total / max(tokens, 1.0)
         for name, value in metrics.items():
             self._metrics["train"][name].append(value)
-        for text in alarms(metrics, gap_limit=self._option("vllm_gap_alarm")):
+        limit = math.inf if weighing and rollout.sampled is None else self._option("vllm_gap_alarm")
+        for text in alarms(metrics, gap_limit=limit):
             self._warn_once(text)
 
     def _warn_once(self, text: str) -> None:
@@ -518,9 +523,10 @@ class EntropyGRPOTrainer(GRPOTrainer):
 
         A rollout begins where an optimiser step has ended (the schedules that straddle are refused with controllers),
         and none of its rows has been trained on, so a resumed run generates it again: nothing is lost or used twice.
+        An evaluation begins there too.
         """
         between_steps = self._step % self.args.gradient_accumulation_steps == 0
-        if not self.model.training or not between_steps or self.state.global_step == 0:
+        if not between_steps or self.state.global_step == 0:
             return error
         self._save_checkpoint(self.model, trial=None)
         folder = f"checkpoint-{self.state.global_step}"

@@ -57,6 +57,7 @@ def gap_metrics(
         "sampler/kept": float(kept_B.sum()) / total,
     }
     order = torch.argsort(tokens_B, stable=True)
+    order = order[tokens_B[order] > 0]  # completions masked as a whole are no short ones
     for i, rows in enumerate(torch.tensor_split(order, DECILES), 1):
         if rows.numel() and float(tokens_B[rows].sum()) > 0:
             out[f"sampler/kept_by_length/{i}"] = float(kept_B[rows].sum() / tokens_B[rows].sum())

@@ -6,7 +6,20 @@ trainer and controllers are those of p. Under vLLM the difference can be undone,
 
 from typing import Any
 
-NEUTRAL = {"top_p": (1.0,), "top_k": (0, -1), "min_p": (0.0,), "repetition_penalty": (1.0,), "top_h": ()}
+NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "top_p": (1.0,),
+    "top_k": (0, -1),
+    "min_p": (0.0,),
+    "repetition_penalty": (1.0,),
+    "top_h": (),
+    # of generation_kwargs
+    "presence_penalty": (0.0,),
+    "frequency_penalty": (0.0,),
+    "min_tokens": (0,),
+    "logit_bias": ({},),
+    "bad_words": ([],),
+    "allowed_token_ids": (),
+}
 CORRECTABLE = ("top_p", "top_k", "top_h")  # what the recorder in the engine sees or can reconstruct
 SEQUENCE_MODES = ("sequence_mask", "sequence_truncate")
 
@@ -59,6 +72,18 @@ def _source_problems(args: Any) -> list[str]:
         out.append(
             "top_h cannot reach transformers' continuous batching, which takes no logits processors; set "
             "use_transformers_continuous_batching: false, or use_vllm: true"
+        )
+    if getattr(args, "top_h", None) is not None and args.use_vllm and args.vllm_mode == "server" and not replicas:
+        out.append(
+            f"top_h={args.top_h} cannot reach TRL's own server, which would sample untruncated and say nothing; use "
+            "vllm_replicas with `entrl serve`, vllm_mode: colocate, or no top_h"
+        )
+    if replicas and getattr(args, "vllm_structured_outputs_regex", None):
+        out.append("vllm_structured_outputs_regex does not reach vllm_replicas; remove it, or use vllm_mode: colocate")
+    if replicas and "seed" in (args.generation_kwargs or {}):
+        out.append(
+            "generation_kwargs: seed would give every rollout of vllm_replicas the same draws; set trainer.seed, from "
+            "which one seed per rollout follows"
         )
     if replicas and not args.use_vllm:
         out.append("vllm_replicas are set but use_vllm is false; set use_vllm: true, or remove vllm_replicas")
