@@ -5,6 +5,8 @@ Three engines are built in this process, one per fixture or comparison; each tak
 
 import gc
 import math
+import os
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -26,6 +28,15 @@ from entrl.truncation import top_h_keep, top_p_keep
 pytestmark = pytest.mark.vllm
 
 BASE = model_path("tiny-reasoner")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _environment_of_its_own() -> Iterator[None]:
+    """TRL tells an engine in the process its rank through RANK, WORLD_SIZE and MASTER_*; later tests start processes."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
 
 
 def problems() -> Dataset:

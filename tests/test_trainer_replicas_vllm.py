@@ -22,6 +22,7 @@ pytestmark = pytest.mark.vllm
 REPOSITORY = Path(__file__).parents[1]
 START_S = 400  # a server's start on a machine that does other things as well
 KEY = "a-key-for-these-tests"
+RANKS = ("RANK", "WORLD_SIZE")
 
 
 def free_port() -> int:
@@ -36,7 +37,9 @@ class Servers:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.urls = [f"http://127.0.0.1:{free_port()}" for _ in range(2)]
-        self.environment = os.environ | {"ENTRL_VLLM_API_KEY": KEY, "VLLM_LOGGING_LEVEL": "WARNING"}
+        # Not what an engine of another test left behind: a child with a RANK would wait for a process group.
+        kept = {k: v for k, v in os.environ.items() if not k.startswith(("MASTER_", "LOCAL_")) and k not in RANKS}
+        self.environment = kept | {"ENTRL_VLLM_API_KEY": KEY, "VLLM_LOGGING_LEVEL": "WARNING"}
         self.recipe = folder / "two.yaml"
         text = (REPOSITORY / "recipes/tiny-reasoner/lora-replicas.yaml").read_text(encoding="utf-8")
         for shipped, mine in zip(("http://127.0.0.1:18301", "http://127.0.0.1:18302"), self.urls, strict=True):
