@@ -32,7 +32,7 @@ BASE = model_path("tiny-reasoner")
 
 @pytest.fixture(scope="module", autouse=True)
 def _environment_of_its_own() -> Iterator[None]:
-    """TRL tells an engine in the process its rank through RANK, WORLD_SIZE and MASTER_*; later tests start processes."""
+    """TRL tells an engine in the process its rank by RANK, WORLD_SIZE and MASTER_*; later tests start processes."""
     before = dict(os.environ)
     yield
     os.environ.clear()
