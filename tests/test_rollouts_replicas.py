@@ -246,6 +246,15 @@ def test_none_left(two: list[Scripted]) -> None:
     check(pool.generate(PROMPTS, 1, SAMPLING, None), PROMPTS, 1, None)
 
 
+def test_an_answer_nobody_expected_ends_the_wait(two: list[Scripted], monkeypatch: pytest.MonkeyPatch) -> None:
+    async def odd(*_: object, **__: object) -> list[str]:
+        raise AttributeError("'list' object has no attribute 'get'")  # what `[]` in place of an object leads to
+
+    monkeypatch.setattr("entrl.rollouts.servers.look", odd)
+    with pytest.raises(NoReplicaLeft, match="AttributeError"):
+        make_pool(two).generate(PROMPTS, 1, SAMPLING, None)
+
+
 def test_nobody_listens() -> None:
     server = Scripted()
     server.stop()
