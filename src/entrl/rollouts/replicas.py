@@ -262,6 +262,10 @@ class ReplicaPool:
             except Unreachable as error:
                 self._note_failure(replica, error)
                 return
+            except ReplicaMismatch as error:  # another server took its place; the others go on
+                replica.state, replica.last_error = "lost", str(error)
+                log.warning("replica %s is given up: %s", replica.url, error)
+                return
             self._note_return(replica)
             seconds[replica.url] = time.monotonic() - since
 
