@@ -9,7 +9,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -22,6 +21,7 @@ import psutil
 import pytest
 import torch
 from accelerate import Accelerator
+from free_port import free_port
 from peft import LoraConfig, get_peft_model
 from tiny_model import saved_model
 from transformers import AutoModelForCausalLM
@@ -40,12 +40,6 @@ RANK = 16
 START = 900.0  # seconds a server may need on a machine that does other things as well
 PROMPTS = [[10, 11, 12, 13, 14 + i % 3] for i in range(24)]
 SAMPLING = {"max_tokens": 48, "seed": 3}
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 class Servers:

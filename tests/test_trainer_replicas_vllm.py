@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from free_port import free_port
 
 from entrl.assets import model_path
 
@@ -23,12 +23,6 @@ REPOSITORY = Path(__file__).parents[1]
 START_S = 400  # a server's start on a machine that does other things as well
 KEY = "a-key-for-these-tests"
 RANKS = ("RANK", "WORLD_SIZE")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 class Servers:
