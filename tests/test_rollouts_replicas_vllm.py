@@ -221,7 +221,6 @@ def test_completions_are_of_the_version_published(two: Servers, tmp_path: Path, 
         found = pool.generate(PROMPTS, 3, sampling, version)
         assert [len(of) for of in found] == [3] * len(PROMPTS)
         assert gap(saved, PROMPTS, found, temperature=0.7) < 1e-4
-        assert len({tuple(c.token_ids) for c in found[0] + found[3]}) > 3  # equal prompts, seeds of their own
         for prompt, completions in zip(PROMPTS, found, strict=True):
             for c in completions:
                 assert c.version == version
@@ -238,6 +237,12 @@ def test_a_retried_request_draws_the_same_completions(two: Servers) -> None:
     first = two.pool([two.urls[0]]).generate(PROMPTS[:4], 2, SAMPLING, None)
     second = two.pool([two.urls[1]]).generate(PROMPTS[:4], 2, SAMPLING, None)
     assert [[c.token_ids for c in of] for of in first] == [[c.token_ids for c in of] for of in second]
+
+
+def test_equal_prompts_draw_with_seeds_of_their_own(two: Servers) -> None:
+    hot = {**SAMPLING, "temperature": 2.0}  # the trained base repeats itself at 1.0 whatever its seed
+    found = two.pool().generate([PROMPTS[0]] * 2, 3, hot, None)
+    assert len({tuple(c.token_ids) for of in found for c in of}) == 6
 
 
 def get(two: Servers, url: str, path: str, key: str | None = None) -> httpx.Response:
