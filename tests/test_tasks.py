@@ -27,6 +27,25 @@ def test_sums_are_compact_right_and_verified():
     assert reward.score(rows["answer"], rows["answer"], rows["verifier"]) == [1.0] * 300
 
 
+def test_sums_deal_out_tiers_evenly():
+    """Every prefix holds each tier as often as the others up to one, and tiers begin with different numbers."""
+    rows = load_task({"task": "sums", "terms": [2, 4, 6]}, size=100, seed=3)
+    assert rows["level"] == [str((2, 4, 6)[i % 3]) for i in range(100)]
+    assert all(len(re.findall(r"\d+", p)) == int(n) for p, n in zip(rows["prompt"], rows["level"], strict=True))
+    assert len(set(rows["problem_id"])) == 100
+    assert load_task({"task": "sums", "terms": [2, 4, 6]}, size=40, seed=3)["prompt"] == rows["prompt"][:40]
+    firsts = [[p[:2] for p, n in zip(rows["prompt"], rows["level"], strict=True) if n == tier] for tier in "246"]
+    shared = sum(a == b == c for a, b, c in zip(*firsts, strict=False))
+    assert shared <= 2  # 33 problems a tier, one in 8100 would agree by chance
+
+
+def test_sums_without_tiers_are_as_before():
+    """The shipped model and every study are built on these."""
+    plain = load_task("sums", size=20, seed=0)
+    assert load_task({"task": "sums", "min_terms": 3, "max_terms": 4}, size=20, seed=0)["prompt"] == plain["prompt"]
+    assert set(plain["level"]) == {"3", "4"}
+
+
 def test_sums_take_config():
     rows = load_task({"task": "sums", "min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}, size=20)
     assert all(re.fullmatch(r"\d[+-]\d=", prompt) for prompt in rows["prompt"])
@@ -210,7 +229,12 @@ def test_jsonl_errors(jsonl, records, match):
         ("reasoning_gym:chain_sun", {}, "no dataset 'chain_sun'. Did you mean 'chain_sum'"),
         ({"task": "reasoning_gym:chain_sum", "min_term": 2}, {}, "no option 'min_term'. Did you mean 'min_terms'"),
         ({"task": "reasoning_gym:chain_sum", "min_terms": 9}, {}, "refuses .*max_terms must be >= min_terms"),
-        ({"task": "sums", "terms": 3}, {}, "task 'sums' has no option 'terms'"),
+        ({"task": "sums", "term": 3}, {}, "task 'sums' has no option 'term'. Did you mean 'terms'"),
+        ({"task": "sums", "terms": [2, 4], "max_terms": 4}, {}, "exclude each other; name the tiers or a range"),
+        ({"task": "sums", "terms": 3}, {}, "must be a list of numbers of terms"),
+        ({"task": "sums", "terms": []}, {}, "must be a list of numbers of terms"),
+        ({"task": "sums", "terms": [1, 2]}, {}, "different integers from 2 on"),
+        ({"task": "sums", "terms": [2, 2]}, {}, "different integers from 2 on"),
         ({"task": "sums", "seed": 3}, {}, "'seed' is an argument of load_task"),
         ({"name": "sums"}, {}, "needs the key `task`"),
         ("sums", {"size": None}, "without end; say how many with `size`"),
