@@ -244,9 +244,7 @@ def test_ties_of_bfloat16_log_probs(name, scope):
         entropies=torch.full((8, 40), 0.75),
     )
     order = torch.randperm(8, generator=torch.Generator().manual_seed(0))
-    moved = Batch(
-        Rows(**{k: v[order] for k, v in vars(of.rows).items()}), of.log_probs[order], of.old[order], of.entropies[order]
-    )
+    moved = Batch(of.rows.map(lambda x: x[order]), of.log_probs[order], of.old[order], of.entropies[order])
     acted, again = Acted(MAKE[name](scope), of), Acted(MAKE[name](scope), moved)
     assert torch.equal(acted.weight[order], again.weight)
     assert torch.equal(acted.grad[order], again.grad)
@@ -268,7 +266,7 @@ def test_ties_of_bfloat16_log_probs(name, scope):
 def test_nothing_reads_the_device(name, scope):
     """Tensors without values: whatever needs one on the host, and would wait for a GPU, raises."""
     of, acting = batch(), MAKE[name](scope)
-    rows = Rows(**{k: v.to("meta") for k, v in vars(of.rows).items()})
+    rows = of.rows.map(lambda x: x.to("meta"))
     log_probs, old, entropies = (x.to("meta") for x in (of.log_probs, of.old, of.entropies))
     selection = None
     if acting.scope == "step":

@@ -148,7 +148,7 @@ def test_no_synchronisation_on_a_gpu(make, options, scope):
     if not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
     b = batch(0, B=8, T=200)
-    rows = Rows(**{name: getattr(b.rows, name).cuda() for name in Rows.__dataclass_fields__})
+    rows = b.rows.map(lambda x: x.cuda())
     g, controller = Batch(rows, b.log_probs.cuda(), b.old.cuda()), make(scope=scope, **options)
     selection = controller.select(g.window()) if scope == "step" else None
     loss_pass(controller, g, selection)  # kernels are loaded by now

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from entrl.controllers.hooks import OneRank, Rows, Scope, Window
+from entrl.controllers.hooks import ROW_TENSORS, OneRank, Rows, Scope, Window
 
 FORMAT = 1
 FOLDER = "windows"
@@ -108,7 +108,7 @@ def save_window(run_dir: str | Path, window: LoggedWindow) -> Path:
     folder = window_folder(run_dir, window.step)
     folder.mkdir(parents=True, exist_ok=True)
     content = {f.name: getattr(window, f.name) for f in dataclasses.fields(window)}
-    content["rows"] = {f.name: getattr(window.rows, f.name) for f in dataclasses.fields(window.rows)}
+    content["rows"] = {name: getattr(window.rows, name) for name in ROW_TENSORS}
     content["options"] = dataclasses.asdict(window.options)
     file = folder / f"rank{window.rank}.pt"
     partial = file.with_suffix(".partial")
@@ -167,7 +167,7 @@ def joined(windows: Sequence[LoggedWindow]) -> LoggedWindow:
             ]
         return torch.cat(parts)
 
-    rows = Rows(**{f.name: rows_of(f.name, "rows") for f in dataclasses.fields(Rows)})
+    tensors: dict[str, Any] = {name: rows_of(name, "rows") for name in ROW_TENSORS}
     names = [f.name for f in dataclasses.fields(first) if isinstance(getattr(first, f.name), Tensor)]
     together = {name: rows_of(name) for name in names}
     many = len(windows)
@@ -176,7 +176,7 @@ def joined(windows: Sequence[LoggedWindow]) -> LoggedWindow:
         accumulation=first.options.accumulation * many,
         steps_per_generation=first.options.steps_per_generation * many,
     )
-    return dataclasses.replace(first, rows=rows, rank=0, world_size=1, options=options, **together)
+    return dataclasses.replace(first, rows=Rows(**tensors), rank=0, world_size=1, options=options, **together)
 
 
 def _check_alike(windows: Sequence[LoggedWindow]) -> None:

@@ -20,7 +20,7 @@ threshold, 8 to 16 bytes each, together with the sums behind mean and std of c.
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -114,7 +114,7 @@ def runs(x_BT: Tensor) -> list[slice]:
 
 
 def rows_in(rows: Rows, run: slice) -> Rows:
-    return Rows(**{f.name: getattr(rows, f.name)[run] for f in fields(rows)})
+    return rows.map(lambda x: x[run])
 
 
 @torch.no_grad()

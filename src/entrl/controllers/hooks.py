@@ -12,7 +12,7 @@ Nothing here imports trl, accelerate or a model. A controller never gathers by i
 trainer backs with its process group and which `OneRank` answers for a single process.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal, Protocol
@@ -26,7 +26,8 @@ Scope = Literal["step", "exact", "micro_batch"]
 #   weight        scales the policy term token by token
 #   penalty       adds a term that holds tokens near the policy that sampled them
 #   outside_clip  gives tokens beyond the ratio clip a gradient again
-Role = Literal["advantage", "weight", "penalty", "outside_clip"]
+#   reference_kl  sets the coefficient of the trainer's KL term to the reference model, token by token
+Role = Literal["advantage", "weight", "penalty", "outside_clip", "reference_kl"]
 
 # Losses whose policy term is -min(r A, clip(r) A) with one ratio per token; they differ in what divides the sum.
 TOKEN_RATIO_LOSSES = frozenset({"grpo", "bnpo", "dr_grpo", "dapo"})
@@ -70,12 +71,28 @@ class Rows:
     row_id_B: int64, the row's index in the generation batch over all ranks, before any shuffle: does not depend on
         micro-batch size or on the number of ranks, so seeded choices and tie-breaks are keyed by it
     informative_B: bool, False where the row's prompt group had rewards without spread (its advantages are all 0)
+    columns: what rewards publish of each row under a name, (B,) or (B, T); only what some controller names in
+        `needs_columns`
     """
 
     advantages_BT: Tensor
     mask_BT: Tensor
     row_id_B: Tensor
     informative_B: Tensor
+    columns: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> "Rows":
+        """The same rows with every tensor put through `change`: cut, reordered, moved to a device."""
+        return Rows(
+            advantages_BT=change(self.advantages_BT),
+            mask_BT=change(self.mask_BT),
+            row_id_B=change(self.row_id_B),
+            informative_B=change(self.informative_B),
+            columns={name: change(column) for name, column in self.columns.items()},
+        )
+
+
+ROW_TENSORS = tuple(f.name for f in fields(Rows) if f.name != "columns")  # those that every row has
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,12 +122,16 @@ class LossTerms:
     weight_BT: multiplies the advantages, hence the policy term, token by token; detached; None = 1 everywhere
     penalty_BT: nats-scaled loss per token, with its graph, added under the policy term's own normaliser and its own
         importance-sampling weight; None = 0. Must be finite everywhere, padding included.
+    reference_penalty_BT: what to add per token to the trainer's KL term, with its graph and in units of its
+        coefficient (TRL's `beta`): under the same normaliser, without the policy term's weights, as TRL adds that
+        term itself; None = 0. Must be finite everywhere, padding included.
     sums: scalars outside the graph. The trainer adds them over the micro-batches of the step and over the ranks,
         then hands the totals to `Controller.summarise`.
     """
 
     weight_BT: Tensor | None = None
     penalty_BT: Tensor | None = None
+    reference_penalty_BT: Tensor | None = None
     sums: dict[str, Tensor] = field(default_factory=dict)
 
 
@@ -141,6 +162,12 @@ class Controller:
     needs_stale_policy: ClassVar[bool] = False  # True: a no-op while the ratio is exactly 1 (KL-Cov)
     uses_loss_hook: ClassVar[bool] = True  # False: only `on_rollout`, so any loss type will do
     required_scaling: ClassVar[str | None] = None  # value of TRL's `scale_rewards` it is defined for; None = any
+    needs_reference: ClassVar[bool] = False  # True: acts on the KL term, so the trainer's `beta` must be above 0
+
+    @property
+    def needs_columns(self) -> tuple[str, ...]:
+        """Names of `Rows.columns` that some reward must publish."""
+        return ()
 
     @property
     def scope(self) -> Scope | None:

@@ -48,7 +48,9 @@ class LossPass:
     """State of one micro-batch between the forward pass and the loss.
 
     policy_weight_BT collects what TRL multiplies the policy term with after the ratio (importance-sampling weight,
-    high-entropy mask, off-policy mask); the penalty gets the same.
+    high-entropy mask, off-policy mask); the penalty gets the same. The KL term to the reference model carries none of
+    them, and so does what is added to it.
+    beta: coefficient of that term
     """
 
     rows: Rows
@@ -58,15 +60,17 @@ class LossPass:
     selections: Sequence[Any] = ()
     eps_low: float = 0.2
     eps_high: float = 0.2
+    beta: float = 0.0
     fresh: bool = False
     log_probs_BT: Tensor | None = None  # of the pass, detached; set once it has been made
     entropies_BT: Tensor | None = None
     policy_weight_BT: Tensor | None = None
     penalty_BT: Tensor | None = None
+    reference_penalty_BT: Tensor | None = None  # in units of beta
     sums: dict[str, Tensor] = field(default_factory=dict)
 
     def run(self, log_probs_BT: Tensor, entropies_BT: Tensor) -> Tensor | None:
-        """Call the controllers; keeps the penalty and the sums, returns the combined weight or None for 1."""
+        """Call the controllers; keeps the penalties and the sums, returns the combined weight or None for 1."""
         self._entropy_sums(entropies_BT)
         weight_BT: Tensor | None = None
         old_BT = log_probs_BT.detach() if self.old_log_probs_BT is None else self.old_log_probs_BT
@@ -84,8 +88,12 @@ class LossPass:
             )
             if terms.weight_BT is not None:
                 weight_BT = terms.weight_BT if weight_BT is None else weight_BT * terms.weight_BT
-            if terms.penalty_BT is not None:
-                self.penalty_BT = terms.penalty_BT if self.penalty_BT is None else self.penalty_BT + terms.penalty_BT
+            self.penalty_BT = _sum(self.penalty_BT, terms.penalty_BT)
+            if terms.reference_penalty_BT is not None and self.beta == 0:
+                raise ValueError(
+                    f"{controller.name} adds to the KL term, which this loss does not have (beta=0); set beta above 0"
+                )
+            self.reference_penalty_BT = _sum(self.reference_penalty_BT, terms.reference_penalty_BT)
             self.sums.update({f"{controller.name}/{key}": value for key, value in terms.sums.items()})
         return weight_BT
 
@@ -93,11 +101,20 @@ class LossPass:
         """Note a factor of TRL's policy term, so that the penalty carries it too."""
         self.policy_weight_BT = weight if self.policy_weight_BT is None else self.policy_weight_BT * weight
 
+    @property
+    def penalised(self) -> bool:
+        """Whether some controller adds a term to the loss."""
+        return self.penalty_BT is not None or self.reference_penalty_BT is not None
+
     def weighted_penalty(self) -> Tensor | None:
-        """(B, T) penalty under the policy term's own weight, or None."""
-        if self.penalty_BT is None or self.policy_weight_BT is None:
-            return self.penalty_BT
-        return self.penalty_BT * self.policy_weight_BT
+        """(B, T) what controllers add to the per-token loss, or None.
+
+        The penalty comes under the policy term's own weight, the reference penalty under beta alone.
+        """
+        policy_BT, reference_BT = self.penalty_BT, self.reference_penalty_BT
+        if policy_BT is not None and self.policy_weight_BT is not None:
+            policy_BT = policy_BT * self.policy_weight_BT
+        return _sum(policy_BT, None if reference_BT is None else self.beta * reference_BT)
 
     def _entropy_sums(self, entropies_BT: Tensor) -> None:
         mask_BT, entropies_BT = self.rows.mask_BT, entropies_BT.detach()
@@ -106,6 +123,13 @@ class LossPass:
         self.sums["entropy/tokens"] = mask_BT.sum()
         self.sums["entropy/response_sum"] = torch.where(filled_B, masked_mean(entropies_BT, mask_BT), 0.0).sum()
         self.sums["entropy/responses"] = filled_B.sum()
+
+
+def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    """a + b, where None is 0."""
+    if a is None or b is None:
+        return b if a is None else a
+    return a + b
 
 
 class Tally:

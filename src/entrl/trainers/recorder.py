@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from entrl.controllers.hooks import Controller, Rows
+from entrl.controllers.hooks import ROW_TENSORS, Controller, Rows
 from entrl.window_log import FOLDER, STATE_FILE, LoggedWindow, StepOptions, save_window, window_folder
 
 PADDED_LEFT = ("prompt_ids_BT", "prompt_mask_BT")
@@ -37,21 +37,24 @@ class WindowRecorder:
         return step in self.steps
 
     def add(self, rows: Rows, columns: Mapping[str, Tensor]) -> None:
-        """One micro-batch: its rows, and (B, T) tensors named as in `LoggedWindow`."""
-        named = {f"rows.{f.name}": getattr(rows, f.name) for f in dataclasses.fields(Rows)}
+        """One micro-batch: its rows, and (B, T) tensors named as in `LoggedWindow`.
+
+        `Rows.columns` are left out: they act on the KL to the reference, which a replay does not model.
+        """
+        named = {f"rows.{name}": getattr(rows, name) for name in ROW_TENSORS}
         self._parts.append({k: v.detach().cpu() for k, v in (named | dict(columns)).items()})
 
     def write(self, step: int, options: StepOptions, *, probe_entropy: float | None) -> LoggedWindow:
         """Put the micro-batches together and write them."""
         together = {name: _stacked([p[name] for p in self._parts], name) for name in self._parts[0]}
         self._parts = []
-        rows = Rows(**{k.removeprefix("rows."): v for k, v in together.items() if k.startswith("rows.")})
+        tensors: dict[str, Any] = {name: together[f"rows.{name}"] for name in ROW_TENSORS}
         columns: dict[str, Any] = {k: v for k, v in together.items() if not k.startswith("rows.")}
         self.latest = LoggedWindow(
             step=step,
             rank=self.rank,
             world_size=self.world_size,
-            rows=rows,
+            rows=Rows(**tensors),
             options=options,
             probe_entropy_before=probe_entropy,
             **columns,
