@@ -151,6 +151,10 @@ def make_parser() -> argparse.ArgumentParser:
     sub.add_argument("--jobs", type=int, default=1, help="runs at a time, each a process (default 1)")
     sub.add_argument("--out", type=Path, help="default: results.json in the study's folder of runs; the page beside it")
 
+    sub = command("cold-start", run_cold_start, "Teach a model by SFT on chosen answers, so that RL can start from it.")
+    sub.add_argument("recipe", type=Path)
+    sub.add_argument("overrides", nargs="*", metavar="key=value", help="sft.max_steps=100, overwrite=true, ...")
+
     sub = command(
         "replay", run_replay, "Predict offline what other controllers would do to entropy in a run's windows."
     )
@@ -344,6 +348,16 @@ def run_replicate(options: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         print("stopped; finished runs are kept, and the same command goes on with the others", file=sys.stderr)
         return 130
+    return 0
+
+
+def run_cold_start(options: argparse.Namespace) -> int:
+    from entrl.cold_start import cold_start, load_cold_start
+
+    overrides, how = split_overrides(options.overrides)
+    if how.get("resume"):
+        raise ValueError("a cold start is not resumed: one that was interrupted begins again by itself; drop resume")
+    cold_start(load_cold_start(options.recipe, overrides), overwrite=how.get("overwrite", False))
     return 0
 
 

@@ -9,7 +9,7 @@ from rich.console import Console
 from entrl.replicate.analyses import analyse_all, check, task_runs
 from entrl.replicate.names import find_study
 from entrl.replicate.page import write_page
-from entrl.replicate.runner import RunsFailed, check_kept, finished, run_all, start_server
+from entrl.replicate.runner import RunsFailed, check_kept, finished, prepare, run_all, start_server
 from entrl.replicate.study import Run, Study, check_same_schedule, load_study
 from entrl.replicate.summary import print_summary, print_verdicts, summarise
 from entrl.replicate.tuning import choose
@@ -35,11 +35,14 @@ def replicate(
     if any(not finished(study.run_dir(r)) for r in [*study.tuning_runs(), *study.runs({})]):
         start_server()  # its imports take about as long as the checks below
     changes = check_same_schedule(study)
+    prepared = prepare(study, say=lambda text: console.print(text, highlight=False))
     _run(study, study.tuning_runs(), "tuning ", jobs, console)
     chosen, tuning = choose(study)
     runs = study.runs(chosen)
     _run(study, runs, "", jobs, console)
     result = summarise(study, changes, runs, tuning)
+    if prepared:
+        result["prepared"] = prepared
     if study.analyses:
         result["analyses"] = analyse_all(study, runs)
     target = Path(out) if out else study.out / "results.json"

@@ -17,7 +17,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
+from entrl.cold_start import ColdStart, is_made, load_cold_start
 from entrl.recipe import parse_yaml
 from entrl.replicate.study import Run, Study
 from entrl.run_folder import flat
@@ -88,15 +90,15 @@ def start_server() -> None:
         forkserver.ensure_running()
 
 
-def _in_child(recipe: str, words: list[str], log: str, folder: str) -> None:
-    """The run itself: what `entrl train RECIPE key=value ...` does, with the output in its log."""
+def _in_child(command: list[str], log: str, folder: str) -> None:
+    """The run itself: what `entrl COMMAND...` does, with the output in its log."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a study started with nohup hands on that it is ignored
     os.chdir(folder)  # the fork server stands where it was started
     target = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
     os.dup2(target, 1)
     os.dup2(target, 2)
     sys.stdout, sys.stderr = os.fdopen(1, "w", 1, closefd=False), os.fdopen(2, "w", 1, closefd=False)
-    sys.argv = ["entrl", "train", recipe, *words]  # the manifest records it
+    sys.argv = ["entrl", *command]  # the manifest records it
     import torch
 
     from entrl.cli import main
@@ -109,14 +111,52 @@ def _in_child(recipe: str, words: list[str], log: str, folder: str) -> None:
 
 def start_run(study: Study, run: Run) -> BaseProcess:
     """Start one run from its beginning; an unfinished one in its folder is deleted."""
-    log = log_of(study, run)
+    command = ["train", str(study.recipe_file(run)), *study.words(run), "overwrite=true"]
+    return _start(command, log_of(study, run), name=run.name)
+
+
+def _start(command: list[str], log: Path, *, name: str) -> BaseProcess:
     log.parent.mkdir(parents=True, exist_ok=True)
-    words = [*study.words(run), "overwrite=true"]
     process = multiprocessing.get_context("forkserver").Process(
-        target=_in_child, args=(str(study.recipe_file(run)), words, str(log), os.getcwd()), name=run.name
+        target=_in_child, args=(command, str(log), os.getcwd()), name=name
     )
     process.start()
     return process
+
+
+def prepare(study: Study, *, say: Callable[[str], None]) -> list[dict[str, Any]]:
+    """Make the study's cold starts that are not made yet, one after the other; returns how each was made.
+
+    Each is a process with a log beside its folder, as a run is. ValueError for one that is finished and was made
+    from other settings than its file now has; RunsFailed when one goes wrong, with its log named.
+    """
+    starts = [load_cold_start(file) for file in study.prepare]
+    missing = [start for start in starts if not is_made(start)]  # all are checked before the first is made
+    if missing:
+        start_server()
+    for start, file in zip(starts, study.prepare, strict=True):
+        if start not in missing:
+            say(f"cold start {start.folder}: made already")
+            continue
+        began = time.monotonic()
+        log = start.folder.with_name(start.folder.name + ".log")
+        process = _start(["cold-start", str(file)], log, name=start.name)
+        with _terminable():
+            try:
+                process.join()
+            except BaseException:
+                _stop([process])
+                raise
+        if process.exitcode != 0:
+            raise RunsFailed(f"cold start {file}: exit {process.exitcode}, see {log}")
+        say(f"cold start {start.folder}: done, {time.monotonic() - began:.0f} s")
+    return [_made(start) for start in starts]
+
+
+def _made(start: ColdStart) -> dict[str, Any]:
+    manifest = json.loads((start.folder / "manifest.json").read_text(encoding="utf-8"))
+    kept = ("config_hash", "weights_sha256", "git", "rows", "steps", "seconds", "finished")
+    return {"name": start.name, "folder": str(start.folder), **{k: manifest[k] for k in kept}}
 
 
 def log_of(study: Study, run: Run) -> Path:

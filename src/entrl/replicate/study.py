@@ -1,5 +1,6 @@
 """A study file: tasks x arms x paired seeds on one schedule, and how each of its runs is started.
 
+    prepare: [cold-start.yaml]        optional; cold starts that are made before the first run, relative to the study
     recipe: grpo.yaml                 the recipe every arm starts from, relative to the study
     out: runs/tiny-study              one run folder per arm and seed below it
     seeds: [1, 2, 3]
@@ -33,9 +34,9 @@ from entrl.run_folder import flat
 
 NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")  # of arms and tasks: they become folders
 STUDY_KEYS = frozenset(
-    {"recipe", "out", "seeds", "reference", "margin", "eval", "tasks", "arms", "tuning", "analyses", "title"}
+    {"recipe", "out", "seeds", "reference", "margin", "eval", "tasks", "arms", "tuning", "analyses", "title", "prepare"}
 )
-OPTIONAL_KEYS = frozenset({"eval", "tasks", "tuning", "analyses", "title"})
+OPTIONAL_KEYS = frozenset({"eval", "tasks", "tuning", "analyses", "title", "prepare"})
 ONLY_TASK = ""  # the task of a study that names none
 
 
@@ -108,6 +109,7 @@ class Study:
     tuning: Tuning | None = None
     analyses: list[Mapping[str, Any]] = field(default_factory=list)
     title: str = ""
+    prepare: list[Path] = field(default_factory=list)  # files of entrl.cold_start, made once for all runs
 
     def __post_init__(self) -> None:
         names = [a.name for a in self.arms]
@@ -250,7 +252,14 @@ def load_study(file: str | Path) -> Study:
         tuning=_read_tuning(file, content.get("tuning")),
         analyses=[_read_analysis(file, entry) for entry in content.get("analyses") or []],
         title=content.get("title", ""),
+        prepare=_read_prepare(file, content.get("prepare") or []),
     )
+
+
+def _read_prepare(file: Path, entry: Any) -> list[Path]:
+    if not isinstance(entry, list) or not all(isinstance(name, str) for name in entry):
+        raise ValueError(f"{file}: prepare must be a list of files of cold starts, got {entry!r}")
+    return [file.parent / name for name in entry]
 
 
 def _known(where: str, entry: Any, known: Sequence[str]) -> None:
