@@ -37,12 +37,11 @@ class HighEntropyWindows(NamedTuple):
 def window_means(entropy_BT: Tensor, mask_BT: Tensor, window: int, *, following: bool) -> tuple[Tensor, Tensor]:
     """(B, T) mean of the window that belongs to each token, and a bool (B, T): True where the whole window exists.
 
-    following: the `window` tokens after t; False: the window begins with t itself. Without a whole window the mean is 0.
-    Computed in the dtype of the entropies from the window's own values, so a sum over a long row cannot leak rounding
-    into it.
+    following: the `window` tokens after t; False: the window begins with t itself. Without a whole window the mean is
+    0. Computed from the window's own values, so that a sum over a long row cannot leak its rounding into it.
     """
     _check(entropy_BT, mask_BT, window)
-    B, T = entropy_BT.shape
+    T = entropy_BT.size(1)
     first = 1 if following else 0
     mean_BT, full_BT = torch.zeros_like(entropy_BT), torch.zeros_like(mask_BT)
     whole = T - first - window + 1  # positions whose window lies inside the padded width
@@ -157,7 +156,7 @@ def _check(entropy_BT: Tensor, mask_BT: Tensor, window: int) -> None:
         raise ValueError(f"window must be >= 1 token, got {window}; the paper finds 4 to 8 best")
     if entropy_BT.shape != mask_BT.shape or entropy_BT.dim() != 2:
         raise ValueError(
-            f"entropies {tuple(entropy_BT.shape)} and mask {tuple(mask_BT.shape)} must be one (B, T) shape; see pad_rows"
+            f"entropies {tuple(entropy_BT.shape)} and mask {tuple(mask_BT.shape)} must be one (B, T); see pad_rows"
         )
     if bool((mask_BT[:, 1:] & ~mask_BT[:, :-1]).any()):
         raise ValueError("the mask has a gap; windows need each row's tokens side by side: drop masked tokens first")
