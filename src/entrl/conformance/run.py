@@ -4,7 +4,7 @@ import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import redirect_stdout
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, get_args
@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from entrl.conformance import ares
 from entrl.conformance.adaptive_entropy import adaptive_entropy_case
 from entrl.conformance.comparison import Case, CaseResult, Comparison, Runner, Status
 from entrl.conformance.entropy_mechanism import entropy_case, loss_case, partition_case
@@ -22,7 +23,16 @@ from entrl.conformance.pear import group_case, locate_case, pear_case
 from entrl.conformance.theory import theory_case
 from entrl.conformance.top_h import top_h_case
 
-Section = Runner | Mapping[str, Runner]  # one way to run every case, or one for each `function` a case may name
+
+@dataclass(frozen=True)
+class Successive:
+    """A section whose entries continue one another: all of them are one case, `{"steps": entries}`."""
+
+    runner: Runner
+
+
+# one way to run every case, or one for each `function` a case may name
+Section = Runner | Mapping[str, Runner] | Successive
 
 # first word of meta.method -> section -> how to run its cases
 SECTIONS: dict[str, dict[str, Section]] = {
@@ -40,6 +50,26 @@ SECTIONS: dict[str, dict[str, Section]] = {
             "klear.compute_gppo_loss": gppo_case,
             "skywork.EntController": adaptive_entropy_case,
         },
+    },
+    "ARES": {
+        "reward": ares.reward_case,
+        "primitives/huber": ares.huber_case,
+        "primitives/sigmoid": ares.sigmoid_case,
+        "primitives/margin": ares.margin_case,
+        "primitives/normalize_token": ares.token_case,
+        "reward_without_bucket_fields": ares.early_reward_case,
+        "entropy_topk": ares.windows_case,
+        "difficulty_update": ares.difficulty_case,
+        "ema_threshold": Successive(ares.threshold_case),
+        "lambda_update_inactive": ares.lambda_case,
+        "kl_loss": ares.kl_loss_case,
+        "policy_loss": ares.policy_loss_case,
+        "grpo_advantage": ares.advantage_case,
+        "group_filter": ares.filter_case,
+        "paper_mode/windows": ares.paper_windows_case,
+        "paper_mode/reward": ares.paper_reward_case,
+        "paper_mode/lambda": ares.paper_lambda_case,
+        "paper_mode/buckets": ares.bucket_case,
     },
 }
 
@@ -67,10 +97,13 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Section]]:
     return content, sections
 
 
-def _tolerance(meta: dict[str, Any]) -> tuple[float, float]:
+def _tolerance(meta: dict[str, Any], section: str) -> tuple[float, float]:
+    """Relative and absolute: one number, `rtol` and `atol`, or a number for each section with a `default`."""
     tolerance = meta["tolerance"] if "system" not in meta else meta.get("tolerance", EIGHT_DECIMALS)
-    if isinstance(tolerance, dict):
+    if isinstance(tolerance, dict) and "rtol" in tolerance:
         return float(tolerance["rtol"]), float(tolerance["atol"])
+    if isinstance(tolerance, dict):
+        tolerance = tolerance.get(section.split("/")[0], tolerance["default"])
     return 0.0, float(tolerance)
 
 
@@ -89,6 +122,8 @@ def names_case(name: str, case_id: str, function: str) -> bool:
 def _run_case(case: Case, case_id: str, section: Section | None, tolerance: tuple[float, float]) -> CaseResult:
     if section is None:
         return CaseResult(id=case_id, status="not_covered", note="no implementation for this section")
+    if isinstance(section, Successive):
+        section = section.runner
     runner = section.get(str(case.get("function"))) if isinstance(section, Mapping) else section
     if runner is None:
         return CaseResult(id=case_id, status="not_covered", note=f"no implementation of {case.get('function')}")
@@ -100,11 +135,30 @@ def _run_case(case: Case, case_id: str, section: Section | None, tolerance: tupl
     return check.result(case_id, note)
 
 
-def _cases(content: dict[str, Any]) -> Iterator[tuple[str, str, Case]]:
-    for section, cases in content.items():
-        if section != "meta":
+def _cases(content: dict[str, Any], sections: dict[str, Section]) -> Iterator[tuple[str, str, Case]]:
+    """(section, id, case) of every case, in the file's order; a folder's sections are named `folder/section`."""
+    for top, entries in content.items():
+        for section, cases in _lists(top, entries) if top != "meta" else ():
+            if isinstance(sections.get(section), Successive):
+                cases = [{"steps": cases}]
             for i, case in enumerate(cases):
                 yield section, str(case.get("id") or f"{section}/{case.get('name', i)}"), case
+
+
+def _lists(section: str, entries: Any) -> Iterator[tuple[str, list[Case]]]:
+    """A list holds cases, and a list inside it is one case of several steps. A dict is one case if it has `expect`,
+    shares what it holds with its `cases` if it has those, and is a folder of sections otherwise.
+    """
+    if isinstance(entries, list):
+        yield section, [{"steps": case} if isinstance(case, list) else case for case in entries]
+    elif "expect" in entries:
+        yield section, [entries]
+    elif "cases" in entries:
+        shared = {name: value for name, value in entries.items() if name != "cases"}
+        yield section, [shared | case for case in entries["cases"]]
+    else:
+        for name, inner in entries.items():
+            yield from _lists(f"{section}/{name}", inner)
 
 
 def run_file(path: str | Path, exclude: Sequence[str] = ()) -> list[CaseResult]:
@@ -113,14 +167,13 @@ def run_file(path: str | Path, exclude: Sequence[str] = ()) -> list[CaseResult]:
     exclude: names as `names_case` reads them; such a case is not run and its result says which name left it out.
     """
     content, sections = _read(Path(path))
-    tolerance = _tolerance(content["meta"])
     results = []
-    for section, case_id, case in _cases(content):
+    for section, case_id, case in _cases(content, sections):
         names = [name for name in exclude if names_case(name, case_id, str(case.get("function", "")))]
         if names:
             result = CaseResult(id=case_id, status="excluded", note=f"left out by name: {', '.join(names)}")
         else:
-            result = _run_case(case, case_id, sections.get(section), tolerance)
+            result = _run_case(case, case_id, sections.get(section), _tolerance(content["meta"], section))
         results.append(result)
     if not results:
         raise ValueError(f"{path} holds no cases; an empty file would pass whatever the code does")
@@ -130,7 +183,7 @@ def run_file(path: str | Path, exclude: Sequence[str] = ()) -> list[CaseResult]:
 def _check_names(paths: Sequence[str | Path], exclude: Sequence[str]) -> None:
     """A misspelt name leaves nothing out; better said before minutes of cases than found in a failure after them."""
     known = [
-        (case_id, str(case.get("function", ""))) for path in paths for _, case_id, case in _cases(_read(Path(path))[0])
+        (case_id, str(case.get("function", ""))) for path in paths for _, case_id, case in _cases(*_read(Path(path)))
     ]
     for name in exclude:
         matched = [one for one in known if names_case(name, *one)]
