@@ -70,6 +70,7 @@ def test_a_schedule_that_differs_undeclared_is_refused(tmp_path):
         (("seeds: [1, 2]", "seeds: [1, 1]"), "two or more different integers"),
         (("margin: 0.02", "margin: 0"), "margin must be > 0"),
         (("why: hotter", "wyh: hotter"), r"arm 'hot' has unknown keys \['wyh'\]"),
+        (("margin: 0.02", "margin: 0.02\nprepare: start.yaml"), "prepare must be a list of files of cold starts"),
         (("margin: 0.02\n", ""), r"missing keys \['margin'\]"),
         (("margin: 0.02", "margni: 0.02"), r"unknown keys \['margni'\]"),
     ],
@@ -99,6 +100,46 @@ def test_a_study_runs_stops_and_goes_on(tmp_path):
         if "seconds" not in metric and "time" not in metric:  # a fork of the server computes what a fresh process does
             assert again["values"]["hot"]["2"][metric] == value, metric
     assert json.loads((tmp_path / "runs" / "results.json").read_text())["seeds"] == [1, 2]
+
+
+START = """
+model: {{path: {model}}}
+answers: {{lessons: {{terms: [2], problems: 8}}}}
+sft: {{max_steps: 2, per_device_train_batch_size: 4, learning_rate: 0.01, bf16: false, use_cpu: true,
+  gradient_checkpointing: false}}
+threads: 1
+out: {out}
+"""
+
+
+@pytest.mark.slow
+def test_a_study_makes_its_cold_start_once(tmp_path):
+    file = written(tmp_path, STUDY.replace("arms:", "prepare: [start.yaml]\narms:"))
+    folder = tmp_path / "start"
+    (tmp_path / "start.yaml").write_text(START.format(model=tmp_path / "model", out=folder))
+    (tmp_path / "base.yaml").write_text(RECIPE.format(model=folder / "model", digits=tmp_path / "digits.py"))
+    result = replicate(file, jobs=2, console=Console(quiet=True))
+    (made,) = result["prepared"]
+    assert made["folder"] == str(folder)
+    assert (made["rows"], made["steps"]) == (8, 2)
+    assert json.loads((tmp_path / "runs" / "results.json").read_text())["prepared"] == [made]
+    assert "train_loss" in (tmp_path / "start.log").read_text()
+    stamp = (folder / "manifest.json").stat().st_mtime_ns
+    assert replicate(file, jobs=1, console=Console(quiet=True))["prepared"] == [made]
+    assert (folder / "manifest.json").stat().st_mtime_ns == stamp, "a finished cold start was made again"
+    (tmp_path / "start.yaml").write_text((tmp_path / "start.yaml").read_text().replace("0.01", "0.02"))
+    with pytest.raises(ValueError, match=r"was made with other settings \(sft.learning_rate\)"):
+        replicate(file, jobs=1, console=Console(quiet=True))
+
+
+@pytest.mark.slow
+def test_a_cold_start_that_fails_names_its_log_and_starts_no_run(tmp_path):
+    file = written(tmp_path, STUDY.replace("arms:", "prepare: [start.yaml]\narms:"))
+    (tmp_path / "start.yaml").write_text(START.format(model=tmp_path / "nowhere", out=tmp_path / "start"))
+    with pytest.raises(RunsFailed, match=r"cold start .*start\.yaml: exit 2, see .*start\.log"):
+        replicate(file, jobs=1, console=Console(quiet=True))
+    assert "does not exist" in (tmp_path / "start.log").read_text()
+    assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.slow
