@@ -1,9 +1,9 @@
 """`EntropyGRPOTrainer`: TRL's GRPO with token signals for rewards and hooks for entropy controllers.
 
-This module knows the private names of TRL's GRPO (1.16): the methods overridden below, the keys of its buffered rows,
-and the order of its passes; `vllm.py` knows those of its generation, `async_grpo.py` those of the asynchronous trainer.
-No method body of TRL is copied; every override calls `super()`. What the names are expected to look like is asserted
-at import (`check_trl`).
+This module and `grpo_rollout.py` know the private names of TRL's GRPO (1.16): the methods overridden, the keys of its
+buffered rows, and the order of its passes; `vllm.py` knows those of its generation, `async_grpo.py` those of the
+asynchronous trainer. No method body of TRL is copied; every override calls `super()`. What the names are expected to
+look like is asserted at import (`check_trl`).
 
 Passes over a rollout's tokens, in order:
     score      TRL's own no-grad pass for old log-probs (several updates per rollout, or vLLM): entropies ride along
@@ -16,47 +16,35 @@ Passes over a rollout's tokens, in order:
     loss       the training pass
 """
 
-import math
 import os
-import warnings
 from collections import deque
 from collections.abc import Sequence
-from importlib.metadata import version
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 from trl import GRPOTrainer
-from trl.models.utils import disable_gradient_checkpointing
 
 from entrl.controllers.hooks import Controller, Rows, Window
 from entrl.dynamics import Monitor
 from entrl.phases import ThinkTags
 from entrl.rollouts.faults import RolloutError
-from entrl.rollouts.top_h import TopHLogitsProcessor, generating_through
 from entrl.trainers.checkpoint import load_state, moved, save_state
-from entrl.trainers.config import EntropyGRPOConfig
 from entrl.trainers.counters import Counters
+from entrl.trainers.grpo_rollout import COLUMN, RolloutHalf
 from entrl.trainers.logged_windows import LoggedWindows
 from entrl.trainers.loss import LossPass, aggregate
 from entrl.trainers.observation import Observation
 from entrl.trainers.probe import Probe
 from entrl.trainers.ranks import AccelerateRanks
-from entrl.trainers.rewards import SCORED_SIGNALS, checked_rollout_func, guarded, needed_signals
-from entrl.trainers.rollout import Rollout, completion_samples
-from entrl.trainers.sampler_gap import alarms, gap_metrics, kept_tokens
+from entrl.trainers.rewards import SCORED_SIGNALS, checked_rollout_func, needed_signals
+from entrl.trainers.rollout import Rollout
 from entrl.trainers.schedule import check_schedule, describe_schedule
-from entrl.trainers.seam import check_trl
 from entrl.trainers.surroundings import check_surroundings, refuse_dropout
-from entrl.trainers.vllm import ReplicaGeneration, generating_with, sampled_scores
-from entrl.trainers.vllm_rules import truncations
-
-check_trl(version("trl"), GRPOTrainer)
+from entrl.trainers.vllm import generating_with
 
 
-class EntropyGRPOTrainer(GRPOTrainer):
+class EntropyGRPOTrainer(RolloutHalf):
     """`trl.GRPOTrainer` whose rewards may read token entropies and whose loss takes entropy controllers.
 
     Arguments are TRL's, plus
@@ -70,7 +58,8 @@ class EntropyGRPOTrainer(GRPOTrainer):
     and, not per completion,
         think_tags       `entrl.phases.ThinkTags` of the tokenizer
         gather           function: this rank's list of floats -> the list over all ranks, rank by rank
-        training         bool, False in evaluation
+        training         bool, False in evaluation; tokenizer  the trainer's own
+    A reward that has `row_columns` after a call publishes what it found of each row to the controllers that name it.
 
     What it observes on the way (options `log_dynamics`, `log_diversity`, `probe_every`, `log_windows`) is read off the
     passes TRL makes anyway, but for the probe's and the logged windows' own, which are scheduled and counted.
@@ -78,17 +67,6 @@ class EntropyGRPOTrainer(GRPOTrainer):
     With no controller and no entropy-aware reward the parameters after any number of steps equal stock TRL's bit for
     bit. Controllers act in training only; evaluation computes TRL's plain loss.
     """
-
-    # TRL and transformers annotate these more widely than they use them.
-    args: Any
-    model: Any
-    num_generations: Any
-    num_generations_eval: Any
-    max_completion_length: Any
-    eos_token_ids: Any
-    pad_to_multiple_of: Any
-    _tokenizer: Any
-    vllm_generation: Any
 
     def __init__(
         self,
@@ -147,10 +125,6 @@ class EntropyGRPOTrainer(GRPOTrainer):
         multiple = self.pad_to_multiple_of or 1
         return -(-self.max_completion_length // multiple) * multiple
 
-    def _option(self, name: str) -> Any:
-        """An option of ours, which a plain `GRPOConfig` does not have."""
-        return getattr(self.args, name, EntropyGRPOConfig.__dataclass_fields__[name].default)
-
     def _start_observing(self) -> None:
         """What is logged beside TRL's metrics; see the options' help for what each costs."""
         ranks = self.accelerator.num_processes
@@ -174,40 +148,6 @@ class EntropyGRPOTrainer(GRPOTrainer):
             if "think_tags" in self._wanted:
                 raise
             return None  # nobody needs phases; samples for the report go unlabelled
-
-    @property
-    def _own_scoring_needed(self) -> bool:
-        """True where somebody needs scores of the rollout and TRL will not compute them."""
-        selecting = any(c.scope in ("step", "exact") for c in self._loss_controllers) and self.model.training
-        rewarded = bool(self._wanted & set(SCORED_SIGNALS)) and not self._entropies_from_sampler
-        return (rewarded or selecting) and not self._schedule.trl_scores_rollouts
-
-    @property
-    def _entropies_from_sampler(self) -> bool:
-        return self._option("entropy_source") == "sampler"
-
-    # Rollout: ids, scores, rewards, advantages
-
-    def _generate(self, prompts: list) -> Any:
-        out = super()._generate(prompts)
-        prompt_ids, completion_ids, tool_mask = out[:3]
-        self._rollout = Rollout(prompt_ids=prompt_ids, completion_ids=completion_ids, tool_mask=tool_mask)
-        rows = getattr(self.vllm_generation, "rows", None) if self.use_vllm else None
-        if rows is not None:
-            self._rollout.sampler_log_probs = out[4]  # prompt ids, ids, tool mask, completions, log-probs
-            self._rollout.take_sampled(rows)
-        if self.model.training:
-            written = sum(len(i) for i in completion_ids) if tool_mask is None else sum(sum(m) for m in tool_mask)
-            self._observation.tally.add({"completion_tokens": torch.tensor(float(written))})
-        return out
-
-    def _generate_single_turn(self, *given: Any, **options: Any) -> Any:
-        alpha = self._option("top_h")
-        if alpha is None or self.use_vllm:  # the engine's plugin truncates there
-            return super()._generate_single_turn(*given, **options)
-        processor = TopHLogitsProcessor(alpha, temperature=float(self.temperature), rule=self._option("top_h_rule"))
-        with generating_through(self.accelerator.unwrap_model(self.model), [processor]):
-            return super()._generate_single_turn(*given, **options)
 
     def _get_per_token_logps_and_entropies(
         self,
@@ -246,263 +186,6 @@ class EntropyGRPOTrainer(GRPOTrainer):
         # With a peft model the reference pass goes through self.model too; the old-policy pass comes first.
         unscored = self._rollout is not None and not self._rollout.scored
         return "score" if unscored and self._schedule.trl_scores_rollouts and model is self.model else "reference"
-
-    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        self._rollout = None
-        output = super()._generate_and_score_completions(inputs)
-        rollout = self._rollout
-        assert rollout is not None
-        self._rollout = None
-        if self._own_scoring_needed and not rollout.scored:
-            self._score(rollout)
-        if self.model.training and self.use_vllm:
-            self._log_sampler_gap(output, rollout)
-        if self.model.training:
-            self._log_groups_without_spread()
-            advantages, replaced = self._run_rollout_hooks(output)
-            if self._loss_controllers or self._observation.monitor is not None or self._windows.on:
-                self._attach_window_columns(output, rollout, advantages, replaced=replaced)
-            self._observe_rollout(rollout)
-        if self.model.training and self.accelerator.is_main_process:
-            self._keep_samples(output, rollout)
-        return output
-
-    def _log_sampler_gap(self, output: dict[str, Any], rollout: Rollout) -> None:
-        """Engine against trainer, and whose tokens the importance-sampling correction gives up."""
-        metrics = self.vllm_generation.metrics() if self._has_replicas else {}
-        sampler_BT = output.get("sampling_per_token_logps")
-        weighing = self._option("truncation_correction") == "weigh" and bool(truncations(self.args))
-        if rollout.scored and sampler_BT is not None:
-            assert rollout.log_probs_BT is not None
-            assert rollout.entropies_BT is not None
-            mask_BT = output["completion_mask"].bool()
-            if "tool_mask" in output:
-                mask_BT = mask_BT & output["tool_mask"].bool()
-            kept_BT = mask_BT
-            if "importance_sampling_ratio" in output:
-                low, high = self.vllm_importance_sampling_clip_min, self.vllm_importance_sampling_clip_max
-                kept_BT = kept_tokens(output["importance_sampling_ratio"], mask_BT, low=low, high=high)
-            width, device = mask_BT.size(1), mask_BT.device
-            sampled = None if rollout.sampled is None else sampled_scores(rollout.sampled, width, device)
-            if sampled is not None and weighing:
-                sampler_BT = sampler_BT + sampled[1]  # the gap is of p; log G is the truncation's, and meant
-            metrics |= gap_metrics(
-                train_log_probs_BT=rollout.log_probs_BT[:, :width].float(),
-                sampler_log_probs_BT=sampler_BT.float(),
-                kept_BT=kept_BT,
-                entropies_BT=rollout.entropies_BT[:, :width].float(),
-                sampler_entropies_BT=None if sampled is None else sampled[0],
-                mask_BT=mask_BT,
-                gather=self._ranks.gather,
-            )
-        if rollout.sampled is not None:
-            mass = [m for row in rollout.sampled for m in row.kept_mass]
-            sums = torch.tensor([sum(mass), float(len(mass))], device=self.accelerator.device)
-            total, tokens = self._ranks.gather(sums).view(-1, 2).sum(0).tolist()
-            metrics["sampler/kept_mass"] = total / max(tokens, 1.0)
-        for name, value in metrics.items():
-            self._metrics["train"][name].append(value)
-        limit = math.inf if weighing and rollout.sampled is None else self._option("vllm_gap_alarm")
-        for text in alarms(metrics, gap_limit=limit):
-            self._warn_once(text)
-
-    def _warn_once(self, text: str) -> None:
-        """A warning for the user, once per run and kind: its words up to the first number name the kind."""
-        kind = text.split(" by ")[0].split(" keeps ")[0]
-        if kind not in self._warned and self.accelerator.is_main_process:
-            self._warned.add(kind)
-            warnings.warn(text, stacklevel=2)
-
-    def _observe_rollout(self, rollout: Rollout) -> None:
-        """Every group of all ranks is looked at on one rank."""
-        mine, first = rollout.completion_ids, self.accelerator.process_index * len(rollout)
-        if not self._schedule.whole_groups_per_rank:
-            everybody = gather_object(mine)
-            mine, first = (everybody, 0) if self.accelerator.is_main_process else ([], 0)
-        groups = [(first + i) // self.num_generations for i in range(len(mine))]
-        self._observation.rollout(rollout, mine, groups)
-
-    def _score(self, rollout: Rollout) -> None:
-        """Score a whole rollout with true masks, where TRL has no pass of its own."""
-        rollout.log_probs_BT, rollout.entropies_BT = self._scores_of(rollout, range(len(rollout)), kind="own")
-
-    def _rescore_truncated(self, rollout: Rollout) -> None:
-        """Replace the meaningless scores that TRL gives to rows it masked.
-
-        Every rank passes the same number of rows, since a forward pass of a sharded model is a collective.
-        """
-        rows = [i for i, cut in enumerate(rollout.truncated(self._end_ids)) if cut]
-        count = self._ranks.max(len(rows))
-        if count == 0:
-            return
-        asked = rows + [0] * (count - len(rows))
-        log_probs, entropies = self._scores_of(rollout, asked, kind="rescore")
-        if rows:
-            rollout.set_rows(rows, log_probs[: len(rows)], entropies[: len(rows)])
-
-    def _scores_of(self, rollout: Rollout, rows: Sequence[int], *, kind: str) -> tuple[Tensor, Tensor]:
-        ids, mask, width = rollout.model_inputs(
-            rows,
-            pad_token_id=self._tokenizer.pad_token_id,
-            pad_to_multiple_of=self.pad_to_multiple_of,
-            device=self.accelerator.device,
-        )
-        return self._no_grad_pass(kind, ids, mask, width)
-
-    def _no_grad_pass(self, kind: str, ids: Tensor, mask: Tensor, width: int) -> tuple[Tensor, Tensor]:
-        training = self.model.training
-        size = self.args.per_device_train_batch_size if training else self.args.per_device_eval_batch_size
-        self._pass = kind
-        try:
-            with (
-                torch.no_grad(),
-                disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs),
-            ):
-                log_probs, entropies, _ = self._get_per_token_logps_and_entropies(
-                    self.model, ids, mask, width, batch_size=size, compute_entropy=True
-                )
-        finally:
-            self._pass = None
-        return log_probs, entropies
-
-    @property
-    def _end_ids(self) -> list[int]:
-        return [*self.eos_token_ids, self._tokenizer.pad_token_id]
-
-    def _calculate_rewards(
-        self, inputs: list[dict[str, Any]], prompts: list, completions: list, completion_ids_list: list
-    ) -> Tensor:
-        rows = [{**row, **signals} for row, signals in zip(inputs, self._signals(inputs), strict=True)]
-        plain = self.reward_funcs
-        self.reward_funcs = guarded(
-            plain, think_tags=self.think_tags, gather=self._gather_floats, training=self.model.training
-        )
-        try:
-            rewards = super()._calculate_rewards(rows, prompts, completions, completion_ids_list)
-        finally:
-            self.reward_funcs = plain
-        self._rewards_per_func = rewards
-        return rewards
-
-    def _signals(self, inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """What each row's reward functions get beside TRL's arguments: only what some reward names."""
-        rollout = self._rollout
-        assert rollout is not None
-        if not self._wanted:
-            return [{} for _ in inputs]
-        if clash := self._wanted & set(inputs[0]):
-            raise ValueError(f"data set columns {sorted(clash)} have the names of token signals; rename them")
-        columns: dict[str, Sequence[Any]] = {}
-        if self._wanted & set(SCORED_SIGNALS):
-            if self._entropies_from_sampler:
-                restored = self._option("truncation_correction") == "restore"
-                columns["token_entropies"] = rollout.sampler_entropies()
-                columns["token_logprobs"] = rollout.sampler_policy_log_probs(restored=restored)
-            else:
-                self._make_scores_ready(rollout, inputs)
-                columns["token_entropies"] = rollout.per_row(rollout.entropies_BT)
-                columns["token_logprobs"] = rollout.per_row(rollout.log_probs_BT)
-        size = self.num_generations if self.model.training else self.num_generations_eval
-        first = self.accelerator.process_index * len(inputs)
-        columns["group_index"] = [(first + i) // size for i in range(len(inputs))]
-        columns["token_mask"] = rollout.model_token_masks()
-        columns["truncated"] = rollout.truncated(self._end_ids)
-        columns["prompt_ids"] = rollout.prompt_ids
-        return [{k: column[i] for k, column in columns.items() if k in self._wanted} for i in range(len(inputs))]
-
-    def _make_scores_ready(self, rollout: Rollout, inputs: list[dict[str, Any]]) -> None:
-        if not rollout.scored:
-            if "image" in inputs[0] or "images" in inputs[0]:
-                raise ValueError(
-                    "token entropies of prompts with images need a schedule on which TRL scores rollouts itself; set "
-                    "steps_per_generation to a multiple of gradient_accumulation_steps larger than it"
-                )
-            self._score(rollout)
-        elif self.mask_truncated_completions:
-            self._rescore_truncated(rollout)
-
-    @staticmethod
-    def _gather_floats(values: list[float]) -> list[float]:
-        return gather_object(list(values))  # lists may differ in length from rank to rank
-
-    def _weighted_rewards(self) -> Tensor:
-        """Weighted sum over reward functions for the rows of all ranks; NaN where none applied."""
-        assert self._rewards_per_func is not None
-        rewards = (self._rewards_per_func * self.reward_weights.to(self._rewards_per_func.device)).nansum(dim=1)
-        rewards[self._rewards_per_func.isnan().all(dim=1)] = math.nan
-        return rewards
-
-    def _log_groups_without_spread(self) -> None:
-        """Share of prompts whose completions all got one reward; TRL's own number is of the batch when that scales."""
-        grouped = self._weighted_rewards().view(-1, self.num_generations)
-        low, high = grouped.nan_to_num(math.inf).amin(1), grouped.nan_to_num(-math.inf).amax(1)
-        self._metrics["train"]["groups/without_spread"].append((high <= low).float().mean().item())
-
-    def _run_rollout_hooks(self, output: dict[str, Any]) -> tuple[Tensor, bool]:
-        """Let controllers replace the advantages; returns those of all ranks, and whether any controller did."""
-        rewards = self._weighted_rewards()
-        local = output["advantages"].size(0)
-        advantages, replaced = self._ranks.gather(output["advantages"]), False
-        groups = torch.arange(rewards.numel(), device=rewards.device) // self.num_generations
-        for controller in self.controllers:
-            changed = controller.on_rollout(rewards, groups, advantages)
-            advantages, replaced = (advantages, replaced) if changed is None else (changed, True)
-        if replaced:
-            first = self.accelerator.process_index * local
-            output["advantages"] = advantages[first : first + local]
-        return advantages, replaced
-
-    def _attach_window_columns(
-        self, output: dict[str, Any], rollout: Rollout, advantages: Tensor, *, replaced: bool
-    ) -> None:
-        """Columns that must follow each row through TRL's shuffle and split; `advantages` are those of all ranks."""
-        local, device = output["advantages"].size(0), output["advantages"].device
-        first = self.accelerator.process_index * local
-        output["entrl_row_id"] = torch.arange(first, first + local, device=device)
-        grouped = advantages.view(-1, self.num_generations)
-        informative = grouped.amax(1) > grouped.amin(1)
-        if replaced:  # a controller may give a whole group one advantage that is not 0 (W-REINFORCE)
-            informative = informative | (grouped.abs().amax(1) > 0)
-        output["entrl_informative"] = informative.repeat_interleave(self.num_generations)[first : first + local]
-        width = output["completion_ids"].size(1)
-        if self._observation.monitor is not None and self.think_tags is not None:
-            output["entrl_phase"] = rollout.phases(self.think_tags, width).to(device)
-        if not (self._loss_controllers or self._windows.on) or not rollout.scored:
-            return
-        assert rollout.log_probs_BT is not None
-        assert rollout.entropies_BT is not None
-        output["entrl_entropies"] = rollout.entropies_BT[:, :width].detach()
-        if "old_per_token_logps" not in output and self._loss_controllers:
-            # Under another name than TRL's: its own key would replace the ratio of exactly 1 by round-off.
-            output["entrl_log_probs"] = rollout.log_probs_BT[:, :width].detach()
-
-    def _keep_samples(self, output: dict[str, Any], rollout: Rollout) -> None:
-        count = getattr(self.args, "sample_completions", 8)
-        due = self.state.global_step % max(int(self.args.logging_steps), 1) == 0
-        if not count or not due or not isinstance(self._tokenizer, PreTrainedTokenizerBase):
-            return
-        assert self._rewards_per_func is not None
-        table = self._rewards_per_func.tolist()
-        names = self.reward_func_names
-        facts: dict[str, list] = {
-            "rewards": [{n: None if v != v else v for n, v in zip(names, row, strict=True)} for row in table],
-            "reward": [
-                sum(w * v for w, v in zip(self.reward_weights.tolist(), row, strict=True) if v == v) for row in table
-            ],
-            "advantage": output["advantages"].tolist(),
-            "group": [i // self.num_generations for i in range(len(rollout))],
-            "truncated": rollout.truncated(self._end_ids),
-        }
-        self.completion_samples.extend(
-            completion_samples(
-                rollout,
-                count,
-                step=self.state.global_step,
-                tokenizer=self._tokenizer,
-                tags=self.think_tags,
-                facts=facts,
-            )
-        )
 
     # Optimiser step: selection, loss, metrics
 
@@ -570,6 +253,7 @@ class EntropyGRPOTrainer(GRPOTrainer):
             mask_BT=torch.cat([p.mask_BT for p in parts]),
             row_id_B=torch.cat([p.row_id_B for p in parts]),
             informative_B=torch.cat([p.informative_B for p in parts]),
+            columns={name: torch.cat([p.columns[name] for p in parts]) for name in parts[0].columns},
         )
         old = [s["old_per_token_logps"] if "old_per_token_logps" in s else s["entrl_log_probs"] for s in slices]
         entropies = [s["entrl_entropies"].float() for s in slices if "entrl_entropies" in s]
@@ -590,6 +274,7 @@ class EntropyGRPOTrainer(GRPOTrainer):
             mask_BT=mask.bool(),
             row_id_B=inputs.get("entrl_row_id", torch.arange(count, device=device)),
             informative_B=inputs.get("entrl_informative", torch.ones(count, dtype=torch.bool, device=device)),
+            columns={k.removeprefix(COLUMN): v for k, v in inputs.items() if k.startswith(COLUMN)},
         )
 
     def _scores_of_slice(self, inputs: dict[str, Any], *, kind: str) -> tuple[Tensor, Tensor]:
@@ -615,6 +300,7 @@ class EntropyGRPOTrainer(GRPOTrainer):
             selections=self._selections if self._loss_controllers else [],
             eps_low=self.epsilon_low,
             eps_high=self.epsilon_high,
+            beta=self.beta,
             fresh=self._policy_is_fresh,
         )
         try:
@@ -649,7 +335,7 @@ class EntropyGRPOTrainer(GRPOTrainer):
             self._loss_inputs["advantages"] = advantages * weight_BT
 
     def _add_penalty(self, loss: Tensor, current: LossPass, inputs: dict[str, Any]) -> Tensor:
-        if current.penalty_BT is None:
+        if not current.penalised:
             return loss
         if self.use_vllm and self.vllm_importance_sampling_correction:
             current.weigh_policy(inputs["importance_sampling_ratio"])
@@ -727,10 +413,6 @@ class EntropyGRPOTrainer(GRPOTrainer):
             "rewards": [r.state_dict() if hasattr(r, "state_dict") else None for r in self._stateful_rewards()],
             "generation": self.vllm_generation.state_dict() if self._has_replicas else None,
         }
-
-    @property
-    def _has_replicas(self) -> bool:
-        return self.use_vllm and isinstance(self.vllm_generation, ReplicaGeneration)
 
     def _stateful_rewards(self) -> list[Any]:
         """Reward functions in order; reward models keep their weights elsewhere and count as stateless."""

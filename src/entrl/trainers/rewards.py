@@ -11,7 +11,7 @@ from trl.trainer.utils import is_async_callable
 
 # What EntropyGRPOTrainer can hand to a reward beside TRL's own arguments. One entry per completion in each.
 SIGNALS = ("token_entropies", "token_logprobs", "token_mask", "group_index", "prompt_ids", "truncated")
-SHARED_SIGNALS = ("think_tags", "gather", "training")  # one value for all completions
+SHARED_SIGNALS = ("think_tags", "gather", "training", "tokenizer")  # one value for all completions
 SCORED_SIGNALS = ("token_entropies", "token_logprobs")  # cost a pass over the rollout where TRL runs none
 
 

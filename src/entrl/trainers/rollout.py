@@ -1,7 +1,7 @@
 """One rank's rows of one rollout: token ids, what was scored about them, and the form in which rewards receive it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -32,6 +32,7 @@ class Rollout:
     log_probs_BT, entropies_BT: float32, nats, at the training temperature; meaningless beyond a row's length.
     sampled: what the engine's sampler recorded of each completion, where it was asked (`entropy_source: sampler`).
     sampler_log_probs: the engine's log-prob of each sampled token, where an engine reports them.
+    columns: what rewards published of each row under a name: a number, or a 1-D tensor with one value per token.
     """
 
     prompt_ids: list[list[int]]
@@ -41,6 +42,7 @@ class Rollout:
     entropies_BT: Tensor | None = None
     sampled: Sequence[Sampled] | None = None
     sampler_log_probs: list[list[float]] | None = None
+    columns: dict[str, list[Any]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.completion_ids)
@@ -119,6 +121,16 @@ class Rollout:
         if restored:
             return given
         return [g + torch.tensor(r.kept_mass).log() for g, r in zip(given, self.sampled, strict=True)]
+
+    def column(self, name: str, width: int) -> Tensor:
+        """A published column as (B,), or (B, width) zero-padded where it has one value per token."""
+        values = self.columns[name]
+        if not isinstance(values[0], Tensor):
+            return torch.tensor(values)
+        padded_BT = values[0].new_zeros(len(values), width)
+        for row, value_T in enumerate(values):
+            padded_BT[row, : len(value_T)] = value_T
+        return padded_BT
 
     def phases(self, tags: ThinkTags, width: int) -> Tensor:
         """(B, width) int8: 1 thinks, 2 answers, 0 anything else (tags, a tool's tokens, padding)."""
