@@ -377,7 +377,8 @@ class EntropyGuard(Controller):
 
 
 # Class attributes of a controller are constants there and questions to the wrapped one here.
-for _name in ("name", "role", "supported_losses", "needs_stale_policy", "uses_loss_hook", "required_scaling"):
+_ASKED = ("name", "role", "supported_losses", "needs_stale_policy", "uses_loss_hook", "required_scaling")
+for _name in (*_ASKED, "needs_reference", "needs_columns"):
     setattr(EntropyGuard, _name, property(attrgetter(f"controller.{_name}")))
 
 controller = EntropyGuard
