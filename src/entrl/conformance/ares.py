@@ -1,11 +1,10 @@
-"""ARES: rewards, windows, difficulty, KL and losses against the authors' functions and the paper's equations.
+"""ARES: rewards, windows and difficulty against the authors' functions and the paper's equations.
 
 Every case goes through the function that a run of ours uses; what only the published loop has is in
-`entrl.published_ares`. A folder's sections are `folder/section` in the file's ids.
+`entrl.published_ares`. KL and losses are in `ares_losses`.
 """
 
 import importlib
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,8 +12,9 @@ from torch import Tensor
 
 from entrl import published_ares
 from entrl.conformance.comparison import Case, Comparison
+from entrl.curation import target_length
 from entrl.difficulty import BUCKETS, bucket_of
-from entrl.signals import entropy_from_topk, masked_mean, pad_rows
+from entrl.signals import entropy_from_topk, pad_rows
 from entrl.triggers import normalise_token
 from entrl.windows import ThresholdEMA, high_entropy_windows, row_quantiles, running_tail_means, window_means
 
@@ -138,7 +138,7 @@ def difficulty_case(case: Case, check: Comparison) -> str:
     """The chain from its first state alone; every state on the way must be the file's."""
     alpha, target = case["steps"][0]["state_before"]["alpha"], case["steps"][0]["state_before"]["target"]
     for i, step in enumerate(case["steps"]):
-        check.close(f"alpha before [{i}]", _in_order(alpha), _in_order(step["state_before"]["alpha"]))
+        check.close(f"alpha before [{i}]", in_order(alpha), in_order(step["state_before"]["alpha"]))
         check.same(f"target before [{i}]", target, step["state_before"]["target"])
         difficulty, target, alpha = published_ares.difficulty_update(
             step["prompt_ids"],
@@ -152,11 +152,11 @@ def difficulty_case(case: Case, check: Comparison) -> str:
         )
         check.same(f"difficulty [{i}]", difficulty, step["expect"]["difficulty"])
         check.same(f"target [{i}]", target, step["expect"]["target"])
-        check.close(f"alpha [{i}]", _in_order(alpha), _in_order(step["expect"]["alpha"]))
+        check.close(f"alpha [{i}]", in_order(alpha), in_order(step["expect"]["alpha"]))
     return f"{len(case['steps'])} steps in a row"
 
 
-def _in_order(by_level: dict[str, float]) -> list[float]:
+def in_order(by_level: dict[str, float]) -> list[float]:
     return [by_level[level] for level in BUCKETS]
 
 
@@ -171,64 +171,12 @@ def lambda_case(case: Case, check: Comparison) -> str:
         min_samples=case["min_samples"],
         lambda_max=case["lambda_max"],
     )
-    check.close("lambda_after", _in_order(got), _in_order(case["expect"]["lambda_after"]))
+    check.close("lambda_after", in_order(got), in_order(case["expect"]["lambda_after"]))
     return ""
 
 
 def bucket_case(case: Case, check: Comparison) -> str:
     check.same("difficulty", BUCKETS[bucket_of(case["n_correct"], case["G"])], case["expect"]["difficulty"])
-    return ""
-
-
-# KL and losses
-
-
-def _batch(case: Case, names: Sequence[str]) -> tuple[list[Tensor], Tensor]:
-    """Float32, in which the official functions ran."""
-    return [torch.tensor(case[name], dtype=torch.float32) for name in names], torch.tensor(case["mask"]).bool()
-
-
-def kl_loss_case(case: Case, check: Comparison) -> str:
-    (log_p_BT, ref_BT), mask_BT = _batch(case, ("logp", "ref_logp"))
-    k3_BT, want = published_ares.token_kl(log_p_BT, ref_BT), case["expect"]
-    beta_B = torch.tensor([case["beta"][level] for level in case["difficulty"]])
-    check.close("k3", k3_BT, want["k3"])
-    check.close("seq_mean_kl", masked_mean(k3_BT, mask_BT), want["seq_mean_kl"])
-    weighted_BT = beta_B[:, None] * k3_BT
-    by_token = published_ares.average(weighted_BT, mask_BT, over="tokens")
-    by_sequence = published_ares.average(weighted_BT, mask_BT, over="sequences")
-    check.close("kl_loss_token_mean", by_token, want["kl_loss_token_mean"])
-    check.close("kl_loss_seq_mean", by_sequence, want["kl_loss_seq_mean"])
-    return ""
-
-
-def policy_loss_case(case: Case, check: Comparison) -> str:
-    (old_BT, log_p_BT, advantage_B), mask_BT = _batch(case, ("old_logp", "logp", "advantage"))
-    clip = {name: case[name] for name in ("clip_low", "clip_high", "clip_dual")}
-    got = published_ares.policy_loss(log_p_BT, old_BT, advantage_B, mask_BT, **clip)
-    by_sequence = published_ares.policy_loss(log_p_BT, old_BT, advantage_B, mask_BT, **clip, over="sequences")
-    computed = {
-        "loss_token": got.loss,
-        "loss_seq": by_sequence.loss,
-        "ppo_kl": got.kl,
-        "entropy_loss": by_sequence.surprisal,  # the file has it from the second of the two calls
-        "pg_clipfrac_higher": got.clipped_high,
-        "pg_clipfrac_lower": got.clipped_low,
-    }
-    for name, want in case["expect"].items():
-        check.close(name, computed[name], want)
-    return ""
-
-
-def advantage_case(case: Case, check: Comparison) -> str:
-    got = published_ares.group_advantages(case["scores"], case["group"], eps=case["eps"])
-    check.close("advantage", got, case["expect"]["advantage"])
-    return ""
-
-
-def filter_case(case: Case, check: Comparison) -> str:
-    got = published_ares.kept_groups(case["groups"], low=case["low"], high=case["high"])
-    check.same("kept", got, case["expect"]["kept"])
     return ""
 
 
@@ -268,4 +216,9 @@ def paper_lambda_case(case: Case, check: Comparison) -> str:
     check.close("batch mean as target", of(case["n_he"], eps=case["eps"]), want["lambda_batch_mean_target"])
     got = of(case["n_he"], case["target"], eps=case["eps"])
     check.close("target from elsewhere", got, want["lambda_external_target"])
+    return ""
+
+
+def target_length_case(case: Case, check: Comparison) -> str:
+    check.close("target", target_length(case["p"], case["L0"], case["L1"]), case["expect"]["target"])
     return ""

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from entrl.conformance import ares
+from entrl.conformance import ares, ares_losses
 from entrl.conformance.adaptive_entropy import adaptive_entropy_case
 from entrl.conformance.comparison import Case, CaseResult, Comparison, Runner, Status
 from entrl.conformance.entropy_mechanism import entropy_case, loss_case, partition_case
@@ -62,13 +62,17 @@ SECTIONS: dict[str, dict[str, Section]] = {
         "difficulty_update": ares.difficulty_case,
         "ema_threshold": Successive(ares.threshold_case),
         "lambda_update_inactive": ares.lambda_case,
-        "kl_loss": ares.kl_loss_case,
-        "policy_loss": ares.policy_loss_case,
-        "grpo_advantage": ares.advantage_case,
-        "group_filter": ares.filter_case,
+        "kl_beta": ares_losses.kl_beta_case,
+        "kl_loss": ares_losses.kl_loss_case,
+        "policy_loss": ares_losses.policy_loss_case,
+        "grpo_advantage": ares_losses.advantage_case,
+        "group_filter": ares_losses.filter_case,
         "paper_mode/windows": ares.paper_windows_case,
         "paper_mode/reward": ares.paper_reward_case,
         "paper_mode/lambda": ares.paper_lambda_case,
+        "paper_mode/kappa": ares_losses.paper_kappa_case,
+        "paper_mode/token_beta": ares_losses.paper_beta_case,
+        "paper_mode/adacs": ares.target_length_case,
         "paper_mode/buckets": ares.bucket_case,
     },
 }
