@@ -37,7 +37,7 @@ from torch import Tensor
 from trl.experimental.async_grpo import AsyncGRPOConfig, AsyncGRPOTrainer
 from trl.experimental.async_grpo.async_rollout_worker import AsyncRolloutWorker
 
-from entrl.controllers.hooks import Controller, Window
+from entrl.controllers.hooks import ROW_TENSORS, Controller, Window
 from entrl.controllers.kl_cov import KLCov
 from entrl.dynamics import Monitor
 from entrl.errors import UnsupportedTRL
@@ -392,9 +392,7 @@ class EntropyAsyncGRPOTrainer(AsyncGRPOTrainer):
             wide.append(padded_rows(p.rows, others, shape=(p.layout.rows, columns)))
         joined = {name: torch.cat([o[name] for _, o in wide]) for name in ("old", "entropies")}
         rows = wide[0][0]
-        rows = type(rows)(
-            **{name: torch.cat([getattr(r, name) for r, _ in wide]) for name in rows.__dataclass_fields__}
-        )
+        rows = type(rows)(**{name: torch.cat([getattr(r, name) for r, _ in wide]) for name in ROW_TENSORS})
         rows, joined = padded_rows(rows, joined, shape=(rows_of_all, columns))
         return Window(
             rows=rows,
