@@ -151,6 +151,19 @@ def make_parser() -> argparse.ArgumentParser:
     sub.add_argument("--jobs", type=int, default=1, help="runs at a time, each a process (default 1)")
     sub.add_argument("--out", type=Path, help="default: results.json in the study's folder of runs; the page beside it")
 
+    sub = command("curate", run_curate, "Choose SFT answers whose length fits the difficulty of their problem (AdaCS).")
+    sub.add_argument("answers", type=Path, metavar="ANSWERS.jsonl", help="problem_id, prompt, completion, correct, ...")
+    sub.add_argument("--out", type=Path, required=True, help="folder for train.jsonl and report.json")
+    sub.add_argument("--per-bracket", type=int, help="answers of each bracket (default: what the poorest has)")
+    sub.add_argument("--per-problem", type=int, default=1, help="answers of a problem; 0 = no limit (default 1)")
+    sub.add_argument("--brackets", type=int, default=8, help="steps of the pass rate from 0 to 1 (default 8)")
+    sub.add_argument("--tolerance", type=float, help="largest distance from the target, as a share of it")
+    sub.add_argument("--vanilla", action="store_true", help="ignore lengths: the control")
+    sub.add_argument("--only-correct", action="store_true", help="take verified right answers alone")
+    sub.add_argument("--fallback", default="error", help="error, or nearest: sources without pass rate 0 or 1")
+    sub.add_argument("--seed", type=int, default=0)
+    sub.add_argument("--tokenizer", metavar="MODEL", help="counts lengths where the file has none (else characters)")
+
     sub = command("cold-start", run_cold_start, "Teach a model by SFT on chosen answers, so that RL can start from it.")
     sub.add_argument("recipe", type=Path)
     sub.add_argument("overrides", nargs="*", metavar="key=value", help="sft.max_steps=100, overwrite=true, ...")
@@ -348,6 +361,24 @@ def run_replicate(options: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         print("stopped; finished runs are kept, and the same command goes on with the others", file=sys.stderr)
         return 130
+    return 0
+
+
+def run_curate(options: argparse.Namespace) -> int:
+    from entrl.cold_start.choose import curate_file
+    from entrl.curation import CurationSpec
+
+    spec = CurationSpec(
+        brackets=options.brackets,
+        per_bracket=options.per_bracket,
+        per_problem=options.per_problem or None,
+        length_target=not options.vanilla,
+        tolerance=options.tolerance,
+        only_correct=options.only_correct,
+        fallback=options.fallback,
+        seed=options.seed,
+    )
+    curate_file(options.answers, options.out, spec, tokenizer=options.tokenizer)
     return 0
 
 

@@ -1,0 +1,186 @@
+"""Where the answers of a cold start come from: one row per answer, ready to be curated and taught.
+
+    problem_id, source, level, prompt, completion
+    correct      1, 0, or null where nobody checked
+    length       tokens, the end token included
+    pass_rate    of the problem, where it was measured apart from these answers
+
+A file of answers needs problem_id, prompt and completion, and correct or pass_rate wherever answers are curated.
+"""
+
+import json
+import random
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from entrl.cold_start.spec import AnswersSpec, LessonsSpec, SampleSpec, SamplingSpec
+from entrl.evaluate import DEFAULT_SCORE, _as_sampler, _encode, _Writer, evaluate, load_policy
+from entrl.load import load_object
+from entrl.nursery.traces import lesson
+from entrl.recipe import DataSpec, load_rows
+from entrl.tasks import load_task
+
+REQUIRED = ("problem_id", "prompt", "completion")
+END_TOKENS = 1  # what a completion given as text lacks and SFT appends
+
+Row = dict[str, Any]
+Policy = tuple[Any, Any]  # model and tokenizer
+
+
+def collect(
+    spec: AnswersSpec, file: Path | None, student: Policy, *, base: Path | None, say: Callable[[str], None]
+) -> list[Row]:
+    """Every answer there is to choose from. student: what is to be taught, for policies that are not named."""
+    if file is not None:
+        return with_lengths(read_answers(file), student[1])
+    if spec.lessons is not None:
+        problems = lesson_problems(spec.lessons)
+        rows = lesson_rows(spec.lessons, problems, student[1])
+    else:
+        assert spec.sample is not None  # AnswersSpec has exactly one
+        problems = sample_problems(spec.sample, base)
+        say(f"sampling {spec.sample.samples} answers to each of {len(problems)} problems")
+        rows = sample_rows(spec.sample, problems, student)
+    if spec.pass_rate is None:
+        return rows
+    say(f"measuring pass rates of {len(problems)} problems with {spec.pass_rate.samples} answers each")
+    rates = measured_rates(spec.pass_rate, problems, student)
+    return [{**row, "pass_rate": rates[row["problem_id"]]} for row in rows]
+
+
+# --- a file -------------------------------------------------------------------------------------------------------
+
+
+def read_answers(file: Path) -> list[Row]:
+    """Rows of a JSON-lines file; ValueError names the line that is no answer."""
+    rows = []
+    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{file}:{number} is not JSON: {error}") from error
+        missing = [key for key in REQUIRED if key not in row] if isinstance(row, dict) else list(REQUIRED)
+        if missing:
+            raise ValueError(f"{file}:{number} lacks {', '.join(missing)}; an answer has {', '.join(REQUIRED)}")
+        rows.append({**row, "problem_id": str(row["problem_id"])})
+    if not rows:
+        raise ValueError(f"{file} holds no answers")
+    return rows
+
+
+def with_lengths(rows: Sequence[Row], tokenizer: Any = None) -> list[Row]:
+    """Rows that all have a `length`: their own, else tokens, else (without a tokenizer) characters."""
+    given = sum(row.get("length") is not None for row in rows)
+    if given == len(rows):
+        return list(rows)
+    if given:
+        raise ValueError(f"{given} of {len(rows)} answers have a length; give it to all or to none, units may differ")
+    texts = [completion_text(row) for row in rows]
+    counts = [len(text) if tokenizer is None else token_count(text, tokenizer) for text in texts]
+    return [{**row, "length": count} for row, count in zip(rows, counts, strict=True)]
+
+
+def completion_text(row: Mapping[str, Any]) -> str:
+    """A completion as text; messages one after the other."""
+    completion = row["completion"]
+    return completion if isinstance(completion, str) else "".join(message["content"] for message in completion)
+
+
+def token_count(text: str, tokenizer: Any) -> int:
+    """Tokens of a completion that has no end token yet, counted with it."""
+    return len(tokenizer(text, add_special_tokens=False)["input_ids"]) + END_TOKENS
+
+
+# --- scripted lessons ---------------------------------------------------------------------------------------------
+
+
+def lesson_problems(spec: LessonsSpec) -> Any:
+    return load_task({"task": "sums", "terms": spec.terms}, split="train", size=spec.problems, seed=spec.seed)
+
+
+def lesson_rows(spec: LessonsSpec, problems: Any, tokenizer: Any) -> list[Row]:
+    """The lessons of one problem stand together; `correct` says whether the script's slips spoilt the answer."""
+    rng, mixtures = random.Random(spec.seed), spec.mixtures()
+    pairs = [(dict(problem), mixtures[j % len(mixtures)]) for problem in problems for j in range(spec.per_problem)]
+    texts = [lesson(problem["prompt"], rng, mixture=mixture) for problem, mixture in pairs]
+    lengths = [token_count(text, tokenizer) for text in texts]
+    return scored_rows([problem for problem, _ in pairs], texts, lengths, source="sums")
+
+
+# --- a policy's own answers ---------------------------------------------------------------------------------------
+
+
+def sample_problems(spec: SampleSpec, base: Path | None) -> Any:
+    data = DataSpec(task=spec.task, split=spec.split, seed=spec.data_seed, args=spec.args)
+    return load_rows(spec.task, data, size=spec.size, base=base)
+
+
+def sample_rows(spec: SampleSpec, problems: Any, student: Policy) -> list[Row]:
+    """`samples` answers per problem, one after the other; one that hit the limit of tokens is left out.
+
+    A truncated answer would teach not to end; its verdict still counts in the pass rate.
+    """
+    from rich.progress import Progress
+
+    model, tokenizer = student if spec.policy is None else load_policy(spec.policy)
+    prompts = [_encode(tokenizer, prompt, {}) for prompt in problems["prompt"] for _ in range(spec.samples)]
+    with _as_sampler(model, tokenizer, spec.seed), Progress(transient=True, disable=True) as bar:
+        writer = _Writer(model, tokenizer, spec.max_new_tokens, spec.batch_size, bar)
+        drawn = writer.write(
+            "answers", prompts, [len(p) for p in prompts], temperature=spec.temperature, top_p=spec.top_p
+        )
+    repeated = [dict(problem) for problem in problems for _ in range(spec.samples)]
+    rows = scored_rows(repeated, [c.text for c in drawn], [len(c.ids) for c in drawn], source=spec.task)
+    rates = _rates(rows)
+    return [
+        {**row, "pass_rate": rates[row["problem_id"]]}
+        for row, completion in zip(rows, drawn, strict=True)
+        if not completion.truncated
+    ]
+
+
+def _rates(rows: Sequence[Row]) -> dict[str, float | None]:
+    """problem_id -> right answers over verified ones; None without any."""
+    verdicts: dict[str, list[int]] = {}
+    for row in rows:
+        verdicts.setdefault(row["problem_id"], []).extend([] if row["correct"] is None else [row["correct"]])
+    return {problem: sum(v) / len(v) if v else None for problem, v in verdicts.items()}
+
+
+def measured_rates(spec: SamplingSpec, problems: Any, student: Policy) -> dict[str, float | None]:
+    """problem_id -> share of a policy's samples that are right; None where none could be verified."""
+    model, tokenizer = student if spec.policy is None else load_policy(spec.policy)
+    found = evaluate(
+        model,
+        tokenizer,
+        problems,
+        samples=spec.samples,
+        temperature=spec.temperature,
+        top_p=spec.top_p,
+        max_new_tokens=spec.max_new_tokens,
+        batch_size=spec.batch_size,
+        seed=spec.seed,
+        progress=False,
+    )
+    return {p["id"]: p["n_correct"] / p["n_samples"] if p["n_samples"] else None for p in found["problems"]}
+
+
+def scored_rows(problems: Sequence[Row], texts: Sequence[str], lengths: Sequence[int], *, source: str) -> list[Row]:
+    """Answers to problems (rows of `load_task`, one per answer) with the verdict of their verifier."""
+    score = load_object(DEFAULT_SCORE).value.score
+    verdicts = score(texts, [p["answer"] for p in problems], [p["verifier"] for p in problems])
+    return [
+        {
+            "problem_id": problem["problem_id"],
+            "source": source,
+            "level": problem["level"],
+            "prompt": problem["prompt"],
+            "completion": text,
+            "correct": None if verdict is None else int(verdict),
+            "length": length,
+        }
+        for problem, text, length, verdict in zip(problems, texts, lengths, verdicts, strict=True)
+    ]

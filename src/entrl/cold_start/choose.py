@@ -1,0 +1,103 @@
+"""The choice of answers: from a file or in memory, written down and shown."""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from entrl.curation import CurationSpec, curate
+from entrl.run_folder import append_lines, write_json
+
+
+def curate_file(
+    file: Path, out: Path, spec: CurationSpec, *, tokenizer: str | None = None, console: Console | None = None
+) -> dict[str, Any]:
+    """Choose from a file of answers (`entrl.cold_start.answers`); writes out/train.jsonl and report.json.
+
+    tokenizer: a model whose tokens are counted where the file has no lengths; None counts characters. Returns the
+    report, with `unit` saying what lengths are in.
+    """
+    from entrl.cold_start.answers import read_answers, with_lengths
+
+    rows = read_answers(file)
+    own = all(row.get("length") is not None for row in rows)
+    unit = "as in the file" if own else "characters" if tokenizer is None else "tokens"
+    rows, report = choose(with_lengths(rows, None if tokenizer is None or own else _tokenizer(tokenizer)), spec)
+    report["unit"] = unit
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "train.jsonl").unlink(missing_ok=True)
+    write_choice(out, rows, report)
+    console = console or Console(soft_wrap=True)
+    print_choice(report, console)
+    console.print(f"lengths: {unit}; written to {out / 'train.jsonl'}", highlight=False)
+    return report
+
+
+def _tokenizer(name: str) -> Any:
+    from transformers import AutoTokenizer
+
+    from entrl.assets import model_path, naming_model
+
+    with naming_model(name):
+        return AutoTokenizer.from_pretrained(model_path(name))
+
+
+def choose(rows: Sequence[dict[str, Any]], spec: CurationSpec | None) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """The rows to teach, in their order, and what report.json says about them."""
+    if spec is None:
+        report: dict[str, Any] = {"answers": len(rows), "taken": len(rows)}
+        taken = list(rows)
+    else:
+        found = curate(rows, spec)
+        report, taken = found.report, [rows[i] for i in found.indices]
+    return taken, {**report, "levels": by_level(taken)}
+
+
+def write_choice(folder: Path, rows: Sequence[dict[str, Any]], report: Mapping[str, Any]) -> None:
+    """train.jsonl and report.json of an empty place."""
+    append_lines(folder / "train.jsonl", rows)
+    write_json(folder / "report.json", report)
+
+
+def by_level(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float | int | None]]:
+    """Per level: answers, share of right ones among the verified, mean length in tokens."""
+    found = {}
+    for level in sorted({str(row.get("level", "")) for row in rows}):
+        mine = [row for row in rows if str(row.get("level", "")) == level]
+        verified = [row["correct"] for row in mine if row.get("correct") is not None]
+        found[level] = {
+            "answers": len(mine),
+            "accuracy": sum(verified) / len(verified) if verified else None,
+            "mean_length": math.fsum(row["length"] for row in mine) / len(mine),
+        }
+    return found
+
+
+def print_choice(report: Mapping[str, Any], console: Console) -> None:
+    """The table of a choice: per source and bracket what there was, what was taken, and how long it is."""
+    console.print(f"{report['taken']} of {report['answers']} answers taken", highlight=False)
+    if "brackets" not in report:
+        return
+    heads = ("source", "pass rate", "problems", "answers", "taken", "median length", "taken", "target")
+    table = Table(*heads)
+    for cell in report["brackets"]:
+        lengths = (cell["median_length"], cell["median_length_taken"], cell["target"])
+        table.add_row(
+            cell["source"] or "-",
+            f"{cell['pass_rate']:.3f}",
+            *(str(cell[key]) for key in ("problems", "available", "taken")),
+            *("-" if value is None else f"{value:.1f}" for value in lengths),
+        )
+    console.print(table)
+    if report["unrated"]:
+        console.print(f"{report['unrated']} answers have no pass rate and were left out", highlight=False)
+    if lacking := report["lacking"]:
+        short = ", ".join(f"{int(b)}: {n}" for b, n in lacking.items())
+        console.print(f"brackets that lack answers of the {report['asked']} asked for: {short}", highlight=False)
+    for name, source in report["sources"].items():
+        if source["substituted"]:
+            ends = " and ".join(source["substituted"])
+            console.print(f"source {name!r}: {ends} of the nearest pass rate there is", highlight=False)

@@ -1,0 +1,191 @@
+"""Make a cold start's folder: collect, choose, teach, save.
+
+    out/recipe.yaml  manifest.json  train.jsonl  report.json  model/
+
+A folder that is finished and was made from the same settings is kept; one that was interrupted is begun again.
+"""
+
+import hashlib
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from entrl import __version__
+from entrl.cold_start.choose import choose, print_choice, write_choice
+from entrl.cold_start.spec import ColdStart
+from entrl.recipe import parse_yaml
+from entrl.run_folder import flat, git_state, now, read_json, versions, write_json, write_text
+
+WRITTEN = ("recipe.yaml", "manifest.json", "train.jsonl", "report.json", "model")
+
+
+def made_from(folder: Path) -> str | None:
+    """The hash of the settings a finished folder was made from; None for one that is missing or not finished."""
+    manifest = read_json(folder / "manifest.json")
+    if manifest is None or manifest.get("status") != "finished":
+        return None
+    return manifest.get("config_hash")
+
+
+def is_made(start: ColdStart) -> bool:
+    """True when the folder is finished and was made from these settings.
+
+    ValueError when it is finished and was made from others, or from another cold start than now lies where it was
+    taken from: runs that start from the old weights are not comparable with runs that start from new ones.
+    """
+    found = made_from(start.folder)
+    if found is None:
+        return False
+    anew = "overwrite=true makes it anew, or set another `out`. Runs from the old one do not compare with new ones"
+    if found != start.config_hash():
+        changed = ", ".join(_changed(start)) or "the content of a file"
+        raise ValueError(f"{start.folder} was made with other settings ({changed}); {anew}")
+    manifest = read_json(start.folder / "manifest.json")
+    for model, was in manifest.get("made_with", {}).items():
+        if made_from(Path(model).parent) not in (None, was):
+            raise ValueError(f"{start.folder} was made with {model}, which has been made anew since; {anew}")
+    return True
+
+
+def _changed(start: ColdStart) -> list[str]:
+    file = start.folder / "recipe.yaml"
+    if not file.is_file():
+        return []
+    was, is_now = flat(parse_yaml(file.read_text(encoding="utf-8"), name=str(file))), flat(start.resolved())
+    return sorted(k for k in was.keys() | is_now.keys() if was.get(k) != is_now.get(k) and k != "out")
+
+
+def cold_start(start: ColdStart, *, overwrite: bool = False, console: Console | None = None) -> dict[str, Any]:
+    """Make the folder unless it is made already; returns its manifest."""
+    console = console or Console(soft_wrap=True)
+    if not overwrite and is_made(start):
+        console.print(f"{start.folder} is finished and was made from these settings: kept", highlight=False)
+        return read_json(start.folder / "manifest.json")
+    start.answers_file()  # a missing file should not cost the folder that is there
+    _clear(start.folder)
+    write_text(start.folder / "recipe.yaml", start.to_yaml())
+    manifest = _manifest(start)
+    write_json(start.folder / "manifest.json", manifest)
+    try:
+        manifest |= _make(start, console)
+    except BaseException as error:
+        status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+        manifest |= {"status": status, "finished": now(), "error": f"{type(error).__name__}: {error}"}
+        write_json(start.folder / "manifest.json", manifest)
+        raise
+    manifest |= {"status": "finished", "finished": now()}
+    write_json(start.folder / "manifest.json", manifest)
+    taken = f"{manifest['rows']} answers, {manifest['steps']} steps, {manifest['seconds']['sft']:.0f} s of SFT"
+    console.print(f"model {start.model_dir}: {taken}", highlight=False)
+    return manifest
+
+
+def _manifest(start: ColdStart) -> dict[str, Any]:
+    named = [start.model.path, *(s.policy for s in (start.answers.sample, start.answers.pass_rate) if s and s.policy)]
+    return {
+        "entrl": __version__,
+        "name": start.name,
+        "versions": versions(),
+        "git": git_state(Path.cwd()),
+        "config_hash": start.config_hash(),
+        "made_with": {model: made for model in named if (made := made_from(Path(model).parent))},
+        "command": sys.argv,
+        "started": now(),
+        "status": "running",
+    }
+
+
+def _clear(folder: Path) -> None:
+    """Delete what a cold start writes, nothing else."""
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file; set `out` to another place")
+    if not (folder / "manifest.json").is_file() and folder.exists() and any(folder.iterdir()):
+        raise ValueError(f"{folder} exists and is not a cold start's folder; set `out` to another place")
+    if (folder / "metrics.jsonl").exists():
+        raise ValueError(f"{folder} is the folder of a run, not of a cold start; set `out` to another place")
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in WRITTEN:
+        target = folder / name
+        if target.is_dir():
+            shutil.rmtree(target)
+        else:
+            target.unlink(missing_ok=True)
+
+
+def _make(start: ColdStart, console: Console) -> dict[str, Any]:
+    from entrl.cold_start.answers import collect
+    from entrl.run import load_model
+    from entrl.run_log import be_quiet
+
+    def say(text: str) -> None:
+        console.print(text, highlight=False)
+
+    be_quiet()
+    with _threads(start.threads):
+        began = time.perf_counter()
+        model, tokenizer = load_model(start)  # type: ignore[arg-type]  # reads .model alone
+        every = collect(start.answers, start.answers_file(), (model, tokenizer), base=start.base, say=say)
+        rows, report = choose(every, start.curation)
+        write_choice(start.folder, rows, report)
+        print_choice(report, console)
+        taught = time.perf_counter()
+        steps = teach(model, tokenizer, rows, start)
+        ended = time.perf_counter()
+    model.config.use_cache = True  # the trainer turned it off
+    model.save_pretrained(start.model_dir)
+    tokenizer.save_pretrained(start.model_dir)
+    return {
+        "steps": steps,
+        "rows": len(rows),
+        "weights_sha256": weights_sha256(start.model_dir),
+        "seconds": {"answers": round(taught - began, 1), "sft": round(ended - taught, 1)},
+    }
+
+
+@contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def teach(model: Any, tokenizer: Any, rows: Sequence[Mapping[str, Any]], start: ColdStart) -> int:
+    """SFT on prompt and completion; returns the optimiser steps. TRL appends the end token."""
+    from datasets import Dataset
+    from trl import SFTConfig, SFTTrainer
+
+    table = Dataset.from_list([_pair(row) for row in rows])
+    with tempfile.TemporaryDirectory() as scratch:  # the trainer wants a folder, what is kept lies in `out`
+        args = SFTConfig(output_dir=scratch, **start.sft)
+        trainer = SFTTrainer(model=model.train(), args=args, train_dataset=table, processing_class=tokenizer)
+        trainer.train()
+    model.eval()
+    return trainer.state.global_step
+
+
+def _pair(row: Mapping[str, Any]) -> dict[str, Any]:
+    """What TRL reads: both sides text, or both sides messages."""
+    prompt, completion = row["prompt"], row["completion"]
+    if isinstance(prompt, str) or not isinstance(completion, str):
+        return {"prompt": prompt, "completion": completion}
+    return {"prompt": prompt, "completion": [{"role": "assistant", "content": completion}]}
+
+
+def weights_sha256(folder: Path) -> str:
+    """Of the bytes of every weight file in name order, in hexadecimal."""
+    found = hashlib.sha256()
+    for file in sorted(folder.glob("*.safetensors")):
+        found.update(file.read_bytes())
+    return found.hexdigest()
