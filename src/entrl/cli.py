@@ -365,7 +365,7 @@ def run_replicate(options: argparse.Namespace) -> int:
 
 
 def run_curate(options: argparse.Namespace) -> int:
-    from entrl.cold_start.choose import curate_file
+    from entrl.answer_files import curate_file
     from entrl.curation import CurationSpec
 
     spec = CurationSpec(

@@ -1,19 +1,17 @@
 """Where the answers of a cold start come from: one row per answer, ready to be curated and taught.
 
-    problem_id, source, level, prompt, completion
-    correct      1, 0, or null where nobody checked
-    length       tokens, the end token included
-    pass_rate    of the problem, where it was measured apart from these answers
-
-A file of answers needs problem_id, prompt and completion, and correct or pass_rate wherever answers are curated.
+problem_id, source, level, prompt, completion
+correct      1, 0, or null where nobody checked
+length       tokens, the end token included
+pass_rate    of the problem, where it was measured apart from these answers
 """
 
-import json
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from entrl.answer_files import Row, read_answers, token_count, with_lengths
 from entrl.cold_start.spec import AnswersSpec, LessonsSpec, SampleSpec, SamplingSpec
 from entrl.evaluate import DEFAULT_SCORE, _as_sampler, _encode, _Writer, evaluate, load_policy
 from entrl.load import load_object
@@ -21,10 +19,6 @@ from entrl.nursery.traces import lesson
 from entrl.recipe import DataSpec, load_rows
 from entrl.tasks import load_task
 
-REQUIRED = ("problem_id", "prompt", "completion")
-END_TOKENS = 1  # what a completion given as text lacks and SFT appends
-
-Row = dict[str, Any]
 Policy = tuple[Any, Any]  # model and tokenizer
 
 
@@ -47,51 +41,6 @@ def collect(
     say(f"measuring pass rates of {len(problems)} problems with {spec.pass_rate.samples} answers each")
     rates = measured_rates(spec.pass_rate, problems, student)
     return [{**row, "pass_rate": rates[row["problem_id"]]} for row in rows]
-
-
-# --- a file -------------------------------------------------------------------------------------------------------
-
-
-def read_answers(file: Path) -> list[Row]:
-    """Rows of a JSON-lines file; ValueError names the line that is no answer."""
-    rows = []
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{file}:{number} is not JSON: {error}") from error
-        missing = [key for key in REQUIRED if key not in row] if isinstance(row, dict) else list(REQUIRED)
-        if missing:
-            raise ValueError(f"{file}:{number} lacks {', '.join(missing)}; an answer has {', '.join(REQUIRED)}")
-        rows.append({**row, "problem_id": str(row["problem_id"])})
-    if not rows:
-        raise ValueError(f"{file} holds no answers")
-    return rows
-
-
-def with_lengths(rows: Sequence[Row], tokenizer: Any = None) -> list[Row]:
-    """Rows that all have a `length`: their own, else tokens, else (without a tokenizer) characters."""
-    given = sum(row.get("length") is not None for row in rows)
-    if given == len(rows):
-        return list(rows)
-    if given:
-        raise ValueError(f"{given} of {len(rows)} answers have a length; give it to all or to none, units may differ")
-    texts = [completion_text(row) for row in rows]
-    counts = [len(text) if tokenizer is None else token_count(text, tokenizer) for text in texts]
-    return [{**row, "length": count} for row, count in zip(rows, counts, strict=True)]
-
-
-def completion_text(row: Mapping[str, Any]) -> str:
-    """A completion as text; messages one after the other."""
-    completion = row["completion"]
-    return completion if isinstance(completion, str) else "".join(message["content"] for message in completion)
-
-
-def token_count(text: str, tokenizer: Any) -> int:
-    """Tokens of a completion that has no end token yet, counted with it."""
-    return len(tokenizer(text, add_special_tokens=False)["input_ids"]) + END_TOKENS
 
 
 # --- scripted lessons ---------------------------------------------------------------------------------------------

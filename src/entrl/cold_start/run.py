@@ -18,7 +18,7 @@ from typing import Any
 from rich.console import Console
 
 from entrl import __version__
-from entrl.cold_start.choose import choose, print_choice, write_choice
+from entrl.answer_files import choose, print_choice, write_choice
 from entrl.cold_start.spec import ColdStart
 from entrl.recipe import parse_yaml
 from entrl.run_folder import flat, git_state, now, read_json, versions, write_json, write_text

@@ -2,7 +2,7 @@
 
 model:     {path, dtype, ...}      what is taught, as in a recipe
 answers:   one of
-    file: answers.jsonl            rows of `entrl.cold_start.answers`, relative to this file
+    file: answers.jsonl            rows of `entrl.answer_files`, relative to this file
     sample: {task, size, ...}      a policy's own answers to the problems of a task
     lessons: {terms, ...}          the nursery's scripted traces for sums
   and, where pass rates should not be counted from these answers themselves,

@@ -1,5 +1,11 @@
-"""The choice of answers: from a file or in memory, written down and shown."""
+"""Answers in files, and the choice among them: `entrl curate`.
 
+A file of answers holds JSON lines with problem_id, prompt and completion (text, or chat messages); wherever it is
+curated also correct (1, 0, or null where nobody checked) or pass_rate (of the problem); and where it likes source
+(default: all one), length (in any unit) and level.
+"""
+
+import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,17 +17,62 @@ from rich.table import Table
 from entrl.curation import CurationSpec, curate
 from entrl.run_folder import append_lines, write_json
 
+REQUIRED = ("problem_id", "prompt", "completion")
+END_TOKENS = 1  # what a completion given as text lacks and SFT appends
+
+Row = dict[str, Any]
+
+
+def read_answers(file: Path) -> list[Row]:
+    """Rows of a JSON-lines file; ValueError names the line that is no answer."""
+    rows = []
+    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{file}:{number} is not JSON: {error}") from error
+        missing = [key for key in REQUIRED if key not in row] if isinstance(row, dict) else list(REQUIRED)
+        if missing:
+            raise ValueError(f"{file}:{number} lacks {', '.join(missing)}; an answer has {', '.join(REQUIRED)}")
+        rows.append({**row, "problem_id": str(row["problem_id"])})
+    if not rows:
+        raise ValueError(f"{file} holds no answers")
+    return rows
+
+
+def with_lengths(rows: Sequence[Row], tokenizer: Any = None) -> list[Row]:
+    """Rows that all have a `length`: their own, else tokens, else (without a tokenizer) characters."""
+    given = sum(row.get("length") is not None for row in rows)
+    if given == len(rows):
+        return list(rows)
+    if given:
+        raise ValueError(f"{given} of {len(rows)} answers have a length; give it to all or to none, units may differ")
+    texts = [completion_text(row) for row in rows]
+    counts = [len(text) if tokenizer is None else token_count(text, tokenizer) for text in texts]
+    return [{**row, "length": count} for row, count in zip(rows, counts, strict=True)]
+
+
+def completion_text(row: Mapping[str, Any]) -> str:
+    """A completion as text; messages one after the other."""
+    completion = row["completion"]
+    return completion if isinstance(completion, str) else "".join(message["content"] for message in completion)
+
+
+def token_count(text: str, tokenizer: Any) -> int:
+    """Tokens of a completion that has no end token yet, counted with it."""
+    return len(tokenizer(text, add_special_tokens=False)["input_ids"]) + END_TOKENS
+
 
 def curate_file(
     file: Path, out: Path, spec: CurationSpec, *, tokenizer: str | None = None, console: Console | None = None
 ) -> dict[str, Any]:
-    """Choose from a file of answers (`entrl.cold_start.answers`); writes out/train.jsonl and report.json.
+    """Choose from a file of answers ; writes out/train.jsonl and report.json.
 
     tokenizer: a model whose tokens are counted where the file has no lengths; None counts characters. Returns the
     report, with `unit` saying what lengths are in.
     """
-    from entrl.cold_start.answers import read_answers, with_lengths
-
     rows = read_answers(file)
     own = all(row.get("length") is not None for row in rows)
     unit = "as in the file" if own else "characters" if tokenizer is None else "tokens"
