@@ -234,6 +234,24 @@ def test_the_penalty_carries_beta_and_none_of_the_policy_terms_weights():
     assert torch.allclose(current.weighted_penalty(), expected, atol=1e-12)
 
 
+def test_under_trls_correction_the_penalty_carries_the_ratio_with_its_graph():
+    rows, log_probs, ref = random_batch()
+    old = log_probs - 0.1 * torch.randn_like(log_probs)
+    x = log_probs.clone().requires_grad_()
+    current = LossPass(
+        rows=rows, old_log_probs_BT=old, ref_log_probs_BT=ref, controllers=[DynamicKL(strength=3, rule="fixed")],
+        selections=[None], beta=0.25, corrected_kl=True,
+    )  # fmt: skip
+    current.run(x, torch.ones_like(x))
+    found = current.weighted_penalty()
+    y = log_probs.clone().requires_grad_()
+    expected = torch.where(rows.mask_BT, 0.5 * (torch.exp(ref - y) - (ref - y) - 1) * torch.exp(y - old), 0.0)
+    assert torch.allclose(found, expected, atol=1e-12)
+    found.sum().backward()
+    expected.sum().backward()
+    assert torch.allclose(x.grad, y.grad, atol=1e-12)
+
+
 def test_a_loss_without_that_term_is_refused():
     rows, log_probs, ref = random_batch()
     kwargs = {"rows": rows, "old_log_probs_BT": None, "selections": [None], "controllers": [DynamicKL(strength=2)]}

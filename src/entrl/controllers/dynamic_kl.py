@@ -20,9 +20,10 @@ Differs: published, each rank moves its own m_d by its own micro-batches and ran
     (tests: a KL that falls as 1/m^2 never settles). Targets are per difficulty (there 0.01 for all), easy problems held
     the tightest. The clip of the multiplicative error is ours (`error_clip: inf` is the paper's). What moves m_d is
     clamped as published (x to 20, k to 10 nats); the loss, which is TRL's, is not. The published controller, ranks
-    apart, is `update: micro_batch` with `interval: 100`, `decay: 0.97` and targets of 0.01.
-Needs:   `beta` above 0 without `use_bias_correction_kl`; a reward that publishes `difficulty` (0 easy, 1 medium,
-    2 hard, negative unknown: m = 1), and `high_entropy` with a `window_factor`
+    apart, is `update: micro_batch` with `interval: 100`, `decay: 0.97` and targets of 0.01. TRL's
+    `use_bias_correction_kl`, on by default, puts its term and ours under the ratio; KL_d is without it.
+Needs:   `beta` above 0; a reward that publishes `difficulty` (0 easy, 1 medium, 2 hard, negative unknown: m = 1), and
+    `high_entropy` with a `window_factor`
 """
 
 import math

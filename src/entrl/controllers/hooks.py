@@ -123,8 +123,9 @@ class LossTerms:
     penalty_BT: nats-scaled loss per token, with its graph, added under the policy term's own normaliser and its own
         importance-sampling weight; None = 0. Must be finite everywhere, padding included.
     reference_penalty_BT: what to add per token to the trainer's KL term, with its graph and in units of its
-        coefficient (TRL's `beta`): under the same normaliser, without the policy term's weights, as TRL adds that
-        term itself; None = 0. Must be finite everywhere, padding included.
+        coefficient (TRL's `beta`): under the same normaliser, without the policy term's weights, and under the ratio
+        where that term is (`use_bias_correction_kl`), all of which the trainer sees to; None = 0. Must be finite
+        everywhere, padding included.
     sums: scalars outside the graph. The trainer adds them over the micro-batches of the step and over the ranks,
         then hands the totals to `Controller.summarise`.
     """

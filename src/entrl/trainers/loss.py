@@ -51,6 +51,7 @@ class LossPass:
     high-entropy mask, off-policy mask); the penalty gets the same. The KL term to the reference model carries none of
     them, and so does what is added to it.
     beta: coefficient of that term
+    corrected_kl: that term is under the token's ratio, with its graph (TRL's `use_bias_correction_kl`, on by default)
     """
 
     rows: Rows
@@ -61,12 +62,13 @@ class LossPass:
     eps_low: float = 0.2
     eps_high: float = 0.2
     beta: float = 0.0
+    corrected_kl: bool = False
     fresh: bool = False
     log_probs_BT: Tensor | None = None  # of the pass, detached; set once it has been made
     entropies_BT: Tensor | None = None
     policy_weight_BT: Tensor | None = None
     penalty_BT: Tensor | None = None
-    reference_penalty_BT: Tensor | None = None  # in units of beta
+    reference_penalty_BT: Tensor | None = None  # in units of beta, under the ratio where TRL's term is
     sums: dict[str, Tensor] = field(default_factory=dict)
 
     def run(self, log_probs_BT: Tensor, entropies_BT: Tensor) -> Tensor | None:
@@ -95,6 +97,9 @@ class LossPass:
                 )
             self.reference_penalty_BT = _sum(self.reference_penalty_BT, terms.reference_penalty_BT)
             self.sums.update({f"{controller.name}/{key}": value for key, value in terms.sums.items()})
+        if self.reference_penalty_BT is not None and self.corrected_kl:
+            x_BT = torch.where(self.rows.mask_BT, log_probs_BT - old_BT, 0.0)
+            self.reference_penalty_BT = self.reference_penalty_BT * x_BT.exp()
         return weight_BT
 
     def weigh_policy(self, weight: Tensor) -> None:
