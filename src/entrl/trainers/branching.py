@@ -319,6 +319,20 @@ def _towards(old: float, new: float) -> float:
     return LENGTH_DECAY * old + (1 - LENGTH_DECAY) * new
 
 
+def branch_options(args: Any) -> BranchOptions | None:
+    """The `branch_*` options of a trainer's config, None where it does not branch; ValueError as `BranchOptions`."""
+    if getattr(args, "branch_roots", None) is None:
+        return None
+    return BranchOptions(
+        roots=args.branch_roots,
+        at=args.branch_at,
+        window=args.branch_window,
+        quantile=args.branch_quantile,
+        attempts=args.branch_attempts,
+        token_budget=args.branch_token_budget,
+    )
+
+
 def branching_problems(args: Any, *, whole_groups: bool, tools: bool = False, rollout_func: bool = False) -> list[str]:
     """Why these options cannot branch; empty = all right, or `branch_roots` is not set.
 
@@ -327,6 +341,10 @@ def branching_problems(args: Any, *, whole_groups: bool, tools: bool = False, ro
     roots = getattr(args, "branch_roots", None)
     if roots is None:
         return []
+    try:
+        branch_options(args)
+    except ValueError as error:
+        return [str(error)]
     out = []
     if not 2 <= roots < args.num_generations:
         out.append(

@@ -31,6 +31,12 @@ class EntropyGRPOConfig(GRPOConfig):
     truncation_correction: what is done about a sampler that truncates (top_p, top_k, top_h) under vLLM, whose log-probs
         are then those of the truncated distribution q = p / G. `restore` adds log G to them, so that the importance
         ratio compares trainer and engine only; `weigh` leaves the ratio p / q = G <= 1 as each token's weight.
+    branch_roots: completions of each prompt that are written whole; the others continue their prefixes from
+        high-entropy windows on (`entrl.branching`). None: every completion is written whole.
+    branch_at: fork at the first token of a window (`window_start`) or at its last (`window_end`).
+    branch_window: tokens of a window. branch_quantile: of a root's window means, which sets the threshold.
+    branch_attempts: draws of a fork's window before its root stays whole.
+    branch_token_budget: generated tokens per prompt to stay within on average; None: no limit.
     vllm_engine_dtype: what a colocated engine computes in; None = vLLM's choice, which is bfloat16 for a float32 model.
     vllm_replicas: vLLM servers started by `entrl serve`; LoRA runs send them the adapter alone. Instead of TRL's one
         server with full weights over NCCL.
@@ -57,6 +63,12 @@ class EntropyGRPOConfig(GRPOConfig):
     top_h: float | None = field(default=None, metadata={"help": "Top-H alpha of rollouts."})
     top_h_rule: str = field(default="paper", metadata={"help": "paper or reference."})
     truncation_correction: str | None = field(default=None, metadata={"help": "restore, weigh, or null."})
+    branch_roots: int | None = field(default=None, metadata={"help": "Completions of a prompt that are written whole."})
+    branch_at: str = field(default="window_start", metadata={"help": "window_start or window_end."})
+    branch_window: int = field(default=4, metadata={"help": "Tokens of a high-entropy window."})
+    branch_quantile: float = field(default=0.95, metadata={"help": "Of a root's window means: the threshold."})
+    branch_attempts: int = field(default=3, metadata={"help": "Draws of a fork's window."})
+    branch_token_budget: int | None = field(default=None, metadata={"help": "Generated tokens per prompt."})
     vllm_engine_dtype: str | None = field(default=None, metadata={"help": "Precision of a colocated engine."})
     vllm_replicas: list[str] | None = field(default=None, metadata={"help": "URLs of `entrl serve` servers."})
     vllm_adapter_dir: str | None = field(default=None, metadata={"help": "Folder shared with the servers."})

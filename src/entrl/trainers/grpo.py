@@ -11,6 +11,7 @@ Passes over a rollout's tokens, in order:
     rescore    truncated rows again, where TRL scored them behind a zero mask (`mask_truncated_completions`)
     reference  TRL's pass of the reference model (beta > 0)
     exact      one no-grad pass per optimiser step, for controllers with scope `exact`
+    branch     no-grad passes over the roots of a branched rollout and the first tokens of its forks
     probe      one no-grad pass over the fixed probe prefixes, every `probe_every` steps
     after      one no-grad pass over a logged window's rows, after its step
     loss       the training pass
@@ -29,6 +30,7 @@ from entrl.controllers.hooks import Controller, Rows, Window
 from entrl.dynamics import Monitor
 from entrl.phases import ThinkTags
 from entrl.rollouts.faults import RolloutError
+from entrl.trainers.branching import BranchedRollout, Branching, branch_options, branching_problems
 from entrl.trainers.checkpoint import load_state, moved, save_state
 from entrl.trainers.counters import Counters
 from entrl.trainers.grpo_rollout import COLUMN, RolloutHalf
@@ -87,6 +89,8 @@ class EntropyGRPOTrainer(RolloutHalf):
         self._loss_pass: LossPass | None = None
         self._selections: list[Any] = []
         self._rewards_per_func: Tensor | None = None
+        self._branched: BranchedRollout | None = None
+        self._branching: Branching | None = None
         self._warned: set[str] = set()
         self.completion_samples: deque[dict[str, Any]] = deque(maxlen=1024)
         if "rollout_func" in trl_kwargs:
@@ -102,6 +106,9 @@ class EntropyGRPOTrainer(RolloutHalf):
         self._wanted: frozenset[str] = frozenset().union(*(needed_signals(r) for r in self.reward_funcs))
         self.think_tags = self._find_think_tags()
         self._loss_controllers = [c for c in self.controllers if c.uses_loss_hook]
+        if (options := branch_options(self.args)) is not None:
+            self._refuse_branching()
+            self._branching = Branching(options)
         self._start_observing()
         scored = bool(self._loss_controllers or self._wanted & set(SCORED_SIGNALS))
         if scored or self._observation.probe.on or self._windows.on:
@@ -115,6 +122,12 @@ class EntropyGRPOTrainer(RolloutHalf):
     def _refuse(self, args: Any, reward_funcs: Sequence[Any]) -> None:
         problems = check_schedule(args, self.controllers, reward_funcs, args.world_size)
         if problems:
+            raise ValueError("; and ".join(problems))
+
+    def _refuse_branching(self) -> None:
+        """What only a built trainer knows."""
+        tools, rollout_func = bool(getattr(self, "tools", None)), getattr(self, "rollout_func", None) is not None
+        if problems := branching_problems(self.args, whole_groups=True, tools=tools, rollout_func=rollout_func):
             raise ValueError("; and ".join(problems))
 
     @property
@@ -301,6 +314,7 @@ class EntropyGRPOTrainer(RolloutHalf):
             eps_low=self.epsilon_low,
             eps_high=self.epsilon_high,
             beta=self.beta,
+            corrected_kl=self.args.use_bias_correction_kl,
             fresh=self._policy_is_fresh,
         )
         try:
@@ -409,6 +423,7 @@ class EntropyGRPOTrainer(RolloutHalf):
             "buffered_rows": moved(self._buffered_inputs, "cpu"),
             "counters": self.counters.state_dict(),
             "probe": self._observation.probe.state_dict(),
+            "branching": None if self._branching is None else self._branching.state_dict(),
             "controllers": [c.state_dict() for c in self.controllers],
             "rewards": [r.state_dict() if hasattr(r, "state_dict") else None for r in self._stateful_rewards()],
             "generation": self.vllm_generation.state_dict() if self._has_replicas else None,
@@ -430,6 +445,8 @@ class EntropyGRPOTrainer(RolloutHalf):
         self.counters.load_state_dict(state["counters"])
         if "probe" in state:  # older checkpoints have none
             self._observation.probe.load_state_dict(state["probe"])
+        if self._branching is not None and state.get("branching") is not None:
+            self._branching.load_state_dict(state["branching"])
         if self._has_replicas and state.get("generation") is not None:
             self.vllm_generation.load_state_dict(state["generation"])
         for controller, saved in zip(self.controllers, state["controllers"], strict=True):

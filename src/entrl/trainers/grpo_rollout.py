@@ -18,10 +18,13 @@ from transformers import PreTrainedTokenizerBase
 from trl import GRPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
 
+from entrl.branching import tree_advantages
 from entrl.controllers.hooks import Controller
 from entrl.phases import ThinkTags
 from entrl.rollouts.top_h import TopHLogitsProcessor, generating_through
+from entrl.trainers.branching import BranchedRollout, Branching
 from entrl.trainers.config import EntropyGRPOConfig
+from entrl.trainers.continuations import sampler_of
 from entrl.trainers.counters import Counters
 from entrl.trainers.logged_windows import LoggedWindows
 from entrl.trainers.observation import Observation
@@ -59,6 +62,8 @@ class RolloutHalf(GRPOTrainer):
     counters: Counters
     think_tags: ThinkTags | None
     _loss_controllers: list[Controller]
+    _branched: BranchedRollout | None
+    _branching: Branching | None
     _observation: Observation
     _pass: str | None
     _ranks: AccelerateRanks
@@ -90,22 +95,53 @@ class RolloutHalf(GRPOTrainer):
         out = super()._generate(prompts)
         prompt_ids, completion_ids, tool_mask = out[:3]
         self._rollout = Rollout(prompt_ids=prompt_ids, completion_ids=completion_ids, tool_mask=tool_mask)
+        branched, self._branched = self._branched, None
         rows = getattr(self.vllm_generation, "rows", None) if self.use_vllm else None
+        if branched is not None:
+            rows = branched.records
+            self._rollout.columns |= {name: column.tolist() for name, column in branched.columns.items()}
+            for name, value in branched.metrics.items():
+                self._metrics["train"][name].append(value)
         if rows is not None:
             self._rollout.sampler_log_probs = out[4]  # prompt ids, ids, tool mask, completions, log-probs
             self._rollout.take_sampled(rows)
         if self.model.training:
             written = sum(len(i) for i in completion_ids) if tool_mask is None else sum(sum(m) for m in tool_mask)
+            written = written if branched is None else branched.generated_tokens  # a prefix is written once
             self._observation.tally.add({"completion_tokens": torch.tensor(float(written))})
         return out
 
     def _generate_single_turn(self, *given: Any, **options: Any) -> Any:
+        if self._branching is None or not self.model.training:
+            return self._single_turn(*given, **options)
+        prompt_ids, images = given[:2]
+        if images is not None:
+            raise ValueError("branch_roots continues token prefixes, which prompts with images are not; remove it")
+        self._branched = self._branching.rollout(
+            prompt_ids,
+            self.num_generations,
+            generate=sampler_of(self, self._single_turn),
+            entropies=self._entropies_of,
+            max_new_tokens=self.max_completion_length,
+            end_ids=self._end_ids,
+            ranks=self._ranks,
+            device=self.accelerator.device,
+        )
+        return self._branched.completion_ids, self._branched.logprobs
+
+    def _single_turn(self, *given: Any, **options: Any) -> Any:
+        """TRL's own, under Top-H where transformers writes; in an engine the plugin truncates."""
         alpha = self._option("top_h")
-        if alpha is None or self.use_vllm:  # the engine's plugin truncates there
+        if alpha is None or self.use_vllm:
             return super()._generate_single_turn(*given, **options)
         processor = TopHLogitsProcessor(alpha, temperature=float(self.temperature), rule=self._option("top_h_rule"))
         with generating_through(self.accelerator.unwrap_model(self.model), [processor]):
             return super()._generate_single_turn(*given, **options)
+
+    def _entropies_of(self, prompts: list[list[int]], completions: list[list[int]]) -> list[Tensor]:
+        """Nats per token of completions that are not a rollout yet, in a pass of their own."""
+        drafts = Rollout(prompt_ids=prompts, completion_ids=completions, tool_mask=None)
+        return drafts.per_row(self._scores_of(drafts, range(len(drafts)), kind="branch")[1])
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         self._rollout = None
@@ -119,7 +155,7 @@ class RolloutHalf(GRPOTrainer):
             self._log_sampler_gap(output, rollout)
         if self.model.training:
             self._log_groups_without_spread()
-            advantages, replaced = self._run_rollout_hooks(output)
+            advantages, replaced = self._run_rollout_hooks(output, rollout)
             if self._loss_controllers or self._observation.monitor is not None or self._windows.on:
                 self._attach_window_columns(output, rollout, advantages, replaced=replaced)
             self._observe_rollout(rollout)
@@ -305,12 +341,17 @@ class RolloutHalf(GRPOTrainer):
         low, high = grouped.nan_to_num(math.inf).amin(1), grouped.nan_to_num(-math.inf).amax(1)
         self._metrics["train"]["groups/without_spread"].append((high <= low).float().mean().item())
 
-    def _run_rollout_hooks(self, output: dict[str, Any]) -> tuple[Tensor, bool]:
-        """Let controllers replace the advantages; returns those of all ranks, and whether any controller did."""
+    def _run_rollout_hooks(self, output: dict[str, Any], rollout: Rollout) -> tuple[Tensor, bool]:
+        """Let branching and controllers replace the advantages; returns those of all ranks, and whether any did."""
         rewards = self._weighted_rewards()
         local = output["advantages"].size(0)
         advantages, replaced = self._ranks.gather(output["advantages"]), False
         groups = torch.arange(rewards.numel(), device=rewards.device) // self.num_generations
+        if "branch_root" in rollout.columns:
+            tree = (rollout.column(name, 0).to(rewards.device) for name in ("branch_root", "branch_weight"))
+            roots, weights = (self._ranks.gather(column) for column in tree)
+            scale: Any = self.scale_rewards
+            advantages, replaced = tree_advantages(rewards, groups, roots, weights, scale=scale).float(), True
         for controller in self.controllers:
             changed = controller.on_rollout(rewards, groups, advantages)
             advantages, replaced = (advantages, replaced) if changed is None else (changed, True)

@@ -13,6 +13,7 @@ from typing import Any
 from entrl.controllers.ce_gppo import CEGPPO
 from entrl.controllers.guard import EntropyGuard
 from entrl.controllers.hooks import Controller, Role
+from entrl.trainers.branching import branching_problems
 from entrl.trainers.rewards import SCORED_SIGNALS, needed_signals, needs_whole_groups, reward_name
 from entrl.trainers.vllm_rules import vllm_problems
 
@@ -147,7 +148,25 @@ def check_schedule(
     entropy_aware = any(c.uses_loss_hook for c in controllers) or any(
         needed_signals(r) & set(SCORED_SIGNALS) for r in reward_funcs
     )
+    problems += branching_problems(args, whole_groups=schedule.whole_groups_per_rank)
+    if getattr(args, "branch_roots", None) is not None:
+        problems += [
+            f"branch_roots and {c.name} cannot be combined: both replace the advantages; keep one of them"
+            for c in acting
+            if _role(c) == "advantage"
+        ]
+    problems += _unpublished_columns(controllers, reward_funcs)
     return problems + vllm_problems(args, entropy_aware=entropy_aware)
+
+
+def _unpublished_columns(controllers: Sequence[Controller], reward_funcs: Sequence[Callable | Any]) -> list[str]:
+    published = {name for r in reward_funcs for name in getattr(r, "published_columns", ())}
+    return [
+        f"{c.name} needs {', '.join(missing)} of each row, which no reward here publishes; add hierarchical_entropy "
+        "(alpha: 0 makes it plain accuracy)"
+        for c in controllers
+        if (missing := [name for name in c.needs_columns if name not in published])
+    ]
 
 
 def _controller_problems(args: Any, controller: Controller, schedule: Schedule) -> list[str]:
