@@ -1,0 +1,264 @@
+"""entrl.cold_start: what its file may say, what is kept, where answers come from, and small starts made for real."""
+
+import json
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from tiny_model import saved_model, tiny_model
+
+from entrl.cli import main
+from entrl.cold_start import cold_start, is_made, load_cold_start
+from entrl.cold_start.answers import lesson_problems, lesson_rows, measured_rates, sample_problems, sample_rows
+from entrl.cold_start.spec import LessonsSpec, SampleSpec, SamplingSpec, make_cold_start
+from entrl.curation import pass_rates
+from entrl.evaluate import load_policy
+from entrl.nursery.tokenizer import character_tokenizer
+from entrl.recipe import parse_yaml
+
+RECIPES = Path(__file__).parents[1] / "recipes" / "ares"
+QUIET = Console(quiet=True)
+START = """
+model: {{path: {model}}}
+answers: {{lessons: {{terms: [2, 3], problems: 12, think: 1.0, slip: 0.0}}}}
+sft: {{max_steps: 2, per_device_train_batch_size: 4, learning_rate: 0.01, bf16: false, use_cpu: true,
+  gradient_checkpointing: false}}
+threads: 1
+out: {out}
+"""
+
+
+@pytest.fixture
+def file(tmp_path):
+    saved_model(tmp_path / "base")
+    (tmp_path / "start.yaml").write_text(START.format(model=tmp_path / "base", out=tmp_path / "start"))
+    return tmp_path / "start.yaml"
+
+
+def load(file, *words):
+    return load_cold_start(file, words)
+
+
+# --- the file -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["cold-start-vanilla", "cold-start"])
+def test_shipped_files_are_read_and_read_back(name):
+    start = load(RECIPES / f"{name}.yaml")
+    again = make_cold_start(parse_yaml(start.to_yaml()), name=name, base=RECIPES)
+    assert again == start
+    assert again.config_hash() == start.config_hash()
+
+
+def test_the_shipped_starts_differ_in_answers_and_their_choice_alone():
+    """Whatever a comparison of the two finds must come from the answers."""
+    vanilla, adaptive = (load(RECIPES / f"{name}.yaml") for name in ("cold-start-vanilla", "cold-start"))
+    assert vanilla.model == adaptive.model
+    order = "train_sampling_strategy"  # the adaptive one repeats its answers, so it draws their order anew
+    assert {k: v for k, v in vanilla.sft.items() if k != order} == dict(adaptive.sft)
+    assert adaptive.answers.pass_rate is not None
+    assert adaptive.answers.pass_rate.policy == str(vanilla.model_dir)
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("modle.path=x", "unknown key 'modle' in cold start. Did you mean 'model'"),
+        ("sft.lerning_rate=1", "unknown key 'lerning_rate' in sft. Did you mean 'learning_rate'"),
+        ("sft.output_dir=x", "sft.output_dir is set elsewhere: set `out`"),
+        ("sft.max_steps=many", "sft.max_steps must be int"),
+        ("answers.lessons.thnk=1", "unknown key 'thnk' in answers.lessons. Did you mean 'think'"),
+        ("answers.lessons.think=2", "think is a probability"),
+        ("answers.lessons.checks=[]", "checks is empty"),
+        ("answers.lessons.checks=[0.1, 1.2]", "check is a probability"),
+        ("answers.lessons.problems=0", "answers.lessons.problems must be at least 1"),
+        ("answers.file=x.jsonl", r"exactly one of file, sample and lessons, got \['file', 'lessons'\]"),
+        ("answers={}", "exactly one of file, sample and lessons, got none"),
+        ('answers={"file": "x", "pass_rate": {}}', "write a pass_rate into each row of the file"),
+        ("answers.pass_rate.samples=0", "SamplingSpec.samples must be at least 1"),
+        ("answers.pass_rate.temperature=0", "greedy answers have no pass rate"),
+        ("answers.pass_rate.top_p=0", r"top_p must be in \(0, 1\]"),
+        ('answers={"sample": {"size": 3}}', "answers.sample needs a 'task'"),
+        ("curation.fallback=guess", "curation.fallback must be one of error, nearest"),
+        ("threads=0", "threads must be at least 1"),
+        ("out=3", "out must be str"),
+        ("out=", "has no 'out'"),
+    ],
+)
+def test_files_are_strict(tmp_path, word, message):
+    (tmp_path / "start.yaml").write_text(START.format(model="tiny-reasoner", out=tmp_path / "start"))
+    with pytest.raises(ValueError, match=message):
+        load(tmp_path / "start.yaml", word)
+
+
+def test_the_hash_is_of_what_decides_the_weights(file, tmp_path):
+    plain = load(file).config_hash()
+    assert load(file, f"out={tmp_path / 'elsewhere'}").config_hash() == plain
+    assert load(file, "curation=null").config_hash() == plain  # what was not there is as good as null
+    others = ("sft.learning_rate=0.02", "answers.lessons.seed=1", "threads=2", "curation={}")
+    assert len({plain, *(load(file, word).config_hash() for word in others)}) == len(others) + 1
+
+
+def test_the_hash_sees_the_content_of_a_file_of_answers(file, tmp_path):
+    answers = tmp_path / "answers.jsonl"
+    answers.write_text("{}\n")
+    before = load(file, 'answers={"file": "answers.jsonl"}').config_hash()
+    answers.write_text("[]\n")
+    assert load(file, 'answers={"file": "answers.jsonl"}').config_hash() != before
+
+
+# --- where answers come from --------------------------------------------------------------------------------------
+
+
+def test_lessons_are_checked_by_the_task_and_counted_in_tokens():
+    spec = LessonsSpec(terms=[2, 4], problems=60, per_problem=2, think=1.0, slip=0.3, checks=[0.0, 1.0])
+    tokenizer = character_tokenizer()
+    rows = lesson_rows(spec, lesson_problems(spec), tokenizer)
+    assert [row["level"] for row in rows[:4]] == ["2", "2", "4", "4"]
+    assert [row["problem_id"] for row in rows[::2]] == [row["problem_id"] for row in rows[1::2]]
+    for row in rows:
+        right = eval(row["prompt"].rstrip("="))
+        assert row["correct"] == int(row["completion"].rpartition("</think>")[2] == str(right))
+        assert row["length"] == len(tokenizer(row["completion"])["input_ids"]) + 1
+    unchecked, checked = rows[::2], rows[1::2]
+    assert all(row["correct"] for row in checked)  # a step done twice repairs its slip
+    assert not all(row["correct"] for row in unchecked)
+    assert not any("?" in row["completion"] for row in unchecked)
+
+
+def test_pass_rates_are_those_of_the_policy_that_is_named(tmp_path):
+    """The shipped base against its own evaluation; a random model solves nothing."""
+    problems = lesson_problems(LessonsSpec(terms=[2], problems=12, seed=5))
+    random_model = tiny_model(), character_tokenizer()
+    spec = SamplingSpec(samples=4, max_new_tokens=32, policy="tiny-reasoner", seed=3)
+    rates = measured_rates(spec, problems, random_model)
+    assert set(rates) == set(problems["problem_id"])
+    assert {Fraction(rate).denominator for rate in rates.values() if rate is not None} <= {1, 2, 4}
+    assert sum(rates.values()) > 0
+    assert rates == measured_rates(spec, problems, random_model)
+    own = measured_rates(SamplingSpec(samples=2, max_new_tokens=4), problems, random_model)
+    assert set(own.values()) == {0.0}
+
+
+def test_a_policys_answers_are_scored_and_truncated_ones_left_out():
+    spec = SampleSpec(task="sums", args={"terms": [2, 6]}, size=10, samples=4, max_new_tokens=32, seed=2)
+    rows = sample_rows(spec, sample_problems(spec, None), load_policy("tiny-reasoner", device="cpu"))
+    assert 0 < len(rows) < 40, "six terms do not fit into 32 tokens when the model thinks"
+    by_problem: dict[str, list[dict]] = {}
+    for row in rows:
+        by_problem.setdefault(row["problem_id"], []).append(row)
+        assert row["length"] <= 32
+        assert row["source"] == "sums"
+    for mine in by_problem.values():
+        counted = Fraction(sum(row["correct"] for row in mine), 4)  # truncated answers are wrong ones
+        assert {Fraction(row["pass_rate"]) for row in mine} == {counted}
+    assert len(pass_rates(rows)) == len(rows)
+
+
+# --- made for real ------------------------------------------------------------------------------------------------
+
+
+def test_a_start_is_made_once_and_is_the_same_each_time(file, tmp_path):
+    manifest = cold_start(load(file), console=QUIET)
+    folder = tmp_path / "start"
+    assert (manifest["status"], manifest["rows"], manifest["steps"]) == ("finished", 12, 2)
+    rows = [json.loads(line) for line in (folder / "train.jsonl").read_text().splitlines()]
+    report = json.loads((folder / "report.json").read_text())
+    assert [row["level"] for row in rows] == ["2", "3"] * 6
+    assert report["levels"]["2"]["answers"] == 6
+    assert report["levels"]["2"]["accuracy"] == 1.0
+    stamp = (folder / "model" / "model.safetensors").stat().st_mtime_ns
+    assert cold_start(load(file), console=QUIET) == manifest
+    assert (folder / "model" / "model.safetensors").stat().st_mtime_ns == stamp, "it was made again"
+    again = cold_start(load(file, f"out={tmp_path / 'again'}"), console=QUIET)
+    assert again["weights_sha256"] == manifest["weights_sha256"]
+    base = load_policy(str(tmp_path / "base"))[0].state_dict()
+    taught = load_policy(str(folder / "model"))[0].state_dict()
+    assert any((base[k] != taught[k]).any() for k in base)
+
+
+def test_other_settings_are_refused_and_overwritten_on_request(file, tmp_path):
+    first = cold_start(load(file), console=QUIET)
+    other = load(file, "sft.learning_rate=0.02", "answers.lessons.seed=4")
+    with pytest.raises(ValueError, match=r"other settings \(answers.lessons.seed, sft.learning_rate\); overwrite=true"):
+        cold_start(other, console=QUIET)
+    second = cold_start(other, overwrite=True, console=QUIET)
+    assert second["weights_sha256"] != first["weights_sha256"]
+    assert len((tmp_path / "start" / "train.jsonl").read_text().splitlines()) == 12
+
+
+def test_an_interrupted_start_begins_again(file, tmp_path):
+    (tmp_path / "start").mkdir()
+    (tmp_path / "start" / "manifest.json").write_text('{"status": "running", "config_hash": "x"}')
+    (tmp_path / "start" / "train.jsonl").write_text("half a li")
+    assert not is_made(load(file))
+    cold_start(load(file), console=QUIET)
+    assert len((tmp_path / "start" / "train.jsonl").read_text().splitlines()) == 12
+
+
+def test_a_failure_is_written_down(file, tmp_path):
+    start = load(file, f"model.path={tmp_path / 'nowhere'}")
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        cold_start(start, console=QUIET)
+    manifest = json.loads((tmp_path / "start" / "manifest.json").read_text())
+    assert manifest["status"] == "failed"
+    assert "nowhere" in manifest["error"]
+
+
+@pytest.mark.parametrize("what", ["notes.txt", "metrics.jsonl"])
+def test_a_foreign_folder_is_left_alone(file, tmp_path, what):
+    (tmp_path / "start").mkdir()
+    (tmp_path / "start" / what).write_text("mine")
+    if what == "metrics.jsonl":  # a run has a manifest too
+        (tmp_path / "start" / "manifest.json").write_text('{"status": "finished"}')
+    with pytest.raises(ValueError, match=r"set `out` to another place"):
+        cold_start(load(file), console=QUIET)
+    assert (tmp_path / "start" / what).read_text() == "mine"
+
+
+def test_a_chain_notices_that_its_first_link_was_made_anew(file, tmp_path):
+    """The adaptive start measures pass rates with the vanilla one, so it is stale when that one changes."""
+    first = load(file)
+    cold_start(first, console=QUIET)
+    measured = f'answers.pass_rate={{"policy": "{first.model_dir}", "samples": 1, "max_new_tokens": 4}}'
+    second = load(file, f"out={tmp_path / 'second'}", measured)
+    cold_start(second, console=QUIET)
+    assert is_made(second)
+    cold_start(load(file, "sft.learning_rate=0.02"), overwrite=True, console=QUIET)
+    with pytest.raises(ValueError, match="which has been made anew since"):
+        is_made(second)
+
+
+def test_answers_of_a_file_are_curated_and_taught(file, tmp_path, capsys):
+    rates = (0.0, 0.5, 1.0)
+    rows = [
+        {"problem_id": f"{p}/{n}", "prompt": f"{n}+{n}=", "completion": "1" * (40 - int(20 * p) + n), "pass_rate": p}
+        for p in rates
+        for n in range(8)
+    ]
+    (tmp_path / "answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ['answers={"file": "answers.jsonl"}', "curation.per_bracket=2", "curation.brackets=2", "sft.max_steps=1"]
+    assert main(["cold-start", str(file), *words]) == 0
+    assert "6 of 24 answers taken" in capsys.readouterr().out
+    report = json.loads((tmp_path / "start" / "report.json").read_text())
+    # medians of 8 answers: 40 + 3.5 and 20 + 3.5 characters, a token each, and the end token
+    assert report["sources"][""] == {"length_0": 44.5, "length_1": 24.5, "substituted": []}
+    lengths = {cell["pass_rate"]: cell["median_length_taken"] for cell in report["brackets"]}
+    assert lengths == {0.0: 44.5, 0.5: 34.5, 1.0: 24.5}
+    assert main(["cold-start", str(file), *words]) == 0
+    assert "kept" in capsys.readouterr().out
+
+
+def test_the_command_has_nothing_to_resume(file, capsys):
+    assert main(["cold-start", str(file), "resume=true"]) == 2
+    assert "drop resume" in capsys.readouterr().err
+
+
+def test_messages_are_taught_as_messages(tmp_path):
+    """A prompt of chat messages gets an answer of one; TRL refuses a mixture."""
+    from entrl.cold_start.run import _pair
+
+    prompt = [{"role": "user", "content": "1+1?"}]
+    assert _pair({"prompt": prompt, "completion": "2"})["completion"] == [{"role": "assistant", "content": "2"}]
+    assert _pair({"prompt": "1+1=", "completion": "2", "length": 2}) == {"prompt": "1+1=", "completion": "2"}
