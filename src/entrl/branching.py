@@ -252,7 +252,7 @@ def tree_advantages(
     known_B = mass_B > 0
     value_B = torch.where(known_B, per_tree(weights_N * reward_N) / mass_B, 0.0)
     known_P, values_P = per_group(known_B.to(torch.float64)), per_group(value_B)
-    others_B = known_P[group_B] - known_B
+    others_B = known_P[group_B] - known_B.to(torch.float64)
     baseline_B = (values_P[group_B] - value_B) / others_B.clamp(min=1)
     rows_P, roots_P = (torch.bincount(x, minlength=groups).to(torch.float64) for x in (group_N, group_B))
     advantage_N = (rows_P / roots_P)[group_N] * weights_N * (reward_N - baseline_B[tree_N])
