@@ -123,6 +123,18 @@ def test_not_a_bit_depends_on_order_or_on_how_groups_lie_on_ranks(rows, rng):
     assert means(shuffled) == means(rows)
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_sums_are_exact_so_that_order_cannot_reach_the_last_bit(seed):
+    rng = random.Random(seed)
+    groups = [g for g in range(30) for _ in range(5)]
+    values = [rng.random() * 10 ** rng.randint(-3, 3) for _ in groups]
+    order = list(range(len(groups)))
+    rng.shuffle(order)
+    buckets = {g: g % 3 for g in range(30)}
+    shuffled = bucket_means([groups[i] for i in order], [values[i] for i in order], buckets)
+    assert shuffled == bucket_means(groups, values, buckets)
+
+
 def test_a_prompt_counts_once_however_many_completions_it_has():
     # prompt 1: mean 10 from four completions, prompt 2: mean 2 from one; (10 + 2) / 2 = 6, not 42 / 5
     buckets = {1: 0, 2: 0}
