@@ -391,14 +391,18 @@ def test_one_process_equals_two(mode, deal):
 # State
 
 
-@pytest.mark.parametrize("mode", ["fixed", "code", "paper"])
-def test_resume_in_the_middle_continues_to_the_bit(mode):
+@pytest.mark.parametrize(
+    "options",
+    [{"mode": "fixed"}, {"mode": "code"}, {"mode": "paper"}, {"mode": "paper", "lambda_mode": "dual_ascent", "window": 1}],
+    ids=str,
+)
+def test_resume_in_the_middle_continues_to_the_bit(options):
     batches = list(batches_of(5, batches=6))
-    straight, first = make(mode=mode), make(mode=mode)
+    straight, first = make(**options), make(**options)
     for rows, ok, groups in batches[:3]:
         call(straight, rows, ok=ok, groups=groups)
         call(first, rows, ok=ok, groups=groups)
-    second = make(mode=mode)
+    second = make(**options)
     second.load_state_dict(json.loads(json.dumps(first.state_dict())))
     for rows, ok, groups in batches[3:]:
         assert call(second, rows, ok=ok, groups=groups) == call(straight, rows, ok=ok, groups=groups)
