@@ -104,7 +104,15 @@ def forest(found: Mapping[str, Any]) -> str:
             text = f"{name}: {scale * d['diff']:+.3g} [{scale * d['lo']:+.3g}, {scale * d['hi']:+.3g}], "
             frame.reach(row, scale * d["lo"], scale * d["hi"], shade)
             frame.dot(scale * d["diff"], row, shade, radius=4, title=f"{text}p {d['p_holm']:.3g}, {d['verdict']}")
-        unit = "points" if scale == 100 else "nats" if "entropy" in metric else "tokens" if metric == "length" else ""
+        unit = (
+            "points"
+            if scale == 100
+            else "nats"
+            if "entropy" in metric
+            else "tokens"
+            if metric.startswith("length")
+            else ""
+        )
         html += chart(metric.replace("_", " ") + (f", {unit}" if unit else ""), frame.svg())
     legend = keys([*VERDICT_COLOUR, "not distinguishable"], [*VERDICT_COLOUR.values(), "var(--quiet)"])
     return f'{legend}<div class="charts">{html}</div>' if html else ""
@@ -254,6 +262,7 @@ BY_ANALYSIS = {
     "law_forecast": law,
     "predicted_change": predicted,
     "dose_response": dose,
+    "by_level": forest,
     "comparison": forest,
     "micro_batch": micro_batch,
 }

@@ -54,8 +54,8 @@ def check(study: Study) -> None:
 
 
 def _arms_named(options: Mapping[str, Any]) -> list[str]:
-    """Arms are named by `arm`, and by the lists inside `arms`, `groups`, `published` and `ours`."""
-    found = [options["arm"]] if isinstance(options.get("arm"), str) else []
+    """Arms are named by `arm` and `reference`, and by the lists inside `arms`, `groups`, `published` and `ours`."""
+    found = [options[key] for key in ("arm", "reference") if isinstance(options.get(key), str)]
     for key in ("arms", "groups", "published", "ours"):
         value = options.get(key) or []
         lists = value.values() if isinstance(value, Mapping) else [value]

@@ -58,28 +58,29 @@ def _metrics(runs: TaskRuns) -> dict[str, Callable[[str], dict[str, Any] | None]
     """Name -> comparison of an arm with the reference, None where either did not measure it."""
 
     def by_problem(score: Callable[[Mapping[str, Any]], float]) -> Callable[[str], dict[str, Any] | None]:
-        return lambda arm: _by_problem(runs, arm, score)
+        return lambda arm: by_problem_difference(runs, arm, score)
 
     def by_seed(read: Callable[[Path], float | None]) -> Callable[[str], dict[str, Any] | None]:
-        return lambda arm: _by_seed(runs, arm, read)
+        return lambda arm: by_seed_difference(runs, arm, read)
 
     first = next(iter(runs.arm(runs.reference).values()))
     ks = sorted(int(k) for k in evaluation(first)["pass_at_k"])
     return {
-        "greedy_accuracy": by_problem(lambda p: _number(p.get("greedy_correct"))),
-        "sampled_accuracy": by_problem(lambda p: _pass_at(p, 1)),
-        **{f"pass@{k}": by_problem(lambda p, k=k: _pass_at(p, k)) for k in ks if k > 1},
+        "greedy_accuracy": by_problem(lambda p: number(p.get("greedy_correct"))),
+        "sampled_accuracy": by_problem(lambda p: pass_at(p, 1)),
+        **{f"pass@{k}": by_problem(lambda p, k=k: pass_at(p, k)) for k in ks if k > 1},
         "entropy": by_seed(lambda f: evaluation(f)["entropy"].get("all")),
         "length": by_seed(lambda f: evaluation(f).get("mean_length_sampled")),
         **{name: by_seed(lambda f, m=metric: _late(f, m)) for name, metric in TRAINING.items()},
     }
 
 
-def _number(value: Any) -> float:
+def number(value: Any) -> float:
+    """NaN for None."""
     return math.nan if value is None else float(value)
 
 
-def _pass_at(problem: Mapping[str, Any], k: int) -> float:
+def pass_at(problem: Mapping[str, Any], k: int) -> float:
     """Chance that at least one of k of the n samples is right: 1 - C(n - c, k) / C(n, k); NaN where unverified."""
     n, c = problem.get("n_samples"), problem.get("n_correct")
     return math.nan if c is None or not n or n < k else 1 - math.comb(n - c, k) / math.comb(n, k)
@@ -92,7 +93,10 @@ def _late(folder: Path, metric: str) -> float | None:
         return None
 
 
-def _by_problem(runs: TaskRuns, arm: str, score: Callable[[Mapping[str, Any]], float]) -> dict[str, Any] | None:
+def by_problem_difference(
+    runs: TaskRuns, arm: str, score: Callable[[Mapping[str, Any]], float]
+) -> dict[str, Any] | None:
+    """The arm against the reference, problem by problem; None where fewer than two seeds or problems have a score."""
     seeds = runs.common_seeds([runs.reference, arm])
     tables = [_table([runs.arm(name)[s] for s in seeds], score) for name in (runs.reference, arm)]
     ids = [i for i in tables[0][0] if all(i in own for table in tables for own in table)]
@@ -113,7 +117,8 @@ def _table(folders: Sequence[Path], score: Callable[[Mapping[str, Any]], float])
     return [{p["id"]: score(p) for p in evaluation(f)["problems"]} for f in folders]
 
 
-def _by_seed(runs: TaskRuns, arm: str, read: Callable[[Path], float | None]) -> dict[str, Any] | None:
+def by_seed_difference(runs: TaskRuns, arm: str, read: Callable[[Path], float | None]) -> dict[str, Any] | None:
+    """The same for what has one number a run, paired over seeds; None where a run did not measure it."""
     seeds = runs.common_seeds([runs.reference, arm])
     a, b = ([read(runs.arm(name)[s]) for s in seeds] for name in (runs.reference, arm))
     if None in a or None in b:
