@@ -15,7 +15,7 @@ from entrl.cold_start.spec import LessonsSpec, SampleSpec, SamplingSpec, make_co
 from entrl.curation import pass_rates
 from entrl.evaluate import load_policy
 from entrl.nursery.tokenizer import character_tokenizer
-from entrl.recipe import parse_yaml
+from entrl.recipe import load_recipe, parse_yaml
 
 RECIPES = Path(__file__).parents[1] / "recipes" / "ares"
 QUIET = Console(quiet=True)
@@ -59,6 +59,16 @@ def test_the_shipped_starts_differ_in_answers_and_their_choice_alone():
     assert {k: v for k, v in vanilla.sft.items() if k != order} == dict(adaptive.sft)
     assert adaptive.answers.pass_rate is not None
     assert adaptive.answers.pass_rate.policy == str(vanilla.model_dir)
+
+
+def test_the_shipped_run_starts_where_the_cold_starts_end():
+    recipe, adaptive = load_recipe(RECIPES / "aepo.yaml"), load(RECIPES / "cold-start.yaml")
+    assert recipe.model.path == str(adaptive.model_dir)
+    assert adaptive.answers.lessons is not None
+    assert recipe.data.args["terms"] == adaptive.answers.lessons.terms
+    words = (Path(__file__).parents[1] / "launch" / "ares.sh").read_text()
+    order = [words.index(f"recipes/ares/{name}.yaml") for name in ("cold-start-vanilla", "cold-start", "aepo")]
+    assert order == sorted(order)  # the vanilla policy measures the adaptive one's pass rates
 
 
 @pytest.mark.parametrize(
