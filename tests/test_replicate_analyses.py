@@ -58,7 +58,8 @@ def write_run(folder: Path, arm: str, seed: int, *, dynamics: bool = True) -> No
         chance = 0.3 + 0.4 * (i % 3) / 2 + points
         correct = sum(rng.random() < chance for _ in range(8))
         problem = {"id": f"p{i}", "greedy_correct": rng.random() < chance, "n_correct": correct, "n_samples": 8}
-        problems.append(problem)
+        shorter = 3 if i % 3 == 2 and arm in ("low", "high") else 0  # on the easiest level alone
+        problems.append(problem | {"level": str(12 - i % 3 * 5), "mean_length": 40.0 - 5 * (i % 3) - shorter})
     sampled = sum(p["n_correct"] for p in problems) / 480
     evaluation = {
         "greedy_accuracy": sum(p["greedy_correct"] for p in problems) / 60,
@@ -148,7 +149,7 @@ def only(study: Study) -> dict:
 
 
 def test_every_analysis_says_what_it_asks():
-    assert known() == ["comparison", "dose_response", "law_forecast", "micro_batch", "predicted_change"]
+    assert known() == ["by_level", "comparison", "dose_response", "law_forecast", "micro_batch", "predicted_change"]
 
 
 def test_law_and_collapse(tmp_path):
@@ -231,6 +232,25 @@ def test_comparison(tmp_path):
             assert arm["p_holm"] >= arm["p"]
     assert found["metrics"]["entropy"]["arms"]["high"]["verdict"] == "higher"
     assert "distinct-2" not in found["metrics"]  # not logged, so not there
+
+
+def test_by_level(tmp_path):
+    found = only(written_study(tmp_path, "  - {use: by_level, arms: [low, high], margin: 0.06}\n"))
+    assert found["levels"] == ["2", "7", "12"]  # as numbers, easiest first
+    easy, hard = (found["metrics"][f"length, level {level}"]["arms"]["low"] for level in ("2", "12"))
+    assert (easy["diff"], easy["problems"], easy["seeds"]) == (-3.0, 20, 4)
+    assert hard["diff"] == 0.0
+    accuracy = found["metrics"]["sampled_accuracy, level 7"]["arms"]
+    assert accuracy["high"]["diff"] == pytest.approx(-0.15, abs=0.06)
+    assert found["metrics"]["tokens generated"]["arms"]["low"]["value"] == 100 * STEPS
+    assert found["answers"]["high"].startswith("shorter on 2, accuracy held on")
+    assert "easy shortened, hard not, at equal accuracy" not in found["answers"]["high"]
+
+
+def test_by_level_says_when_an_arm_does_what_was_asked(tmp_path):
+    found = only(written_study(tmp_path, "  - {use: by_level, arms: [low], reference: cut-16, margin: 0.2}\n"))
+    assert found["reference"] == "cut-16"
+    assert found["answers"]["low"] == "shorter on 2, accuracy held (easy shortened, hard not, at equal accuracy)"
 
 
 def test_micro_batches(tmp_path):
@@ -350,7 +370,7 @@ def test_a_bare_name_is_a_folder_under_recipes(tmp_path, monkeypatch):
     own.mkdir(parents=True)
     (own / "study.yaml").write_text("")
     assert find_study("entropy-mechanism").resolve() == own / "study.yaml"  # the current folder comes first
-    with pytest.raises(FileNotFoundError, match=r"no study 'entropy': looked for .*there are entropy-mechanism,"):
+    with pytest.raises(FileNotFoundError, match=r"no study 'entropy': looked for .*there are .*entropy-mechanism,"):
         find_study("entropy")
     with pytest.raises(FileNotFoundError, match=r"no study 'x'.*no recipes folder there holds a quick.yaml"):
         find_study("x", quick=True, roots=[tmp_path])
@@ -360,13 +380,32 @@ def test_a_bare_name_is_a_folder_under_recipes(tmp_path, monkeypatch):
         find_study("some/study.yaml")
 
 
+ASKED = {
+    "entropy-mechanism": {"comparison", "dose_response", "law_forecast", "micro_batch", "predicted_change"},
+    "ares": {"by_level", "comparison"},
+}
+
+
+@pytest.mark.parametrize("folder", sorted(ASKED))
 @pytest.mark.parametrize("name", ["study", "quick"])
-def test_the_shipped_study_is_sound(name):
-    study = load_study(ROOT / "recipes" / "entropy-mechanism" / f"{name}.yaml")
+def test_the_shipped_studies_are_sound(folder, name):
+    study = load_study(ROOT / "recipes" / folder / f"{name}.yaml")
     check(study)
     check_same_schedule(study)
-    assert {a["use"] for a in study.analyses} == set(known())
+    assert {a["use"] for a in study.analyses} == ASKED[folder]
     assert name == "quick" or len(study.seeds) >= 8
+
+
+@pytest.mark.slow
+def test_the_quick_ares_study_runs_every_arm(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = replicate("ares", quick=True, jobs=2, console=Console(quiet=True))
+    assert all(found["measured"] for a in result["analyses"] for found in a["tasks"].values())
+    by_level = result["analyses"][0]["tasks"]["tiers"]
+    assert by_level["levels"] == ["2", "3", "5"]
+    assert set(by_level["answers"]) == {arm for arm in result["arms"] if arm != "grpo"}
+    spent = by_level["metrics"]["tokens generated"]["arms"]["grpo-branch"]
+    assert spent["value"] < spent["reference"], "prefixes are written once"
 
 
 @pytest.mark.slow
