@@ -117,7 +117,8 @@ class _Tally:
             out["branch/threshold"] = threshold
         if self.planned:
             out["branch/accepted_share"] = self.accepted / self.planned
-            out["branch/windows_drawn"] = self.windows_drawn / self.planned
+        if self.windows_drawn:
+            out["branch/windows_drawn"] = self.windows_drawn / self.planned  # per fork, the accepted one included
         return out
 
 
