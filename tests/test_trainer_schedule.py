@@ -9,7 +9,7 @@ from entrl.controllers.kl_cov import KLCov
 from entrl.controllers.std_floor import StdFloor
 from entrl.nursery.tokenizer import character_tokenizer
 from entrl.trainers import EntropyGRPOTrainer, check_schedule, describe_schedule
-from entrl.trainers.grpo import check_trl
+from entrl.trainers.seam import check_trl
 
 
 def aware(completions, token_entropies, **_):

@@ -133,6 +133,51 @@ SECTIONS: tuple[tuple[str, tuple[Chart, ...]], ...] = (
         ),
     ),
     (
+        "Difficulty",
+        (
+            Chart(
+                title="Prompts by difficulty",
+                unit="prompts per rollout",
+                metrics=("ares/*/prompts",),
+                note="easy, medium, hard by the group's share of right answers, so buckets move with the policy",
+            ),
+            Chart(title="Length by difficulty", unit="tokens", metrics=("ares/*/length",)),
+            Chart(title="Accuracy by difficulty", unit="share", metrics=("ares/*/accuracy",)),
+            Chart(
+                title="High-entropy windows",
+                unit="per completion",
+                metrics=("ares/*/windows", "ares/*/target"),
+                note="counted, and what each difficulty is used to",
+            ),
+            Chart(title="Window threshold", unit="nats", metrics=("ares/threshold", "branch/threshold")),
+            Chart(
+                title="Wrong above right",
+                unit="share of wrong answers",
+                metrics=("ares/wrong_above_right",),
+                note="that earn more than the worst right one of their group",
+            ),
+            Chart(
+                title="KL to the reference",
+                unit="nats",
+                metrics=("dynamic_kl/kl_easy", "dynamic_kl/kl_medium", "dynamic_kl/kl_hard"),
+            ),
+            Chart(title="KL coefficient", unit="x beta", metrics=("dynamic_kl/multiplier_*",)),
+            Chart(
+                title="Forks and copies",
+                unit="per prompt",
+                metrics=("branch/roots", "branch/forks", "branch/copies"),
+                note="completions written whole, continued from a root's prefix, repeated",
+            ),
+            Chart(title="Generated tokens", unit="per prompt", metrics=("branch/generated_tokens",)),
+            Chart(
+                title="Groups that pass the filter",
+                unit="share",
+                metrics=("filter/pass_rate",),
+                note="the others were replaced by groups of new prompts",
+            ),
+        ),
+    ),
+    (
         "The law R = -a exp(H) + b",
         (
             Chart(

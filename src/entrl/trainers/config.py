@@ -37,6 +37,11 @@ class EntropyGRPOConfig(GRPOConfig):
     branch_window: tokens of a window. branch_quantile: of a root's window means, which sets the threshold.
     branch_attempts: draws of a fork's window before its root stays whole.
     branch_token_budget: generated tokens per prompt to stay within on average; None: no limit.
+    filter_on: train only on prompts whose completions differ, and draw new prompts in the place of the others:
+        `accuracy` keeps groups with filter_low < mean score < filter_high, `reward` those whose rewards' standard
+        deviation exceeds filter_min_std (`entrl.group_filter`). None: every prompt is trained on.
+    filter_max_tries: generations per rollout, the first included. filter_exhausted: what happens then, `keep` trains
+        on what there is, `error` stops.
     vllm_engine_dtype: what a colocated engine computes in; None = vLLM's choice, which is bfloat16 for a float32 model.
     vllm_replicas: vLLM servers started by `entrl serve`; LoRA runs send them the adapter alone. Instead of TRL's one
         server with full weights over NCCL.
@@ -69,6 +74,12 @@ class EntropyGRPOConfig(GRPOConfig):
     branch_quantile: float = field(default=0.95, metadata={"help": "Of a root's window means: the threshold."})
     branch_attempts: int = field(default=3, metadata={"help": "Draws of a fork's window."})
     branch_token_budget: int | None = field(default=None, metadata={"help": "Generated tokens per prompt."})
+    filter_on: str | None = field(default=None, metadata={"help": "accuracy, reward, or null."})
+    filter_low: float = field(default=0.01, metadata={"help": "Mean score of a group that is too hard."})
+    filter_high: float = field(default=0.99, metadata={"help": "Mean score of a group that is too easy."})
+    filter_min_std: float = field(default=0.0, metadata={"help": "Spread of rewards at which a group is flat."})
+    filter_max_tries: int = field(default=20, metadata={"help": "Generations per rollout."})
+    filter_exhausted: str = field(default="keep", metadata={"help": "keep or error."})
     vllm_engine_dtype: str | None = field(default=None, metadata={"help": "Precision of a colocated engine."})
     vllm_replicas: list[str] | None = field(default=None, metadata={"help": "URLs of `entrl serve` servers."})
     vllm_adapter_dir: str | None = field(default=None, metadata={"help": "Folder shared with the servers."})

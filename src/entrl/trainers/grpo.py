@@ -33,6 +33,7 @@ from entrl.rollouts.faults import RolloutError
 from entrl.trainers.branching import BranchedRollout, Branching, branch_options, branching_problems
 from entrl.trainers.checkpoint import load_state, moved, save_state
 from entrl.trainers.counters import Counters
+from entrl.trainers.group_filter import GroupFiltering, PromptSource, filter_rule
 from entrl.trainers.grpo_rollout import COLUMN, RolloutHalf
 from entrl.trainers.logged_windows import LoggedWindows
 from entrl.trainers.loss import LossPass, aggregate
@@ -91,6 +92,7 @@ class EntropyGRPOTrainer(RolloutHalf):
         self._rewards_per_func: Tensor | None = None
         self._branched: BranchedRollout | None = None
         self._branching: Branching | None = None
+        self._filtering: GroupFiltering | None = None
         self._warned: set[str] = set()
         self.completion_samples: deque[dict[str, Any]] = deque(maxlen=1024)
         if "rollout_func" in trl_kwargs:
@@ -109,6 +111,7 @@ class EntropyGRPOTrainer(RolloutHalf):
         if (options := branch_options(self.args)) is not None:
             self._refuse_branching()
             self._branching = Branching(options)
+        self._filtering = self._group_filtering()
         self._start_observing()
         scored = bool(self._loss_controllers or self._wanted & set(SCORED_SIGNALS))
         if scored or self._observation.probe.on or self._windows.on:
@@ -129,6 +132,23 @@ class EntropyGRPOTrainer(RolloutHalf):
         tools, rollout_func = bool(getattr(self, "tools", None)), getattr(self, "rollout_func", None) is not None
         if problems := branching_problems(self.args, whole_groups=True, tools=tools, rollout_func=rollout_func):
             raise ValueError("; and ".join(problems))
+
+    def _group_filtering(self) -> GroupFiltering | None:
+        rule = filter_rule(self.args)
+        if rule is None:
+            return None
+        rank, world_size = self.accelerator.process_index, self.accelerator.num_processes
+        return GroupFiltering(
+            rule,
+            PromptSource(self.train_dataset, seed=self.args.seed, rank=rank, world_size=world_size),
+            group_size=self.num_generations,
+            ranks=self._ranks,
+            reward_names=self.reward_func_names,
+            reward_weights=self.reward_weights,
+            scale=self.scale_rewards,
+            aggregation=self.multi_objective_aggregation,
+            pad_token_id=self._tokenizer.pad_token_id,
+        )
 
     @property
     def _longest_completion(self) -> int | None:
@@ -424,6 +444,7 @@ class EntropyGRPOTrainer(RolloutHalf):
             "counters": self.counters.state_dict(),
             "probe": self._observation.probe.state_dict(),
             "branching": None if self._branching is None else self._branching.state_dict(),
+            "filter": None if self._filtering is None else self._filtering.state_dict(),
             "controllers": [c.state_dict() for c in self.controllers],
             "rewards": [r.state_dict() if hasattr(r, "state_dict") else None for r in self._stateful_rewards()],
             "generation": self.vllm_generation.state_dict() if self._has_replicas else None,
@@ -445,8 +466,9 @@ class EntropyGRPOTrainer(RolloutHalf):
         self.counters.load_state_dict(state["counters"])
         if "probe" in state:  # older checkpoints have none
             self._observation.probe.load_state_dict(state["probe"])
-        if self._branching is not None and state.get("branching") is not None:
-            self._branching.load_state_dict(state["branching"])
+        for name, part in (("branching", self._branching), ("filter", self._filtering)):
+            if part is not None and state.get(name) is not None:
+                part.load_state_dict(state[name])
         if self._has_replicas and state.get("generation") is not None:
             self.vllm_generation.load_state_dict(state["generation"])
         for controller, saved in zip(self.controllers, state["controllers"], strict=True):

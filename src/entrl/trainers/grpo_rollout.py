@@ -26,6 +26,7 @@ from entrl.trainers.branching import BranchedRollout, Branching
 from entrl.trainers.config import EntropyGRPOConfig
 from entrl.trainers.continuations import sampler_of
 from entrl.trainers.counters import Counters
+from entrl.trainers.group_filter import GroupFiltering
 from entrl.trainers.logged_windows import LoggedWindows
 from entrl.trainers.observation import Observation
 from entrl.trainers.ranks import AccelerateRanks
@@ -34,6 +35,7 @@ from entrl.trainers.rollout import Rollout, completion_samples
 from entrl.trainers.sampler_gap import alarms, gap_metrics, kept_tokens
 from entrl.trainers.schedule import Schedule
 from entrl.trainers.seam import check_trl
+from entrl.trainers.splice import Batch
 from entrl.trainers.vllm import ReplicaGeneration, sampled_scores
 from entrl.trainers.vllm_rules import truncations
 
@@ -64,6 +66,7 @@ class RolloutHalf(GRPOTrainer):
     _loss_controllers: list[Controller]
     _branched: BranchedRollout | None
     _branching: Branching | None
+    _filtering: GroupFiltering | None
     _observation: Observation
     _pass: str | None
     _ranks: AccelerateRanks
@@ -144,13 +147,10 @@ class RolloutHalf(GRPOTrainer):
         return drafts.per_row(self._scores_of(drafts, range(len(drafts)), kind="branch")[1])
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        self._rollout = None
-        output = super()._generate_and_score_completions(inputs)
-        rollout = self._rollout
-        assert rollout is not None
-        self._rollout = None
-        if self._own_scoring_needed and not rollout.scored:
-            self._score(rollout)
+        batch = self._draw(inputs)
+        if self.model.training and self._filtering is not None:
+            batch = self._filtered(self._filtering, batch)
+        output, rollout = batch.output, batch.rollout
         if self.model.training and self.use_vllm:
             self._log_sampler_gap(output, rollout)
         if self.model.training:
@@ -162,6 +162,28 @@ class RolloutHalf(GRPOTrainer):
         if self.model.training and self.accelerator.is_main_process:
             self._keep_samples(output, rollout)
         return output
+
+    def _draw(self, inputs: list[dict[str, Any]]) -> Batch:
+        """One generation with its rewards and TRL's advantages, scored where somebody needs that."""
+        self._rollout = None
+        output = super()._generate_and_score_completions(inputs)
+        rollout, self._rollout = self._rollout, None
+        assert rollout is not None
+        if self._own_scoring_needed and not rollout.scored:
+            self._score(rollout)
+        assert self._rewards_per_func is not None
+        first = self.accelerator.process_index * len(rollout)
+        return Batch(output=output, rollout=rollout, rewards_NF=self._rewards_per_func[first : first + len(rollout)])
+
+    def _filtered(self, filtering: GroupFiltering, first: Batch) -> Batch:
+        """A rollout of groups that pass, with further generations where it takes them."""
+        batch = filtering.fill(first, self._draw)
+        self._rewards_per_func = self._ranks.gather(batch.rewards_NF)  # of what is trained on, over all ranks
+        for name, value in filtering.metrics.items():
+            self._metrics["train"][name].append(value)
+        for text in filtering.notes:
+            self._warn_once(text)
+        return batch
 
     def _log_sampler_gap(self, output: dict[str, Any], rollout: Rollout) -> None:
         """Engine against trainer, and whose tokens the importance-sampling correction gives up."""

@@ -14,6 +14,7 @@ from entrl.controllers.ce_gppo import CEGPPO
 from entrl.controllers.guard import EntropyGuard
 from entrl.controllers.hooks import Controller, Role
 from entrl.trainers.branching import branching_problems
+from entrl.trainers.group_filter import filter_problems
 from entrl.trainers.rewards import SCORED_SIGNALS, needed_signals, needs_whole_groups, reward_name
 from entrl.trainers.vllm_rules import vllm_problems
 
@@ -155,6 +156,7 @@ def check_schedule(
             for c in acting
             if _role(c) == "advantage"
         ]
+    problems += filter_problems(args, reward_funcs, whole_groups=schedule.whole_groups_per_rank)
     problems += _unpublished_columns(controllers, reward_funcs)
     return problems + vllm_problems(args, entropy_aware=entropy_aware)
 
