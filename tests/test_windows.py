@@ -215,6 +215,23 @@ def test_a_threshold_for_each_row():
     assert together.soft_cost_B.tolist() == pytest.approx([a.soft_cost_B.item() for a in alone], abs=1e-12)
 
 
+def test_a_batch_of_any_size_is_its_rows():
+    """Large enough that a batch may be worked through in pieces: each row's answer is the one it has alone."""
+    g = torch.Generator().manual_seed(0)
+    x = torch.rand(37, 5000, generator=g)
+    mask = torch.arange(5000) < torch.randint(0, 5001, (37, 1), generator=g)
+    trigger, lines = torch.rand(37, 5000, generator=g) < 0.2, torch.rand(37, generator=g)
+    together = high_entropy_windows(x, mask, threshold=lines, window=4, trigger_BT=trigger)
+    quantiles, tails = row_quantiles(x, mask, 0.95), running_tail_means(x, mask, 4)
+    for b in range(37):
+        row = (x[b : b + 1], mask[b : b + 1])
+        alone = high_entropy_windows(*row, threshold=float(lines[b]), window=4, trigger_BT=trigger[b : b + 1])
+        for ours, theirs in zip(together, alone, strict=True):
+            assert torch.equal(ours[b : b + 1], theirs)
+        assert torch.equal(quantiles[b : b + 1], row_quantiles(*row, 0.95))
+        assert torch.equal(tails[b : b + 1], running_tail_means(*row, 4))
+
+
 def test_including_is_following_one_token_earlier():
     x, mask = batch(random_rows(2), padding=0.0)
     including, _ = window_means(x, mask, 3, following=False)
@@ -358,6 +375,9 @@ def test_mask_of_ids():
     assert trigger_mask(ids, frozenset({3, 7})).tolist() == [[True, False, True], [True, False, False]]
     assert trigger_mask(ids, None).all()
     assert not trigger_mask(ids, frozenset()).any()
+    # a padding of -1 and ids beyond every trigger are none
+    others = torch.tensor([[-1, 0, 1, 2, 151_935]])
+    assert trigger_mask(others, frozenset({0, 1})).tolist() == [[False, True, True, False, False]]
 
 
 def test_word_lists():
