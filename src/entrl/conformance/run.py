@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from entrl.conformance import ares, ares_losses
+from entrl.conformance import ares, ares_losses, information_gain
 from entrl.conformance.adaptive_entropy import adaptive_entropy_case
 from entrl.conformance.comparison import Case, CaseResult, Comparison, Runner, Status
 from entrl.conformance.entropy_mechanism import entropy_case, loss_case, partition_case
@@ -79,6 +79,9 @@ SECTIONS: dict[str, dict[str, Section]] = {
 
 # the same for files that name a `meta.system` in place of a method
 SYSTEMS: dict[str, dict[str, Section]] = {"Top-H": {"cases": top_h_case}}
+
+# the same for files that have a `topic`, and a `kind` in each case, in place of meta
+TOPICS: dict[str, dict[str, Section]] = {"information_gain": {"cases": information_gain.KINDS}}
 EIGHT_DECIMALS = 1e-8  # how those files round, and so their tolerance where they state none
 
 
@@ -89,20 +92,38 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Section]]:
         raise ValueError(f"cannot read {path}: {error.strerror}") from error
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
+    if isinstance(content, dict) and "topic" in content and "meta" not in content:
+        content = _with_meta(content)
     meta = content.get("meta", {}) if isinstance(content, dict) else {}
-    method, system = str(meta.get("method", "")), str(meta.get("system", ""))
-    sections = SECTIONS.get(method.split(" ")[0]) if method else SYSTEMS.get(system.split(" ")[0])
+    files = {"topic": TOPICS, "method": SECTIONS, "system": SYSTEMS}
+    key = next((key for key in files if meta.get(key)), "method")
+    name = str(meta.get(key, ""))
+    sections = files[key].get(name.split(" ")[0])
     if sections is None:
-        said = f"meta.system {system!r}" if system and not method else f"meta.method {method!r}"
+        said = f"topic {name!r}" if key == "topic" else f"meta.{key} {name!r}"
         raise ValueError(
             f"{path} has {said}, which no check here knows; known methods start with {' or '.join(SECTIONS)}, known "
-            f"systems with {' or '.join(SYSTEMS)}"
+            f"systems with {' or '.join(SYSTEMS)}, known topics are {' or '.join(TOPICS)}"
         )
     return content, sections
 
 
-def _tolerance(meta: dict[str, Any], section: str) -> tuple[float, float]:
-    """Relative and absolute: one number, `rtol` and `atol`, or a number for each section with a `default`."""
+def _with_meta(content: dict[str, Any]) -> dict[str, Any]:
+    """A file with a topic, in the form of the others: what is said of all cases under meta, a kind is a function."""
+    tolerance = content.get("tolerance", {})
+    meta = {
+        "topic": content["topic"],
+        "tolerance": {"rtol": tolerance.get("rel", 0.0), "atol": tolerance.get("abs", 0.0)},
+    }
+    return {"meta": meta, "cases": [{"function": case.get("kind"), **case} for case in content.get("cases", [])]}
+
+
+def _tolerance(meta: dict[str, Any], section: str, case: Case) -> tuple[float, float]:
+    """Relative and absolute: one number, `rtol` and `atol`, or a number for each section with a `default`. A case of a
+    file with a topic may have its own `tol`, which replaces the file's: what it does not name is 0.
+    """
+    if "topic" in meta and "tol" in case:
+        return float(case["tol"].get("rel", 0.0)), float(case["tol"].get("abs", 0.0))
     tolerance = meta["tolerance"] if "system" not in meta else meta.get("tolerance", EIGHT_DECIMALS)
     if isinstance(tolerance, dict) and "rtol" in tolerance:
         return float(tolerance["rtol"]), float(tolerance["atol"])
@@ -177,7 +198,7 @@ def run_file(path: str | Path, exclude: Sequence[str] = ()) -> list[CaseResult]:
         if names:
             result = CaseResult(id=case_id, status="excluded", note=f"left out by name: {', '.join(names)}")
         else:
-            result = _run_case(case, case_id, sections.get(section), _tolerance(content["meta"], section))
+            result = _run_case(case, case_id, sections.get(section), _tolerance(content["meta"], section, case))
         results.append(result)
     if not results:
         raise ValueError(f"{path} holds no cases; an empty file would pass whatever the code does")
