@@ -37,6 +37,7 @@ from entrl.trainers.continuations import Drawn
 
 G = 8
 LONGEST = 96  # tokens
+TOGETHER = 8  # repetitions drawn in one rollout
 ARMS = {
     "start, R = 4": {"roots": 4, "at": "window_start"},
     "end, R = 4": {"roots": 4, "at": "window_end"},
@@ -132,16 +133,18 @@ def plain(policy: Policy, repetitions: int) -> dict[int, Spread]:
     found: dict[int, list[Tensor]] = {4: [], 8: []}
     tokens, prompts = [], len(policy.prompts)
     each = [p for p in policy.prompts for _ in range(G)]
-    for _ in range(repetitions):
-        texts = [list(t) for t in policy.generate(each, LONGEST).completion_ids]
-        rewards = policy.rewards(texts, G)
-        tokens.append(sum(map(len, texts)) / prompts)
-        for size in found:
-            groups = rewards.view(prompts, G)[:, :size]
-            own = (groups - (groups.sum(1, keepdim=True) - groups) / (size - 1)) / size
-            coefficients = torch.zeros(prompts, G)
-            coefficients[:, :size] = own
-            found[size].append(policy.gradient(texts, coefficients.flatten() / prompts))
+    for _ in range(repetitions // TOGETHER):
+        drawn = [list(t) for t in policy.generate(each * TOGETHER, LONGEST).completion_ids]
+        for first in range(0, len(drawn), len(each)):
+            texts = drawn[first : first + len(each)]
+            rewards = policy.rewards(texts, G)
+            tokens.append(sum(map(len, texts)) / prompts)
+            for size in found:
+                groups = rewards.view(prompts, G)[:, :size]
+                own = (groups - (groups.sum(1, keepdim=True) - groups) / (size - 1)) / size
+                coefficients = torch.zeros(prompts, G)
+                coefficients[:, :size] = own
+                found[size].append(policy.gradient(texts, coefficients.flatten() / prompts))
     return {size: spread(g, [t * size / G for t in tokens]) for size, g in found.items()}
 
 
@@ -149,26 +152,29 @@ def branched(policy: Policy, repetitions: int, options: BranchOptions) -> tuple[
     branching = Branching(options)
     gradients, tokens = [], []
     sums: dict[str, float] = {}
-    prompts = len(policy.prompts)
-    for number in range(repetitions + 2):  # the first two only set the threshold
+    prompts, rounds = len(policy.prompts), repetitions // TOGETHER
+    rows = prompts * G
+    for number in range(rounds + 1):  # the first only sets the threshold
         out = branching.rollout(
-            [p for p in policy.prompts for _ in range(G)],
+            [p for p in policy.prompts for _ in range(G)] * TOGETHER,
             G,
             generate=policy.generate,
             entropies=policy.entropies,
             max_new_tokens=LONGEST,
             end_ids=[policy.end],
         )
-        if number < 2:
+        if number == 0:
             continue
-        rewards = policy.rewards(out.completion_ids, G)
         groups = torch.arange(prompts).repeat_interleave(G)
-        columns = out.columns
-        advantages = tree_advantages(rewards, groups, columns["branch_root"], columns["branch_weight"], scale="none")
-        gradients.append(policy.gradient(out.completion_ids, advantages / G / prompts))
-        tokens.append(out.generated_tokens / prompts)
+        for first in range(0, rows * TOGETHER, rows):
+            mine = slice(first, first + rows)
+            texts = out.completion_ids[mine]
+            roots, weights = out.columns["branch_root"][mine], out.columns["branch_weight"][mine]
+            advantages = tree_advantages(policy.rewards(texts, G), groups, roots, weights, scale="none")
+            gradients.append(policy.gradient(texts, advantages / G / prompts))
+        tokens.append(out.generated_tokens / prompts / TOGETHER)
         for name, value in out.metrics.items():
-            sums[name] = sums.get(name, 0.0) + value / repetitions
+            sums[name] = sums.get(name, 0.0) + value / rounds
     return spread(gradients, tokens), sums
 
 
@@ -213,6 +219,8 @@ def main() -> None:
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
+    if args.repetitions < 2 * TOGETHER or args.repetitions % TOGETHER:
+        parser.error(f"--repetitions must be a multiple of {TOGETHER}, at least twice, got {args.repetitions}")
     torch.set_num_threads(1)
     torch.manual_seed(0)
     policy = Policy(args.model, args.terms, args.prompts)
