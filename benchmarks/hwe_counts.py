@@ -31,8 +31,9 @@ import platform
 import statistics
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,6 +41,7 @@ import numpy
 import torch
 from torch import Tensor
 
+from entrl import signals, windows
 from entrl.intervals import t_quantile
 from entrl.signals import TopKEntropy, entropy_from_topk
 from entrl.triggers import normalise_token
@@ -201,7 +203,7 @@ def agree(ours: Counted, theirs: Counted) -> None:
             raise AssertionError(f"{name} differs: {getattr(ours, name)} and {getattr(theirs, name)}")
 
 
-def measure(args: argparse.Namespace) -> dict[str, Any]:
+def measure(args: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]]:
     batch = batch_of(args.rows, args.tokens)
     few = Batch(*(part[: args.slice] for part in batch))
     sequences, given = dictionaries(few), few.entropy_BT.double().tolist()
@@ -224,7 +226,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         ),
         "top-k": (lambda: from_topk(batch, words), batch.mask_BT.numel()),
     }
-    return {str(threads): _compare(arms, threads, args.rounds) for threads in args.threads}
+    for threads in args.threads:
+        yield str(threads), _compare(arms, threads, args.rounds)
 
 
 def _compare(arms: dict[str, tuple[Callable[[], Any], int]], threads: int, rounds: int) -> dict[str, Any]:
@@ -277,17 +280,22 @@ def main() -> None:
         parser.error(f"--slice must lie in [1, --rows], got {args.slice}")
     result = {
         "commit": git("rev-parse", "HEAD"),
-        "dirty": bool(git("status", "--porcelain", "--", "../src/entrl/windows.py", "../src/entrl/signals.py")),
+        "sha256": {
+            f"src/entrl/{Path(str(module.__file__)).name}": sha256(Path(str(module.__file__)).read_bytes()).hexdigest()
+            for module in (signals, windows)
+        },
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, no GPU",
         "load_average_before": os.getloadavg()[0],
         "torch": torch.__version__,
         "python": platform.python_version(),
         "settings": {"rows": args.rows, "tokens": args.tokens, "slice": args.slice, "rounds": args.rounds},
-        "threads": measure(args),
+        "threads": {},
     }
-    if args.out:
-        args.out.write_text(json.dumps(result, indent=1) + "\n")
+    for threads, found in measure(args):
+        result["threads"][threads] = found
+        if args.out:  # each as it is done, so that a stopped run keeps what it has
+            args.out.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":
