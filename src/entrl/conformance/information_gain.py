@@ -150,7 +150,7 @@ def factored_case(case: Case, check: Comparison) -> str:
 
 
 def joint_case(case: Case, check: Comparison) -> str:
-    """The question reveals variable 0, worth H(variable 0) either way; the true joint pays a part of it on variable 1."""
+    """Revealing variable 0 is worth H(variable 0) either way; the true joint pays a part of it on variable 1."""
     want = case["expected"]
     joint = np.asarray(case["input"]["joint"], dtype=np.float64)
     first, second = marginals(joint)
