@@ -6,23 +6,25 @@ One pool of lessons for all (recipes/ares/cold-start.yaml), its pass rates measu
 seed teaches the tiny reasoner twice: `adaptive` takes the answers nearest the length target, `control` takes at
 random; both take equally many from every bracket of the pass rate. A seed decides ties, what is taken at random and
 the order of SFT. Accuracy and length of sampled answers, per number of terms, on test problems that nothing teaches.
-Intervals are over seeds, paired. Needs runs/ares/start (recipes/ares/cold-start-vanilla.yaml).
+Intervals are over problems of one seed, and over seeds from three on; both paired. Needs
+runs/ares/start (recipes/ares/cold-start-vanilla.yaml).
 """
 
 import argparse
 import json
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
+import numpy as np
 import torch
 from rich.console import Console
 
 from entrl.cold_start import cold_start, load_cold_start
 from entrl.cold_start.answers import collect
 from entrl.evaluate import evaluate, load_policy
-from entrl.intervals import seed_differences
+from entrl.intervals import bootstrap_interval, seed_differences
 from entrl.run_folder import append_lines, git_state, write_json
 from entrl.tasks import load_task
 
@@ -32,16 +34,19 @@ TERMS = [2, 4, 6]
 ARMS = {"control": ["curation.length_target=false"], "adaptive": []}
 
 
-def measure(model: str) -> dict[str, float]:
-    """Sampled accuracy and mean length per number of terms, 8 samples of 100 problems each."""
+def measure(model: str) -> dict[str, dict[str, list[float]]]:
+    """ "accuracy" and "length" -> number of terms -> per problem: share of 8 samples that is right, mean length."""
     problems = load_task({"task": "sums", "terms": TERMS}, split="test", size=300, seed=1)
     found = evaluate(*load_policy(model), problems, samples=8, max_new_tokens=160, batch_size=400, progress=False)
-    numbers = {"entropy": found["entropy"]["all"], "truncated": found["truncation_rate"]}
-    for terms in TERMS:
-        mine = [p for p in found["problems"] if p["level"] == str(terms)]
-        numbers[f"accuracy/{terms}"] = sum(p["n_correct"] for p in mine) / sum(p["n_samples"] for p in mine)
-        numbers[f"length/{terms}"] = sum(p["mean_length"] for p in mine) / len(mine)
-    return numbers
+    by_terms = {str(n): [p for p in found["problems"] if p["level"] == str(n)] for n in TERMS}
+    return {
+        "accuracy": {n: [p["n_correct"] / p["n_samples"] for p in mine] for n, mine in by_terms.items()},
+        "length": {n: [p["mean_length"] for p in mine] for n, mine in by_terms.items()},
+    }
+
+
+def means(measured: dict[str, dict[str, list[float]]]) -> dict[str, float]:
+    return {f"{what}/{n}": fmean(v) for what, by_terms in measured.items() for n, v in by_terms.items()}
 
 
 def write_pool(folder: Path, vanilla: str) -> Path:
@@ -54,30 +59,37 @@ def write_pool(folder: Path, vanilla: str) -> Path:
 
 
 def one_seed(seed: int, pool: Path, console: Console) -> dict[str, Any]:
-    """arm -> numbers, and what was taught; models that are there are used again."""
-    found = {}
+    """What was taught and measured in both arms, and their difference; models that are there are used again."""
+    arms, measured = {}, {}
     for arm, own in ARMS.items():
         answers = [f'answers={{"file": "{pool}"}}', f"curation.seed={seed}", f"sft.seed={seed}"]
         start = load_cold_start(RECIPE, [*answers, *own, f"out={pool.with_name(f'{arm}-{seed}')}"])
         made = cold_start(start, console=console)
         report = json.loads((start.folder / "report.json").read_text(encoding="utf-8"))
-        found[arm] = {
-            **measure(str(start.model_dir)),
-            "rows": made["rows"],
-            "steps": made["steps"],
-            "seconds": made["seconds"],
-            "taught": report["levels"],
-        }
-        console.print(seed, arm, {k: round(v, 3) for k, v in found[arm].items() if k[:3] in ("acc", "len")})
+        measured[arm] = measure(str(start.model_dir))
+        arms[arm] = {"taught": report["levels"], "rows": made["rows"], "steps": made["steps"], **means(measured[arm])}
+        console.print(seed, arm, {k: round(v, 3) for k, v in means(measured[arm]).items()})
+    return {**arms, "adaptive minus control, over problems": over_problems(measured)}
+
+
+def over_problems(measured: dict[str, dict[str, dict[str, list[float]]]]) -> dict[str, Any]:
+    """Paired differences on the same test problems, with bootstrap intervals: how SFT itself varies is not in them."""
+    found = {}
+    for what, by_terms in measured["control"].items():
+        for n, control in by_terms.items():
+            gaps = np.array(measured["adaptive"][what][n]) - np.array(control)
+            low, high = bootstrap_interval(gaps)
+            found[f"{what}/{n}"] = {"mean": float(gaps.mean()), "lo": low, "hi": high}
     return found
 
 
-def summarise(values: dict[str, dict[int, dict[str, Any]]], seeds: Sequence[int]) -> dict[str, Any]:
-    names = [k for k in values["adaptive"][seeds[0]] if k.startswith(("accuracy", "length", "entropy"))]
-    return {
-        name: seed_differences(*([values[arm][s][name] for s in seeds] for arm in ("control", "adaptive")))._asdict()
-        for name in names
-    }
+def over_seeds(by_seed: dict[int, dict[str, Any]]) -> dict[str, Any] | None:
+    """Paired over seeds, with Student's t intervals; None with fewer than three seeds, which say nothing."""
+    if len(by_seed) < 3:
+        return None
+    names = [f"{what}/{n}" for what in ("accuracy", "length") for n in TERMS]
+    arms = {name: [[found[arm][name] for found in by_seed.values()] for arm in ARMS] for name in names}
+    return {name: seed_differences(control, adaptive)._asdict() for name, (control, adaptive) in arms.items()}
 
 
 def main() -> None:
@@ -94,17 +106,14 @@ def main() -> None:
         folder.mkdir(parents=True, exist_ok=True)
         pool = write_pool(folder, options.vanilla)
         by_seed = {seed: one_seed(seed, pool, console) for seed in options.seeds}
-        values = {arm: {seed: by_seed[seed][arm] for seed in options.seeds} for arm in ARMS}
-        write_json(
-            options.out,
-            {
-                "git": git_state(ROOT),
-                "seeds": options.seeds,
-                "vanilla": measure(options.vanilla),
-                "values": values,
-                "adaptive minus control": summarise(values, options.seeds),
-            },
-        )
+        result = {
+            "git": git_state(ROOT),
+            "seeds": options.seeds,
+            "vanilla": means(measure(options.vanilla)),
+            "by seed": by_seed,
+            "adaptive minus control, over seeds": over_seeds(by_seed),
+        }
+        write_json(options.out, result)
 
 
 if __name__ == "__main__":
