@@ -125,7 +125,7 @@ def spread(gradients: list[Tensor], tokens: list[float]) -> Spread:
 
     whole = variance(count, squares.sum(), total.double().square().sum())
     left = variance(count - 1, squares.sum() - squares, total.double().square().sum() - 2 * along + squares)
-    return Spread(total / count, float(whole), left, sum(tokens) / count)
+    return Spread(total / count, float(whole), left, sum(tokens) / len(tokens))
 
 
 def plain(policy: Policy, repetitions: int) -> dict[int, Spread]:
