@@ -4,7 +4,8 @@
 #   bash launch/ares.sh [key=value ...]       for the AEPO run, such as trainer.max_steps=20 overwrite=true
 #
 # On the CPU: cold starts of about 2 and 4 minutes on a free core, then 60 steps; no GPU, no model hub. Cold starts that
-# are finished are kept; the run goes to runs/aepo. Vanilla comes first because its policy measures the pass rates the adaptive one needs.
+# are finished are kept; the run goes to runs/aepo. Vanilla comes first: its policy measures the
+# pass rates that the adaptive one needs.
 set -euo pipefail
 
 cd "$(dirname "$0")/.."
