@@ -391,6 +391,8 @@ def _check_keys(group: Any, known: Sequence[str], *, where: str, removed: Mappin
             hint = suggest(str(key), known)
             if where == "recipe" and key in ("arms", "seeds", "recipe"):
                 hint = " This looks like a study, which `entrl replicate` runs."
+            if where == "recipe" and key in ("answers", "sft", "curation"):
+                hint = " This looks like a cold start, which `entrl cold-start` makes."
             if where == "recipe" and not hint and key in trainer_fields():
                 hint = f" Did you mean 'trainer.{key}'?"
             listing = f" Valid keys: {', '.join(known)}" if len(known) <= 30 else ""

@@ -134,11 +134,32 @@ def _describe_schedule(recipe: Recipe, prepared: Prepared, world_size: int) -> l
         ("tokens per rollout", f"at most {tokens:,} ({args.max_completion_length} per completion)"),
         ("steps", _steps(recipe, args, s)),
         ("extra forward passes", f"{extra:g} per optimiser step beyond stock TRL"),
+        *_describe_rollout(args),
         (
             "loss",
             f"{args.loss_type}, scale_rewards={args.scale_rewards}, beta={args.beta:g}, lr={args.learning_rate:g}",
         ),
     ]
+
+
+def _describe_rollout(args: Any) -> list[tuple[str, str]]:
+    """Branching and the group filter, where they are on: what they add to a rollout."""
+    rows = []
+    if args.branch_roots is not None:
+        calls = 2 + args.branch_attempts * (args.branch_at == "window_start")
+        passes = "" if args.entropy_source == "sampler" else ", a no-grad pass over the roots and each attempt"
+        rows.append(
+            (
+                "branching",
+                f"{args.branch_roots} completions of a prompt whole, up to {args.num_generations - args.branch_roots} "
+                f"continue them; at most {calls} generation calls a rollout{passes}",
+            )
+        )
+    if args.filter_on is not None:
+        rows.append(
+            ("group filter", f"on {args.filter_on}; up to {args.filter_max_tries} generations until a rollout is full")
+        )
+    return rows
 
 
 def _steps(recipe: Recipe, args: Any, schedule: Any) -> str:
@@ -174,7 +195,7 @@ def _describe_controllers(prepared: Prepared, world_size: int) -> list[tuple[str
     args, s = prepared.args, describe_schedule(prepared.args, world_size)
     rows = []
     for controller in prepared.controller_objects:
-        found = check_schedule(args, [controller], [], world_size)
+        found = check_schedule(args, [controller], prepared.reward_funcs, world_size)
         if found:
             rows.append((controller.name, f"will not act: {found[0]}"))
             continue
