@@ -132,6 +132,11 @@ def test_the_whole_method_in_one_run(tmp_path):
     assert resumed._state()["filter"] == whole._state()["filter"]
 
 
+def test_a_kl_controller_without_a_kl_term_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"dynamic_kl sets the coefficient .* beta=0.0 .*set trainer.beta above 0"):
+        trainer(tmp_path, ares(), controllers=[DynamicKL()])
+
+
 def test_a_column_nobody_publishes_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"dynamic_kl needs difficulty of each row.*hierarchical_entropy"):
         trainer(tmp_path, controllers=[DynamicKL()], model=saved_model(tmp_path / "model"), beta=0.1)

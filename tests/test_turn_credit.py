@@ -131,14 +131,21 @@ def test_the_default_is_unbiased_over_several_turns(seed):
     assert torch.allclose(toy.estimate(return_to_go, 3, baseline="group"), true * 2 / 3, atol=1e-12)
 
 
-@pytest.mark.parametrize("estimator", [turnwise_masked, zero_padded, joint_norm, turn_group_sqrt])
-def test_the_reproductions_are_biased_in_direction(estimator):
-    """No factor makes them right: the angle to the true gradient is not 0."""
+@pytest.mark.parametrize("estimator", [turnwise_masked, zero_padded, turn_group_sqrt])
+def test_decisions_to_go_on_get_no_credit_from_centred_turns(estimator):
+    """What a later turn earns is centred over those that have it, so having it is worth nothing, whatever it earns."""
+    for toy in map(longer, range(4)):
+        assert float(toy.gradient().norm()) > 0.01
+        assert float(toy.estimate(estimator, 3).norm()) < 1e-12
+
+
+def test_joint_norm_is_wrong_in_direction_over_several_turns():
     cosines = [
-        float(torch.nn.functional.cosine_similarity(toy.estimate(estimator, 3), toy.gradient(), dim=0))
+        float(torch.nn.functional.cosine_similarity(toy.estimate(joint_norm, 3), toy.gradient(), dim=0))
         for toy in map(longer, range(4))
     ]
-    assert min(cosines) < 0.95
+    assert min(cosines) < -0.9
+    assert max(cosines) > 0.9, "which of the two it is hangs on the problem"
 
 
 # estimators against plain loops

@@ -300,8 +300,10 @@ def greedy_case(case: Case, check: Comparison) -> str:
     names, questions = _numbered(len(table)), _numbered(table.shape[1])
     agent = ExactBayes(names, questions, lambda q: one_hot(table[:, int(q)], count=2), prior=prior)
     check.close("h0", agent.prior_entropy(), want["h0"])
+    known = [rollout for rollout in want["rollouts"] if 0 <= rollout["target"] < len(table)]
+    check.same("rollouts with a target in the table", len(known), len(want["rollouts"]))
     lengths = []
-    for rollout in want["rollouts"]:
+    for rollout in known:
         agent.restart()
         asked, answers, gains = [], [], []
         while (question := agent.best_question()) is not None:

@@ -95,6 +95,11 @@ def _fields(value: Any) -> set[str]:
 def check_setting(setting: Setting) -> None:
     """ValueError where a replay of one logged window cannot say what the controllers would do."""
     for controller in setting.controllers:
+        if controller.needs_reference:
+            raise ValueError(
+                f"{controller.name} acts on the KL to the reference model, which a logged window does not hold; compare "
+                "it by training, with `entrl replicate`"
+            )
         if type(controller).on_rollout is not Controller.on_rollout:
             raise ValueError(
                 f"{controller.name} replaces advantages from the rewards of a rollout, which a logged window does not "
@@ -121,12 +126,13 @@ def logged_setting(controllers: Sequence[Mapping[str, Any]], *, base: Path | Non
     """The controllers a run acted with, out of the names and options its windows carry.
 
     Raises ValueError where one cannot be built again (a controller of one's own, known by its name alone), and for
-    controllers that only change advantages nothing is built: the window holds the advantages they left.
+    controllers that only change advantages nothing is built: the window holds the advantages they left. One that acts
+    on the KL to the reference is left out as well: that term is no part of what a replay computes.
     """
     found = []
     for entry in controllers:
         controller = _rebuilt(entry, base)
-        if type(controller).on_rollout is Controller.on_rollout:
+        if type(controller).on_rollout is Controller.on_rollout and not controller.needs_reference:
             found.append(controller)
     return Setting(label="as logged", controllers=tuple(found))
 

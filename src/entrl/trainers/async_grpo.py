@@ -148,6 +148,11 @@ def check_async(args: Any, controllers: Sequence[Controller], reward_funcs: Sequ
     problems = check_schedule(in_grpo_words(args), controllers, reward_funcs, 1)
     for controller in controllers:
         inner = getattr(controller, "controller", controller)  # a guard wraps one
+        if controller.needs_reference or controller.needs_columns:
+            problems.append(
+                f"{controller.name} acts on the KL to a reference model or on what rewards publish of a row, and the "
+                "asynchronous trainer has neither; use EntropyGRPOTrainer"
+            )
         if controller.scope == "exact":
             problems.append(
                 f"{controller.name}: scope 'exact' scores a whole step again before its first backward, which the "

@@ -59,7 +59,7 @@ class LoggedWindows:
         if "entrl_entropies" in inputs:
             columns["old_entropies_BT"] = inputs["entrl_entropies"].float()
         weight = current.policy_weight_BT  # TRL's masks; with a penalty also its importance-sampling weight
-        if current.penalty_BT is None and trainer.use_vllm and trainer.vllm_importance_sampling_correction:
+        if not current.penalised and trainer.use_vllm and trainer.vllm_importance_sampling_correction:
             ratio = inputs["importance_sampling_ratio"]
             weight = ratio if weight is None else weight * ratio
         if weight is not None:

@@ -183,6 +183,11 @@ def _controller_problems(args: Any, controller: Controller, schedule: Schedule) 
             f"{name} weighs single tokens, which has no meaning with importance_sampling_level="
             f"{args.importance_sampling_level!r} (one ratio per sequence); set importance_sampling_level: token"
         )
+    if controller.needs_reference and not args.beta:
+        out.append(
+            f"{name} sets the coefficient of the KL to the reference model, and beta={args.beta} means there is neither; "
+            "set trainer.beta above 0 (ARES has 0.01), or leave the controller out"
+        )
     if controller.needs_stale_policy and schedule.on_policy:
         accumulation = schedule.gradient_accumulation_steps
         out.append(
@@ -206,6 +211,7 @@ ROLE_CLASHES: dict[Role, str] = {
     "weight": "each is defined for the unweighted policy term, and the product of two weights is neither method",
     "penalty": "each holds its own selection near the sampling policy, and one token would be held twice",
     "outside_clip": "each says what gradient a token beyond the clip gets, and there is one",
+    "reference_kl": "both set the coefficient of the one KL term",
 }
 
 
