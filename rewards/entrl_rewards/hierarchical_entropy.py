@@ -11,7 +11,9 @@ The tables are in `hierarchical_formulas`, thresholds and windows in `entrl.wind
     mode="code"    the authors' functions; with `evaluate_before_buckets` in the order their released run calls them,
                    before any bucket exists, so that every prompt counts as easy with target 0
     mode="paper"   the printed equation, wrong answers alone; its lambda is 0 as printed, so the target comes from the
-                   batches before (`external`) or lambda is learnt as in the code (`dual_ascent`)
+                   batches before (`external`: lambda sees the target before this batch, the count the one after) or
+                   lambda is learnt (`dual_ascent`: the code's step on the mean soft cost of all completions, where
+                   the code takes each prompt's last one)
 
 Source:  arXiv 2510.08457; shawn0728/ARES at 146620e, re-derived from a description and checked on its own numbers
 Differs: (fixed) buckets, targets and threshold are known before the reward is computed and do not depend on how
@@ -195,10 +197,10 @@ class HierarchicalEntropy:
         target, alpha, weight = self._state.targets.values[bucket], self._state.alpha[bucket], 0.0
         if standing is not None:
             target, alpha, weight = standing.target[bucket], standing.alpha[bucket], standing.weight[bucket]
-        if target is None:
-            raise ValueError(f"no {BUCKETS[bucket]} prompt was seen yet, so there is no target; call the reward first")
         if self.evaluate_before_buckets:  # what the published batch manager fills in where the fields are missing
             bucket, target, alpha = 0, 0.0, self._of("alpha")
+        if target is None:
+            raise ValueError(f"no {BUCKETS[bucket]} prompt was seen yet, so there is no target; call the reward first")
         if self.mode == "paper":
             return paper_reward(bucket, correct, n - target, weight)
         bonus = self._of("wrong_bonus")

@@ -104,7 +104,7 @@ def entropy_from_topk(
     p_NK = log_p_NK.exp()
     mass_N, size_N = p_NK.sum(-1), listed.sum(-1)
     _check_topk(mass_N, size_N, vocab_size=vocab_size, k=k)
-    smallest_N = _smallest_top(p_NK, size_N, k)
+    smallest_N = _smallest_top(p_NK, listed, size_N, k)
     rest_N = vocab_size - size_N
     # A top token of probability 0 (truncated sampler) or a fully listed vocabulary leaves no tail; 1 - mass
     # is round-off.
@@ -118,8 +118,10 @@ def entropy_from_topk(
     return TopKEntropy(*(x.to(log_probs_NK.dtype) for x in answers))
 
 
-def _smallest_top(p_NK: Tensor, size_N: Tensor, k: int | None) -> Tensor:
+def _smallest_top(p_NK: Tensor, listed_NK: Tensor, size_N: Tensor, k: int | None) -> Tensor:
     """Smallest probability among the top tokens of each position: the min(k, listed)-th largest."""
+    if k is None or k >= p_NK.shape[-1]:  # every listed token is a top token, so there is nothing to sort
+        return torch.where(listed_NK, p_NK, torch.inf).amin(-1)
     last_N = (size_N if k is None else size_N.clamp(max=k)) - 1
     ordered_NK = p_NK.sort(-1, descending=True).values
     return ordered_NK.gather(-1, last_N.clamp(min=0)[..., None])[..., 0]

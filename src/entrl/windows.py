@@ -9,15 +9,44 @@ Nats per token. Rows are (B, T) with a bool mask whose True tokens come first (`
 before, or windows would run across them.
 
 Source:  ARES, arXiv 2510.08457: Eq. 4 (windows that begin with t); the authors' code takes the w tokens after t
-Needs:   torch only
+Needs:   torch and numpy only
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from functools import wraps
+from typing import Any, NamedTuple, TypeVar, cast
 
+import numpy
 import torch
 from torch import Tensor
+
+BLOCK = 1 << 16  # tokens handled at once on a CPU
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def _in_blocks(of_rows: Function) -> Function:
+    """Rows know nothing of one another, so a large batch is done in blocks that a CPU's cache holds: twice as fast."""
+
+    @wraps(of_rows)
+    def blockwise(x_BT: Tensor, *args: Any, **options: Any) -> Any:
+        B, rows = len(x_BT), max(1, BLOCK // max(1, x_BT.shape[-1]))
+        if x_BT.device.type != "cpu" or rows >= B:
+            return of_rows(x_BT, *args, **options)
+
+        def part(value: Any, block: slice) -> Any:
+            return value[block] if isinstance(value, Tensor) and value.dim() and len(value) == B else value
+
+        blocks = [slice(i, i + rows) for i in range(0, B, rows)]
+        parts = [
+            of_rows(x_BT[b], *(part(a, b) for a in args), **{k: part(v, b) for k, v in options.items()}) for b in blocks
+        ]
+        if isinstance(parts[0], Tensor):
+            return torch.cat(parts)
+        return type(parts[0])(*(torch.cat(of) for of in zip(*parts, strict=True)))
+
+    return cast(Function, blockwise)
 
 
 class HighEntropyWindows(NamedTuple):
@@ -52,6 +81,7 @@ def window_means(entropy_BT: Tensor, mask_BT: Tensor, window: int, *, following:
     return torch.where(full_BT, mean_BT, 0.0), full_BT
 
 
+@_in_blocks
 def running_tail_means(entropy_BT: Tensor, mask_BT: Tensor, window: int) -> Tensor:
     """(B, T) following-window means; a token too near the end gets the mean of all whole windows before it.
 
@@ -66,12 +96,13 @@ def running_tail_means(entropy_BT: Tensor, mask_BT: Tensor, window: int) -> Tens
     return torch.where(mask_BT, torch.where(full_BT, mean_BT, tail_B[:, None]), 0.0)
 
 
+@_in_blocks
 def row_quantiles(x_BT: Tensor, mask_BT: Tensor, q: float) -> Tensor:
     """(B,) quantile of each row's masked values, linear between order statistics; NaN for a row without any."""
     if not 0 <= q <= 1:
         raise ValueError(f"q must be in [0, 1], got {q}; the 95th percentile is 0.95")
     count_B = mask_BT.sum(-1)
-    sorted_BT = torch.where(mask_BT, x_BT, torch.inf).sort(-1).values
+    sorted_BT = _sorted(torch.where(mask_BT, x_BT, torch.inf))
     place_B = (count_B - 1).clamp(min=0).to(torch.float64) * q
     low_B = place_B.floor().long()
     high_B = torch.minimum(low_B + 1, (count_B - 1).clamp(min=0))
@@ -80,13 +111,24 @@ def row_quantiles(x_BT: Tensor, mask_BT: Tensor, q: float) -> Tensor:
     return torch.where(count_B > 0, value_B, torch.nan).to(x_BT.dtype)
 
 
+def _sorted(x_BT: Tensor) -> Tensor:
+    """Rows in rising order; on a CPU by numpy, whose vector instructions make it ten times as fast as torch's sort."""
+    if x_BT.device.type != "cpu" or x_BT.dtype not in (torch.float32, torch.float64):
+        return x_BT.sort(-1).values
+    return torch.from_numpy(numpy.sort(x_BT.detach().numpy(), axis=-1))
+
+
 def trigger_mask(ids_BT: Tensor, trigger_ids: Sequence[int] | frozenset[int] | None) -> Tensor:
     """Bool (B, T): True where the token is one of `trigger_ids`; None = everywhere (Algorithm 1 of the paper)."""
     if trigger_ids is None:
         return torch.ones_like(ids_BT, dtype=torch.bool)
-    return torch.isin(ids_BT, torch.tensor(sorted(trigger_ids), dtype=ids_BT.dtype, device=ids_BT.device))
+    beyond = max(trigger_ids, default=-1) + 1  # stands for every id that is no trigger, a padding of -1 included
+    table = torch.zeros(beyond + 1, dtype=torch.bool, device=ids_BT.device)
+    table[torch.tensor(sorted(trigger_ids), dtype=torch.long, device=ids_BT.device)] = True
+    return table[ids_BT.clamp(-1, beyond).long()]
 
 
+@_in_blocks
 def high_entropy_windows(
     entropy_BT: Tensor,
     mask_BT: Tensor,

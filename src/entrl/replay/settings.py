@@ -97,8 +97,8 @@ def check_setting(setting: Setting) -> None:
     for controller in setting.controllers:
         if controller.needs_reference:
             raise ValueError(
-                f"{controller.name} acts on the KL to the reference model, which a logged window does not hold; compare "
-                "it by training, with `entrl replicate`"
+                f"{controller.name} acts on the KL to the reference model, which a logged window does not hold; "
+                "compare it by training, with `entrl replicate`"
             )
         if type(controller).on_rollout is not Controller.on_rollout:
             raise ValueError(

@@ -185,8 +185,8 @@ def _controller_problems(args: Any, controller: Controller, schedule: Schedule) 
         )
     if controller.needs_reference and not args.beta:
         out.append(
-            f"{name} sets the coefficient of the KL to the reference model, and beta={args.beta} means there is neither; "
-            "set trainer.beta above 0 (ARES has 0.01), or leave the controller out"
+            f"{name} sets the coefficient of the KL to the reference model, and beta={args.beta} means there is "
+            "neither; set trainer.beta above 0 (ARES has 0.01), or leave the controller out"
         )
     if controller.needs_stale_policy and schedule.on_policy:
         accumulation = schedule.gradient_accumulation_steps
