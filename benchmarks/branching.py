@@ -234,16 +234,18 @@ def main() -> None:
         found, metrics = branched(policy, args.repetitions, BranchOptions(**options))
         rows.append(compared(name, found, rival, metrics))
         print({k: round(v, 4) if isinstance(v, float) else v for k, v in rows[-1].items()}, flush=True)
-    result = {
+        if args.out:  # arm by arm: a stopped run loses only the last
+            args.out.write_text(json.dumps(about(args) | {"rows": rows}, indent=1) + "\n")
+
+
+def about(args: argparse.Namespace) -> dict[str, Any]:
+    return {
         "commit": git("rev-parse", "HEAD"),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, no GPU; one torch thread",
         "torch": torch.__version__,
-        "settings": {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()},
-        "rows": rows,
+        "settings": {k: str(v) for k, v in vars(args).items() if k != "out"},
     }
-    if args.out:
-        args.out.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":
