@@ -19,6 +19,7 @@ from entrl.replicate import check_same_schedule, load_study, replicate
 from entrl.replicate.analyses import analyse_all, check, known
 from entrl.replicate.analyses.predicted_change import monitored_points, window_pairs
 from entrl.replicate.drawing import round_ticks
+from entrl.replicate.folders import series
 from entrl.replicate.names import find_study
 from entrl.replicate.study import Study
 from entrl.window_log import LoggedWindow, StepOptions, save_window
@@ -244,13 +245,13 @@ def test_by_level(tmp_path):
     assert accuracy["high"]["diff"] == pytest.approx(-0.15, abs=0.06)
     assert found["metrics"]["tokens generated"]["arms"]["low"]["value"] == 100 * STEPS
     assert found["answers"]["high"].startswith("shorter on 2, accuracy held on")
-    assert "easy shortened, hard not, at equal accuracy" not in found["answers"]["high"]
+    assert "easy shorter, hard not, at equal accuracy" not in found["answers"]["high"]
 
 
 def test_by_level_says_when_an_arm_does_what_was_asked(tmp_path):
     found = only(written_study(tmp_path, "  - {use: by_level, arms: [low], reference: cut-16, margin: 0.2}\n"))
     assert found["reference"] == "cut-16"
-    assert found["answers"]["low"] == "shorter on 2, accuracy held (easy shortened, hard not, at equal accuracy)"
+    assert found["answers"]["low"] == "shorter on 2, accuracy held (easy shorter, hard not, at equal accuracy)"
 
 
 def test_micro_batches(tmp_path):
@@ -393,6 +394,8 @@ def test_the_shipped_studies_are_sound(folder, name):
     check(study)
     check_same_schedule(study)
     assert {a["use"] for a in study.analyses} == ASKED[folder]
+    for arm in study.arms if name == "study" and folder == "ares" else []:
+        assert len(study.seeds_of(arm)) >= 8, arm.name
     assert name == "quick" or len(study.seeds) >= 8
 
 
@@ -406,6 +409,9 @@ def test_the_quick_ares_study_runs_every_arm(tmp_path, monkeypatch):
     assert set(by_level["answers"]) == {arm for arm in result["arms"] if arm != "grpo"}
     spent = by_level["metrics"]["tokens generated"]["arms"]["grpo-branch"]
     assert spent["value"] < spent["reference"], "prefixes are written once"
+    for seed in (1, 2):
+        _, forks = series(Path(f"runs/ares/quick/tiers/grpo-branch-{seed}"), "branch/forks")
+        assert forks.max() > 0
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ import torch
 from filter_runs import EITHER, Kept, accuracy, filtered_run, level
 from kl_runs import Publishes
 from tiny_model import digits, parameters, same, saved_model, trainer
+from window_runs import fixed_rollout
 
 from entrl.controllers.hooks import Controller, LossTerms
 
@@ -255,3 +256,19 @@ def test_two_processes_fill_together(tmp_path):
     last = ranks[0]["log"][-1]
     assert last["filter/prompts_total"] == 2 * sum(len(d) for d in ranks[0]["draws"]) / 4
     assert last["filter/dropped_total"] == last["filter/prompts_total"] - 16
+
+
+def test_refilled_rows_do_not_share_what_a_rollout_function_writes_into_them(tmp_path):
+    """TRL writes a rollout function's extra fields into the rows, so each completion needs a row of its own."""
+    seen = []
+
+    def reward(completions, place, **_):
+        seen.append(list(place))
+        return digits(completions)
+
+    def rollout(prompts, run):
+        return {**fixed_rollout(prompts, run), "place": list(range(len(prompts)))}
+
+    trainer(tmp_path, reward, rollout_func=rollout, filter_on="reward", filter_max_tries=3, max_steps=1).train()
+    assert all(places == list(range(len(places))) for places in seen)
+    assert len(seen) > 1, "no group was refilled, so nothing was shown"

@@ -19,8 +19,11 @@ Source:  arXiv 2510.08457; shawn0728/ARES at 146620e, re-derived from a descript
 Differs: (fixed) buckets, targets and threshold are known before the reward is computed and do not depend on how
     groups lie on ranks; targets are an EMA; one entropy estimator for threshold and count; triggers are tested on the
     sampled token; alpha stays put (the published one walks at random); a wrong answer without a surplus earns 0; no
-    wrong answer outranks a right one. (code) entropies are exact where the trainer gives exact ones; the published
-    run used the top 10 log-probs (entropy_source="topk", topk_estimate="bucket", threshold_estimate="dropped")
+    wrong answer outranks a right one. (code) what is counted: every window, by exact entropies, and in the first batch
+    against no threshold. The published run counted windows behind 174 trigger words, tested on the most likely token,
+    by the top 10 log-probs, and took its first threshold from a validation run. What comes nearest, with our words and
+    rows that bring token_topk_logprobs and token_topk_ids: triggers="en", argmax_trigger, entropy_source="topk",
+    topk_estimate="bucket", threshold_estimate="dropped"
 Needs:   EntropyGRPOTrainer: token_entropies (or token_topk_logprobs), group_index, gather; tokenizer with triggers
 
 Documented answers. Verdict not known: None, and the row says nothing about difficulty. Empty completion: no window.
@@ -135,7 +138,8 @@ class HierarchicalEntropy:
     @property
     def columns(self) -> tuple[str, ...]:
         """Data set columns training cannot do without."""
-        return ("answer",) if self.correctness == ACCURACY else ()
+        answer = ("answer",) if self.correctness == ACCURACY else ()
+        return (*answer, "token_topk_ids") if self.argmax_trigger else answer
 
     @property
     def needs_whole_groups(self) -> bool:
@@ -224,7 +228,10 @@ class HierarchicalEntropy:
         if self.triggers is not None:
             texts = signals.get("token_topk_ids") if self.argmax_trigger else completion_ids
             if texts is None:
-                raise TypeError("argmax_trigger needs token_topk_ids (per completion (T, K), most likely first)")
+                raise TypeError(
+                    "argmax_trigger needs token_topk_ids (per completion (T, K), most likely first), which no trainer "
+                    "here delivers: add that key to the rows, or leave argmax_trigger out"
+                )
             first = [torch.as_tensor(row)[:, 0] if self.argmax_trigger else torch.tensor(row) for row in texts]
             ids_BT, _ = pad_rows([row.long()[m] for row, m in zip(first, own, strict=True)], value=-1)
             trigger_BT = trigger_mask(ids_BT, self._ids(signals.get("tokenizer")))

@@ -55,6 +55,13 @@ def fill_in(reward: "HierarchicalEntropy") -> None:
     """Put the mode's values where nothing was given, then check everything."""
     if reward.mode not in MODES:
         raise ValueError(f"mode must be one of {', '.join(MODES)}, got {reward.mode!r}")
+    if reward.mode == "paper":
+        idle = [n for n in ("centred", "wrong_bonus", "ordering_guard", "alpha") if getattr(reward, n) is not None]
+        if idle or reward.evaluate_before_buckets:
+            raise ValueError(
+                f"mode='paper' is one printed equation, in which {', '.join(idle) or 'evaluate_before_buckets'} would "
+                "do nothing, or something it does not say; leave it out, or take mode='fixed' or 'code'"
+            )
     for name, value in MODES[reward.mode].items():
         if getattr(reward, name) is None:
             object.__setattr__(reward, name, value)
@@ -88,6 +95,13 @@ def check_options(reward: "HierarchicalEntropy") -> None:
     _check_bonus(reward.wrong_bonus)
     if reward.entropy_source == "topk" and (reward.vocab_size is None or reward.vocab_size < 2):
         raise ValueError(f"entropy_source='topk' needs vocab_size, got {reward.vocab_size}; pass the model's own size")
+    if reward.argmax_trigger and reward.triggers is None:
+        raise ValueError("argmax_trigger tests trigger words, and triggers=null looks at every window; give triggers")
+    if reward.threshold_estimate is not None and reward.entropy_source != "topk":
+        raise ValueError(
+            f"threshold_estimate is a way to estimate from top-k log-probs, and entropy_source="
+            f"{reward.entropy_source!r} needs no estimate; leave it out"
+        )
     if reward.mode == "paper" and reward.lambda_mode == "off":
         raise ValueError(
             "mode='paper' is accuracy minus lambda times a penalty; lambda_mode='off' leaves accuracy alone"

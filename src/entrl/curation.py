@@ -77,6 +77,11 @@ def bracket_of(pass_rate: Fraction, brackets: int) -> int:
     return int(scaled // 2)
 
 
+def _as_written(rate: Any) -> Fraction:
+    """0.3 as 3/10, not as the nearest binary fraction, which lies on one side of a bracket's border."""
+    return rate if isinstance(rate, Fraction) else Fraction(repr(float(rate)))
+
+
 def pass_rates(rows: Sequence[Mapping[str, Any]]) -> list[Fraction | None]:
     """Per row, the pass rate of its problem: its `pass_rate`, else right answers over verified ones.
 
@@ -92,7 +97,7 @@ def pass_rates(rows: Sequence[Mapping[str, Any]]) -> list[Fraction | None]:
             counted[0] += verdict == 1
             counted[1] += verdict is not None
             continue
-        rate = Fraction(row["pass_rate"])
+        rate = _as_written(row["pass_rate"])
         if not 0 <= rate <= 1:
             raise ValueError(f"row {i} has pass_rate {row['pass_rate']}; it must be in [0, 1]")
         if given.setdefault(_problem(row), rate) != rate:

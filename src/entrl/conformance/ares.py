@@ -1,7 +1,7 @@
 """ARES: rewards, windows and difficulty against the authors' functions and the paper's equations.
 
-Every case goes through the function that a run of ours uses; what only the published loop has is in
-`entrl.published_ares`. KL and losses are in `ares_losses`.
+A case goes through the function that a run of ours uses, where there is one; what only the published loop has (its
+update of difficulty, its dual ascent, its group filter) is in `entrl.published_ares`. KL and losses: `ares_losses`.
 """
 
 import importlib

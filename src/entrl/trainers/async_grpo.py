@@ -146,6 +146,12 @@ def in_grpo_words(args: Any) -> Any:
 def check_async(args: Any, controllers: Sequence[Controller], reward_funcs: Sequence[Any]) -> list[str]:
     """What would be wrong or idle under these options; empty = all right. `in_grpo_words` brings the common rules."""
     problems = check_schedule(in_grpo_words(args), controllers, reward_funcs, 1)
+    for reward in reward_funcs:
+        if "difficulty" in getattr(reward, "published_columns", ()):
+            problems.append(
+                f"reward {reward_name(reward)!r} moves its thresholds and targets by whole batches of prompts, and the "
+                "asynchronous trainer scores one prompt's group at a time; use EntropyGRPOTrainer"
+            )
     for controller in controllers:
         inner = getattr(controller, "controller", controller)  # a guard wraps one
         if controller.needs_reference or controller.needs_columns:

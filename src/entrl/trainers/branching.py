@@ -46,6 +46,8 @@ FROM_THE_START = (
     "stop_strings",
     "stop_token_ids",
     "max_time",
+    "exponential_decay_length_penalty",
+    "forced_eos_token_id",
     "max_new_tokens",
     "max_tokens",
     "seed",
@@ -356,6 +358,11 @@ def branching_problems(args: Any, *, whole_groups: bool, tools: bool = False, ro
         out.append(
             "branch_roots needs every prompt's completions on one process; make per_device_train_batch_size x "
             "steps_per_generation a multiple of num_generations"
+        )
+    if getattr(args, "vllm_replicas", None):
+        out.append(
+            "branch_roots with vllm_replicas is not supported: one limit goes with all requests of a call, and a "
+            "server refuses a long prefix with the limit of a short one; use the colocated engine, or transformers"
         )
     if tools or rollout_func:
         out.append("branch_roots forks what the trainer's own sampler wrote; remove the tools or the rollout function")

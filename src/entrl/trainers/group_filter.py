@@ -105,7 +105,7 @@ class GroupFiltering:
                 [sum(map(len, verdicts)), sum(v.count("kept") for v in verdicts)], device=device
             )
             count = self.rule.groups_to_draw(missing, kept=kept, seen=seen, most=places)
-            rows = [row for prompt in self.prompts.take(count) for row in [prompt] * self.group_size]
+            rows = [dict(prompt) for prompt in self.prompts.take(count) for _ in range(self.group_size)]
             batch = draw(rows)
             tries += 1
             found = self._verdicts(batch)

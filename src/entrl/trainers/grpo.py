@@ -114,7 +114,7 @@ class EntropyGRPOTrainer(RolloutHalf):
         self._filtering = self._group_filtering()
         self._start_observing()
         scored = bool(self._loss_controllers or self._wanted & set(SCORED_SIGNALS))
-        if scored or self._observation.probe.on or self._windows.on:
+        if scored or self._branching is not None or self._observation.probe.on or self._windows.on:
             refuse_dropout(self.model)
         for controller in self._loss_controllers:
             if controller.clip_range is not None:

@@ -126,7 +126,7 @@ class RolloutHalf(GRPOTrainer):
             generate=sampler_of(self, self._single_turn),
             entropies=self._entropies_of,
             max_new_tokens=self.max_completion_length,
-            end_ids=self._end_ids,
+            end_ids=self.eos_token_ids,
             ranks=self._ranks,
             device=self.accelerator.device,
         )

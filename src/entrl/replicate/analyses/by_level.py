@@ -2,12 +2,14 @@
 
 A level is the `level` of the evaluated problems (for sums: the number of terms), easiest first. Differences are taken
 problem by problem, clustered by seed and by problem, as in `comparison`. The question a difficulty-aware reward is
-asked: does it shorten the easiest level and not the hardest, with accuracy held on all? Rules, fixed by the study:
+asked: does it shorten the easiest level and not the hardest, with accuracy held on all? Words of the answer, from each
+difference's own 95 % interval, which is not adjusted for the number of arms:
 
     shorter     the interval of the length difference lies below 0         longer   above 0
     held        the interval of sampled accuracy lies above -margin
 
-Within a metric p is adjusted by Holm over the arms.
+"Hard not shorter" is said where the hardest level's interval lies above the easiest's: not telling the two apart is not
+enough. In the tables p is adjusted by Holm over the arms.
 """
 
 import dataclasses
@@ -111,5 +113,8 @@ def _answer(metrics: Mapping[str, Any], arm: str, levels: Sequence[str], margin:
     parts = [f"shorter on {', '.join(shorter)}" if shorter else "", f"longer on {', '.join(longer)}" if longer else ""]
     words = " and ".join(p for p in parts if p) or "no length told apart"
     kept = "accuracy held" if len(held) == len(levels) else f"accuracy held on {', '.join(held) or 'no level'}"
-    asked = levels[0] in shorter and levels[-1] not in shorter and len(held) == len(levels)
-    return f"{words}, {kept}" + (" (easy shortened, hard not, at equal accuracy)" if asked else "")
+    easy, hard = lengths[levels[0]], lengths[levels[-1]]
+    assert easy is not None
+    assert hard is not None
+    asked = levels[0] in shorter and hard["lo"] > easy["hi"] and len(held) == len(levels)
+    return f"{words}, {kept}" + (" (easy shorter, hard not, at equal accuracy)" if asked else "")
