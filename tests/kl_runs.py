@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 from tiny_model import digits, trainer
-from window_runs import Gradients, fixed_rollout
+from window_runs import Gradients, one_window
 
 from entrl.controllers.dynamic_kl import DynamicKL
 from entrl.controllers.hooks import Controller
@@ -48,20 +48,8 @@ def kl_run(folder: Path, model: str, *, rows: int, slices: int, kind: str, world
         controllers=[acting],
         model=model,
         beta=0.5,
-        rollout_func=fixed_rollout,
-        per_device_train_batch_size=rows,
-        gradient_accumulation_steps=slices,
-        steps_per_generation=slices,
-        num_iterations=4,
-        max_steps=4,
         loss_type="dapo",
-        max_grad_norm=0.0,
-        optim="sgd",
-        learning_rate=0.01,
-        lr_scheduler_type="constant",
-        expected_world_size=world,
-        expected_backend="gloo" if world > 1 else None,
-        ddp_find_unused_parameters=False,
+        **one_window(rows=rows, slices=slices, steps=4, world=world),
     )
     run.add_callback(gradients)
     run.train()

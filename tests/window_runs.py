@@ -101,6 +101,25 @@ def pairs() -> list[tuple[str, str]]:
     return [(loss, c) for c in controllers() for loss in LOSSES if loss == "dapo" or c in ("kl_cov", "clip_cov")]
 
 
+def one_window(*, rows: int, slices: int, steps: int, world: int) -> dict:
+    """Trainer options: `steps` optimiser steps of plain SGD, unclipped, all over one window of fixed completions."""
+    return {
+        "rollout_func": fixed_rollout,
+        "per_device_train_batch_size": rows,
+        "gradient_accumulation_steps": slices,
+        "steps_per_generation": slices,
+        "num_iterations": steps,
+        "max_steps": steps,
+        "max_grad_norm": 0.0,
+        "optim": "sgd",
+        "learning_rate": 0.01,
+        "lr_scheduler_type": "constant",
+        "expected_world_size": world,
+        "expected_backend": "gloo" if world > 1 else None,
+        "ddp_find_unused_parameters": False,
+    }
+
+
 def window_run(folder: Path, *, rows: int, slices: int, loss_type: str, controller: str, world: int = 1) -> dict:
     """Two optimiser steps over one window; gradients of both, tokens acted on, the reported metrics."""
     gradients, acting = Gradients(), controllers()[controller]
@@ -109,20 +128,8 @@ def window_run(folder: Path, *, rows: int, slices: int, loss_type: str, controll
         digits,
         controllers=[acting],
         model=tiny_model(),
-        rollout_func=fixed_rollout,
-        per_device_train_batch_size=rows,
-        gradient_accumulation_steps=slices,
-        steps_per_generation=slices,
-        num_iterations=2,
-        max_steps=2,
         loss_type=loss_type,
-        max_grad_norm=0.0,
-        optim="sgd",
-        learning_rate=0.01,
-        lr_scheduler_type="constant",
-        expected_world_size=world,
-        expected_backend="gloo" if world > 1 else None,
-        ddp_find_unused_parameters=False,
+        **one_window(rows=rows, slices=slices, steps=2, world=world),
     )
     run.add_callback(gradients)
     run.train()

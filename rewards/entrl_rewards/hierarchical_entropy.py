@@ -57,7 +57,6 @@ from entrl_rewards.hierarchical_formulas import entropy_term, ordered, paper_rew
 from entrl_rewards.hierarchical_options import fill_in
 from entrl_rewards.hierarchical_state import (
     NO_THRESHOLD,
-    UNKNOWN,
     Facts,
     Standing,
     State,
@@ -162,8 +161,9 @@ class HierarchicalEntropy:
             raise TypeError("hierarchical_entropy needs group_index, which stock TRL does not pass: EntropyGRPOTrainer")
         judged = {"completion_ids": completion_ids, "log_metric": log_metric, "trainer_state": trainer_state}
         verdicts = judge(self.correctness, completions=completions, **judged, **signals)
-        windows, own = self._windows(completion_ids, token_mask, gather, training, signals)
-        lengths = own.sum(-1).tolist()
+        own = own_tokens(completion_ids, token_mask)
+        windows = self._windows(completion_ids, own, gather, training, signals)
+        lengths = [int(own_T.sum()) for own_T in own]
         mine = [
             Facts(int(g), -1.0 if v is None else float(v), int(n), float(c), int(t))
             for g, v, n, c, t in zip(
@@ -187,7 +187,7 @@ class HierarchicalEntropy:
         self.row_columns.update(
             difficulty=[standing.bucket[f.group] for f in mine],
             correct=[int(f.verdict) for f in mine],
-            high_entropy=self._inside(windows, completion_ids, token_mask),
+            high_entropy=self._inside(windows, own),
         )
         if log_metric is not None:
             self._log(log_metric, everyone, standing, mine, rewards, gather)
@@ -216,13 +216,12 @@ class HierarchicalEntropy:
     def _windows(
         self,
         completion_ids: list[list[int]],
-        token_mask: Sequence[Any] | None,
+        own: list[Tensor],
         gather: Gather | None,
         training: bool,
         signals: dict[str, Any],
-    ) -> tuple[HighEntropyWindows, Tensor]:
-        """Windows over each completion's own tokens, and the (B, T) mask of those tokens, side by side."""
-        own = own_tokens(completion_ids, token_mask)
+    ) -> HighEntropyWindows:
+        """Windows over each completion's own tokens, which lie side by side."""
         entropy_BT, mask_BT = self._entropies(completion_ids, own, signals, self.topk_estimate)
         trigger_BT = None
         if self.triggers is not None:
@@ -239,7 +238,7 @@ class HierarchicalEntropy:
         if self.threshold_estimate is not None and self.entropy_source == "topk":
             line_BT, _ = self._entropies(completion_ids, own, signals, self.threshold_estimate)
         threshold = self._threshold(line_BT, mask_BT, gather, training)
-        found = high_entropy_windows(
+        return high_entropy_windows(
             entropy_BT,
             mask_BT,
             threshold=threshold,
@@ -247,7 +246,6 @@ class HierarchicalEntropy:
             following=self._of("following"),
             trigger_BT=trigger_BT,
         )
-        return found, mask_BT
 
     def _entropies(
         self, completion_ids: list[list[int]], own: list[Tensor], signals: dict[str, Any], estimate: TopKEstimate
@@ -291,13 +289,11 @@ class HierarchicalEntropy:
         source_B = shuffle_within(class_BN, seeds=(self.shuffle_seed, step))
         return [counts[i] for i in source_B.tolist()]
 
-    def _inside(
-        self, windows: HighEntropyWindows, completion_ids: list[list[int]], token_mask: Sequence[Any] | None
-    ) -> list[Tensor]:
+    def _inside(self, windows: HighEntropyWindows, own: list[Tensor]) -> list[Tensor]:
         """Per completion a 1-D bool, one per token (a tool's included): inside a counted window."""
         inside_BT = in_window_mask(windows.start_BT, self.window, following=self._of("following"))
         rows = []
-        for inside_T, own_T in zip(inside_BT, own_tokens(completion_ids, token_mask), strict=True):
+        for inside_T, own_T in zip(inside_BT, own, strict=True):
             row = torch.zeros(len(own_T), dtype=torch.bool)
             row[own_T] = inside_T[: int(own_T.sum())]
             rows.append(row)
@@ -351,5 +347,3 @@ def gathered(facts: Sequence[Facts], gather: Gather | None) -> list[Facts]:
 
 
 reward = HierarchicalEntropy()
-
-__all__ = ["UNKNOWN", "HierarchicalEntropy", "reward"]

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any, NamedTuple
 
-from entrl.difficulty import BUCKETS, UNKNOWN, Targets, bucket_means, group_buckets
+from entrl.difficulty import BUCKETS, Targets, bucket_means, group_buckets
 from entrl.windows import ThresholdEMA
 from entrl_rewards.hierarchical_formulas import HARD, paper_lambda
 
@@ -138,6 +138,3 @@ def inversions(groups: Sequence[int], verdicts: Sequence[bool | None], rewards: 
         if verdict is False and group in worst_right
     ]
     return fmean(rivals) if rivals else None
-
-
-__all__ = ["NO_THRESHOLD", "UNKNOWN", "Facts", "Standing", "State", "bucket_metrics", "inversions"]

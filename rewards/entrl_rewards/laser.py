@@ -23,11 +23,11 @@ from typing import Any, ClassVar
 
 import torch
 
+from entrl.difficulty import BUCKETS
 from entrl_rewards.correctness import ACCURACY, Verifier, judge
 from entrl_rewards.groups import group_mean
 from entrl_rewards.model_length import model_lengths
 
-BUCKETS = ("easy", "medium", "hard")
 SOLVE_RATES = (2 / 3, 1 / 3)  # from here up easy, from here up medium
 ROUND_OFF = 1e-6  # sums of 1/group size depend on the order in which ranks arrive; must not move a limit
 

@@ -344,14 +344,19 @@ def parse_yaml(text: str, *, name: str = "recipe") -> Any:
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe file, apply `key=value` overrides, check everything that needs no model."""
     path = Path(path)
+    return make_recipe(read_settings(path, overrides, what="recipe"), name=path.stem, base=path.resolve().parent)
+
+
+def read_settings(path: Path, overrides: Sequence[str], *, what: str) -> dict[str, Any]:
+    """The groups of a YAML file, with `key=value` overrides applied; `what` names its kind in an error."""
     if not path.is_file():
-        raise FileNotFoundError(f"no recipe {path}{_nearby(path)}")
+        raise FileNotFoundError(f"no {what} {path}{_nearby(path)}")
     content = parse_yaml(path.read_text(encoding="utf-8"), name=str(path))
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}, not a mapping of groups")
     for override in overrides:
         apply_override(content, override)
-    return make_recipe(content, name=path.stem, base=path.resolve().parent)
+    return content
 
 
 def _nearby(path: Path) -> str:

@@ -33,11 +33,9 @@ from entrl.recipe import (
     _build,
     _check_keys,
     _Dumper,
-    _nearby,
     _plain,
     _typed,
-    apply_override,
-    parse_yaml,
+    read_settings,
 )
 from entrl.run_folder import flat
 
@@ -186,13 +184,7 @@ def _at_least_one(name: str, value: int) -> None:
 def load_cold_start(path: str | Path, overrides: Sequence[str] = ()) -> ColdStart:
     """Read a cold start's file, apply `key=value` overrides, check everything that needs no model."""
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no cold start {path}{_nearby(path)}")
-    content = parse_yaml(path.read_text(encoding="utf-8"), name=str(path))
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a {type(content).__name__}, not a mapping of groups")
-    for override in overrides:
-        apply_override(content, override)
+    content = read_settings(path, overrides, what="cold start")
     return make_cold_start(content, name=path.stem, base=path.resolve().parent)
 
 

@@ -16,6 +16,7 @@ SMOOTH = 0.06  # share of a run over which curves are averaged
 POINTS = 120  # of a curve
 FOREST = ("greedy_accuracy", "sampled_accuracy", "pass@", "entropy", "length", "distinct-2", "edit distance")
 VERDICT_COLOUR = {"higher": "var(--run2)", "lower": "var(--run1)", "non-inferior": "var(--run0)"}
+UNITS = {"entropy": "nats", "length": "tokens"}  # by a word of a metric's name
 ROW = 20  # height of a forest plot's row
 
 
@@ -104,15 +105,7 @@ def forest(found: Mapping[str, Any]) -> str:
             text = f"{name}: {scale * d['diff']:+.3g} [{scale * d['lo']:+.3g}, {scale * d['hi']:+.3g}], "
             frame.reach(row, scale * d["lo"], scale * d["hi"], shade)
             frame.dot(scale * d["diff"], row, shade, radius=4, title=f"{text}p {d['p_holm']:.3g}, {d['verdict']}")
-        unit = (
-            "points"
-            if scale == 100
-            else "nats"
-            if "entropy" in metric
-            else "tokens"
-            if metric.startswith("length")
-            else ""
-        )
+        unit = "points" if scale == 100 else next((u for word, u in UNITS.items() if word in metric), "")
         html += chart(metric.replace("_", " ") + (f", {unit}" if unit else ""), frame.svg())
     legend = keys([*VERDICT_COLOUR, "not distinguishable"], [*VERDICT_COLOUR.values(), "var(--quiet)"])
     return f'{legend}<div class="charts">{html}</div>' if html else ""

@@ -151,6 +151,8 @@ class RolloutHalf(GRPOTrainer):
         if self.model.training and self._filtering is not None:
             batch = self._filtered(self._filtering, batch)
         output, rollout = batch.output, batch.rollout
+        if self._own_scoring_needed and not rollout.scored:
+            self._score(rollout)
         if self.model.training and self.use_vllm:
             self._log_sampler_gap(output, rollout)
         if self.model.training:
@@ -164,13 +166,11 @@ class RolloutHalf(GRPOTrainer):
         return output
 
     def _draw(self, inputs: list[dict[str, Any]]) -> Batch:
-        """One generation with its rewards and TRL's advantages, scored where somebody needs that."""
+        """One generation with its rewards and TRL's advantages."""
         self._rollout = None
         output = super()._generate_and_score_completions(inputs)
         rollout, self._rollout = self._rollout, None
         assert rollout is not None
-        if self._own_scoring_needed and not rollout.scored:
-            self._score(rollout)
         assert self._rewards_per_func is not None
         first = self.accelerator.process_index * len(rollout)
         return Batch(output=output, rollout=rollout, rewards_NF=self._rewards_per_func[first : first + len(rollout)])
