@@ -6,7 +6,8 @@
 Every row has `prompt` (a string, or chat messages), `answer` (the gold answer, a string), `verifier` (JSON
 that `entrl_rewards.accuracy` reads), `problem_id` and `level` (a string; "" where the task has no levels).
 
-Kinds:   `sums` (the tiny reasoner's task), `reasoning_gym:NAME`, `jsonl:PATH`, benchmarks of the hub by name
+Kinds:   `sums` (the tiny reasoner's task), `reasoning_gym:NAME`, `jsonl:PATH`, benchmarks of the hub by name;
+         `twenty_questions` and `diagram`, which are played in an environment (see `entrl.environments.rows`)
 Split:   procedural tasks put a problem in train or test by a hash of its text, so the two never share one,
          whatever the seeds and sizes (see `entrl.tasks.procedural`)
 """
@@ -25,13 +26,14 @@ from entrl.tasks.rows import Row, as_dataset
 from entrl.tasks.sums import sums_rows
 
 Split = Literal["train", "test"]
+INQUIRIES = ("twenty_questions", "diagram")
 
 __all__ = ["Row", "Split", "load_task", "task_names"]
 
 
 def task_names() -> list[str]:
     """Names `load_task` knows, with the two families written as patterns."""
-    return ["sums", *BENCHMARKS, "reasoning_gym:NAME", "jsonl:PATH"]
+    return ["sums", *INQUIRIES, *BENCHMARKS, "reasoning_gym:NAME", "jsonl:PATH"]
 
 
 def load_task(
@@ -56,7 +58,7 @@ def load_task(
     builder, arguments, open_ended = _builder(kind, argument, name)
     if not open_ended:
         _check_options(name, builder, options)
-    if kind in ("sums", "reasoning_gym") and size is None:
+    if kind in ("sums", "reasoning_gym", *INQUIRIES) and size is None:
         raise ValueError(f"task {name!r} generates problems without end; say how many with `size`")
     return as_dataset(builder(*arguments, split=split, size=size, seed=seed, **options), name=name)
 
@@ -71,7 +73,11 @@ def _builder(kind: str, argument: str, name: str) -> tuple[Callable[..., list[Ro
         return jsonl_rows, (argument,), False
     if name in BENCHMARKS:
         return benchmark_rows, (name,), False
-    hint = suggest(name, ["sums", *BENCHMARKS])
+    if name in INQUIRIES:
+        from entrl.environments import rows  # it imports the row type from this package
+
+        return getattr(rows, f"{name}_rows"), (), False
+    hint = suggest(name, ["sums", *INQUIRIES, *BENCHMARKS])
     raise ValueError(f"unknown task {name!r}.{hint} Known: {', '.join(task_names())}")
 
 

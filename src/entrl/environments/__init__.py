@@ -1,0 +1,25 @@
+"""Games of asking for TRL's `environment_factory`: what is hidden, the tools to find it, and what each answer told.
+
+`TwentyQuestions` over a table, `DiagramSpecification` over slots; `load_environment` finds these and a user's own.
+Rows to play come from `entrl.tasks.load_task("twenty_questions", ...)`. Nothing here imports torch or trl.
+"""
+
+from entrl.environments.events import InquiryEnv, OwnReward, TurnEvent
+from entrl.environments.tables import ATTRIBUTES, NAMES, Table, animals, find_table, level_of, procedural_table
+from entrl.environments.twenty_questions import ScoredTwentyQuestions, TwentyQuestions, TwentyQuestionsAny
+
+__all__ = [
+    "ATTRIBUTES",
+    "NAMES",
+    "InquiryEnv",
+    "OwnReward",
+    "ScoredTwentyQuestions",
+    "Table",
+    "TurnEvent",
+    "TwentyQuestions",
+    "TwentyQuestionsAny",
+    "animals",
+    "find_table",
+    "level_of",
+    "procedural_table",
+]
