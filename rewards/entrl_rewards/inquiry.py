@@ -1,0 +1,59 @@
+"""What an environment's events look like from where the model sat: which answers it saw, and in which turn it asked.
+
+Events and tool messages are not one to one. TRL takes an over-long tool result back out of the completion after the tool
+has run (an event without a message), and answers unknown tools and wrong arguments itself (messages without an event).
+Observations carry the environment's counter and are unique in an episode, so two pointers over exact texts settle it.
+
+Source:  TRL 1.16, GRPOTrainer._tool_call_loop; method card information-gain, sections 6.6, 6.7 and 7.3
+Needs:   nothing
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+ENVIRONMENT_ERROR = "Error: "  # how an environment answers bad arguments
+TRL_ERROR = "{'error': "  # how the tool loop's own messages begin: unknown tool, wrong arguments, a tool that raised
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dialogue:
+    """A completion beside the events of its environment. E events; a turn is an assistant message, counted from 0."""
+
+    turns: int
+    turn_E: tuple[int, ...]  # the turn that made the call
+    seen_E: tuple[bool, ...]  # the observation is in the completion
+    other: tuple[tuple[int, str], ...]  # (turn, text) of tool messages that no event wrote
+
+
+def follow(completion: Any, events: Sequence[Any]) -> Dialogue:
+    """Match tool messages to events in order, each event once.
+
+    An event whose message is not there belongs to the last turn: results are only ever taken back off the end.
+    Raises TypeError for a completion that is no list of messages.
+    """
+    if isinstance(completion, str):
+        raise TypeError(
+            "a completion is plain text, which has no tool messages; use prompts that are lists of messages"
+        )
+    turn, at = -1, 0
+    turn_of: dict[int, int] = {}
+    other = []
+    for message in completion:
+        if message["role"] == "assistant":
+            turn += 1
+        if message["role"] != "tool":
+            continue
+        text = message["content"]
+        found = next((i for i in range(at, len(events)) if events[i].observation == text), None)
+        if found is None:
+            other.append((max(turn, 0), str(text)))
+        else:
+            turn_of[found], at = max(turn, 0), found + 1
+    last = max(turn, 0)
+    return Dialogue(
+        turns=turn + 1,
+        turn_E=tuple(turn_of.get(i, last) for i in range(len(events))),
+        seen_E=tuple(i in turn_of for i in range(len(events))),
+        other=tuple(other),
+    )
