@@ -39,8 +39,10 @@ def submit(name):
 
 
 def played(turns, *, drop_last=False, factory=TwentyQuestions, **changes):
-    """(environment, completion) of a scripted dialogue; a turn is a list of calls, or a text without any. drop_last: the
-    results of the last turn did not fit and were taken back."""
+    """(environment, completion) of a scripted dialogue; a turn is a list of calls, or a text without any.
+
+    drop_last: the results of the last turn did not fit and were taken back.
+    """
     env = factory()
     env.reset(**row(**changes))
     messages = []
@@ -367,7 +369,7 @@ def test_errors_say_what_to_do():
     env, messages = played(["hello"])
     with pytest.raises(TypeError, match="environment_factory"):
         reward(completions=[messages], prompts=[[]])
-    with pytest.raises(TypeError, match="object has no _events.*InquiryEnv"):
+    with pytest.raises(TypeError, match=r"object has no _events.*InquiryEnv"):
         reward(completions=[messages], environments=[object()])
     with pytest.raises(TypeError, match="1 environments for 2 completions"):
         reward(completions=[messages] * 2, environments=[env])
@@ -450,5 +452,5 @@ def test_identical_rollouts_are_paid_alike(script, count, pay):
 @given(st.lists(st.integers(0, 7), min_size=1, max_size=6), st.integers(0, 7))
 def test_a_question_repeated_anywhere_later_changes_no_gain(asked, again):
     plain = rewards_of([played([[ask(questions()[q])] for q in asked], user_noise=0.2)])
-    repeated = asked + [asked[again % len(asked)]]
+    repeated = [*asked, asked[again % len(asked)]]
     assert rewards_of([played([[ask(questions()[q])] for q in repeated], user_noise=0.2)]) == pytest.approx(plain)

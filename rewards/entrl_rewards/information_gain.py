@@ -20,24 +20,25 @@ H0 is the entropy of the prior in bits; `normalise` divides the credits that are
                     `turn_rewards`, one value per assistant message, for the trainer's `turn_credit`
 
     preset          stands for                                      and cannot be
-    nous            realised gain, summed, in bits, no outcome      a discount or other terms: its paper's body was not read
+    nous            realised gain, summed, in bits, no outcome      other terms: the paper's body was not read
     resolved_count  the number of resolved slots, Nous' ablation    -
     delta_belief    2 for the answer, 0.1 max(ln b'/b, 0) for each  the policy's own b: here the environment's belief
                     question, -0.05 each, -1 repeated, -5 invalid
     igpo            1 for the answer, b' - b for each question      the policy's own b; F1; -2 for broken tags
 
-The policy's own probability of the target is `entrl.beliefs.TargetLogProb`, which needs the policy and costs passes of it.
+The policy's own probability of the target is `entrl.beliefs.TargetLogProb`, which costs passes of the policy.
 
-Source:  method card information-gain, sections 2, 4 and 7.4; delta-belief (arXiv 2602.12342; bethgelab/delta-belief-rl at
-    f173b54); IGPO (arXiv 2510.14967; GuoqingWang1/IGPO at bff163b)
-Differs: every weight outside the presets is ours. Delta-belief's clip at 0 pays an oscillating belief again each time it
-    rises; it is kept in its preset alone (`positive_only`)
-Needs:   environments with events (`entrl.environments`), which TRL passes when it has an environment_factory; group_index
-    with shuffle
+Source:  method card information-gain, sections 2, 4 and 7.4; delta-belief (arXiv 2602.12342; bethgelab/delta-belief-rl
+    at f173b54); IGPO (arXiv 2510.14967; GuoqingWang1/IGPO at bff163b)
+Differs: every weight outside the presets is ours. Delta-belief's clip at 0 pays an oscillating belief again each time
+    it rises; it is kept in its preset alone (`positive_only`)
+Needs:   environments with events (`entrl.environments`), which TRL passes when it has an environment_factory;
+    group_index with shuffle
 
-Documented answers. A question whose answer was taken back out of the completion was not seen and its gain is not paid; that
-it was asked is charged, and a submission counts, seen or not: the model wrote it. Repeats, ignored contradictions and calls
-that were refused gain 0. The turn that submits has no gain; its costs are its own. No answer submitted is a wrong answer.
+Documented answers. A question whose answer was taken back out of the completion was not seen, and its gain is not paid;
+that it was asked is charged, and a submission counts, seen or not: the model wrote both. Repeats, ignored
+contradictions and refused calls gain 0. The turn that submits has no gain; its costs are its own. No answer submitted
+is a wrong answer.
 """
 
 import math
@@ -118,8 +119,8 @@ class InformationGain:
     invalid_penalty: float | None = None  # per call with bad arguments or to an unknown tool; default 0
     pay: Literal["episode", "turn"] = "episode"
     seen_only: bool = True  # False pays answers that the model never saw
-    # NEGATIVE CONTROL, not a method: each rollout is paid the gains of another one of its group (costs and outcome stay its
-    # own), so a group's gains are the same numbers with the link between questions and pay cut.
+    # NEGATIVE CONTROL, not a method: each rollout is paid the gains of another one of its group (costs and outcome stay
+    # its own), so a group's gains are the same numbers with the link between questions and pay cut.
     shuffle: bool = False
     shuffle_seed: int = 0
 
@@ -150,7 +151,7 @@ class InformationGain:
             raise ValueError(f"normalise must be prior or none, got {self._set['normalise']!r}")
         if self._set["normalise"] == "prior" and not bits:
             raise ValueError(
-                f"normalise='prior' divides bits by the prior's bits, and credit={credit!r} is not in bits; leave it out"
+                f"normalise='prior' divides bits by bits, and credit={credit!r} is not in bits; leave it out"
             )
         if self.pay == "turn" and self._set["reduce"] != "sum":
             raise ValueError(
@@ -259,8 +260,8 @@ def checked_environments(environments: Sequence[Any] | None, completions: Sequen
     """TypeError unless there is one environment with events for each completion."""
     if environments is None:
         raise TypeError(
-            "information_gain needs environments, which TRL passes when the trainer has an environment_factory; in a recipe: "
-            "environment: {use: twenty_questions}"
+            "information_gain needs environments, which TRL passes when the trainer has an environment_factory; in a "
+            "recipe: environment: {use: twenty_questions}"
         )
     if len(environments) != len(completions):
         raise TypeError(f"{len(environments)} environments for {len(completions)} completions; TRL passes one for each")
@@ -268,8 +269,8 @@ def checked_environments(environments: Sequence[Any] | None, completions: Sequen
         missing = [n for n in FACTS if not hasattr(environment, n)]
         if missing:
             raise TypeError(
-                f"environment {type(environment).__name__} has no {', '.join(missing)}; information_gain reads the events of "
-                "entrl.environments.InquiryEnv, so derive yours from it"
+                f"environment {type(environment).__name__} has no {', '.join(missing)}; information_gain reads the "
+                "events of entrl.environments.InquiryEnv, so derive yours from it"
             )
 
 
@@ -345,7 +346,7 @@ def invalid_turns(dialogue: Dialogue, environment: Any) -> list[int]:
 
 
 def turn_gains(row: Row, turns: int) -> Tensor:
-    """(turns,) float32: the row's gains by turn. Where another row's turns are fewer, the last takes what is left over."""
+    """(turns,) float32: the row's gains by turn; with fewer turns than the row has, the last takes the rest."""
     gain_T = torch.zeros(turns)
     for turn, gain in zip(row.turn_E, row.gain_E, strict=True):
         if turns:

@@ -1,8 +1,8 @@
 """What an environment's events look like from where the model sat: which answers it saw, and in which turn it asked.
 
-Events and tool messages are not one to one. TRL takes an over-long tool result back out of the completion after the tool
-has run (an event without a message), and answers unknown tools and wrong arguments itself (messages without an event).
-Observations carry the environment's counter and are unique in an episode, so two pointers over exact texts settle it.
+Events and tool messages are not one to one. TRL takes an over-long tool result back out of the completion after the
+tool has run (an event without a message), and answers unknown tools and wrong arguments itself (messages without an
+event). Observations carry the environment's counter and are unique in an episode, so two pointers over exact texts settle it.
 
 Source:  TRL 1.16, GRPOTrainer._tool_call_loop; method card information-gain, sections 6.6, 6.7 and 7.3
 Needs:   nothing
@@ -33,9 +33,7 @@ def follow(completion: Any, events: Sequence[Any]) -> Dialogue:
     Raises TypeError for a completion that is no list of messages.
     """
     if isinstance(completion, str):
-        raise TypeError(
-            "a completion is plain text, which has no tool messages; use prompts that are lists of messages"
-        )
+        raise TypeError("a completion is plain text, without tool messages; use prompts that are lists of messages")
     turn, at = -1, 0
     turn_of: dict[int, int] = {}
     other = []
