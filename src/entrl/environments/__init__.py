@@ -4,15 +4,21 @@
 Rows to play come from `entrl.tasks.load_task("twenty_questions", ...)`. Nothing here imports torch or trl.
 """
 
+from entrl.environments.diagram import DiagramShort, DiagramSpecification, ScoredDiagramSpecification
 from entrl.environments.events import InquiryEnv, OwnReward, TurnEvent
+from entrl.environments.loader import ENVIRONMENTS, load_environment, load_table
 from entrl.environments.tables import ATTRIBUTES, NAMES, Table, animals, find_table, level_of, procedural_table
 from entrl.environments.twenty_questions import ScoredTwentyQuestions, TwentyQuestions, TwentyQuestionsAny
 
 __all__ = [
     "ATTRIBUTES",
+    "ENVIRONMENTS",
     "NAMES",
+    "DiagramShort",
+    "DiagramSpecification",
     "InquiryEnv",
     "OwnReward",
+    "ScoredDiagramSpecification",
     "ScoredTwentyQuestions",
     "Table",
     "TurnEvent",
@@ -21,5 +27,7 @@ __all__ = [
     "animals",
     "find_table",
     "level_of",
+    "load_environment",
+    "load_table",
     "procedural_table",
 ]

@@ -2,19 +2,21 @@
 
     {"task": "twenty_questions", "rows": 8, "columns": 8}
     {"task": "twenty_questions", "tables": "animals", "user_noise": 0.1}
+    {"task": "diagram", "slots": 3, "expertise": "mixed"}
 
 A row holds what `reset` needs (table_id, target, user_noise, max_questions, seed) beside the columns of every task;
 `verifier` is "": the environment knows what is right. The target is a function of the row, so all rollouts of a group
 look for the same one.
 
-Split: by a hash of the table's seed, never by the target; a task with one table (animals, a user's own) splits by the
-episode's seed, that is both sides have the same table and different draws.
+Split: by a hash of the table's seed, never by the target; a task with one table (animals, a user's own, a diagram
+world) splits by the episode's seed, that is both sides have the same table and different draws.
 """
 
 import functools
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, get_args
 
+from entrl.environments.diagram import SLOTS, Expertise, World, find_world, values_listed, world_id, written
 from entrl.environments.events import draw, pick
 from entrl.environments.tables import YES_NO, Table, find_table
 from entrl.tasks.rows import Row, chat, digest
@@ -67,6 +69,64 @@ def twenty_questions_rows(
             )
         )
     return found
+
+
+def diagram_rows(
+    *,
+    split: str,
+    size: int,
+    seed: int,
+    slots: int | Sequence[str] = len(SLOTS),
+    dependencies: bool = True,
+    world: int = 0,
+    expertise: str = "expert",
+    opening: bool = True,
+    show: str = "values",
+    user_noise: float = 0.0,
+    max_questions: int = 6,
+) -> list[Row]:
+    """One row per request.
+
+    slots: how many of the nine from the first, or which. dependencies: the rules between slots. world: seed of the
+    marginals; both sides of the split share it, and the rules. expertise: `expert`, `intermediate`, `novice`, or
+    `mixed`, drawn per row. opening: the request names the value of one slot. show: `values` lists every slot with its
+    values, `slots` the slots only. user_noise: probability that an answer is about another value. max_questions:
+    budget.
+    """
+    if expertise not in (*get_args(Expertise), "mixed"):
+        raise ValueError(f"expertise must be one of {', '.join(get_args(Expertise))} or mixed; got {expertise!r}")
+    if show not in ("values", "slots"):
+        raise ValueError(f"show must be 'values' or 'slots', got {show!r}")
+    _check(user_noise, max_questions)
+    table_id = world_id(slots=slots, dependencies=dependencies, world=world)
+    place = find_world(table_id)
+    found = []
+    for number in _seeds(f"diagram/{seed}", split, size):
+        truth = place.specification(draw(number, table_id, "target"))
+        named = list(place.slots)[int(draw(number, table_id, "named") * len(place.slots))] if opening else ""
+        user = get_args(Expertise)[int(draw(number, table_id, "user") * 3)] if expertise == "mixed" else expertise
+        found.append(
+            _row(
+                prompt=chat(_request(place, truth, named, show)),
+                target=written(truth),
+                problem_id=f"{table_id}/{number}",
+                level=user,
+                table_id=table_id,
+                user_noise=float(user_noise),
+                max_questions=max_questions,
+                seed=number,
+                expertise=user,
+                named=named,
+            )
+        )
+    return found
+
+
+def _request(place: World, truth: dict[str, str], named: str, show: str) -> str:
+    """A vague wish, and what there is to ask."""
+    wish = f"I need a diagram with {named}={truth[named]}." if named else "I need a diagram."
+    slots = values_listed(place) if show == "values" else f"Slots: {' '.join(place.slots)}"
+    return f"{wish} Ask me about one slot at a time, then submit all slots as slot=value; slot=value.\n\n{slots}"
 
 
 def _check(user_noise: float, max_questions: int) -> None:

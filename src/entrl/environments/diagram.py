@@ -1,0 +1,438 @@
+"""Diagram specification: find out what somebody wants drawn, slot by slot, from a user who may know little about it.
+
+    p(s) ~ prod_i m_i(s_i) prod_rules f(s)         m_i ~ Dirichlet(3), drawn once per world; 345,600 combinations
+    rules     timelines and Gantt charts go left to right (always), trees rather top down; radial layouts favour
+              undirected connectors; many components favour few labels, few components many; swimlanes favour lanes
+              f(s) = 1 where s keeps the rule, else the rule's factor
+
+The belief is one per slot with the marginals of p as its prior (what counting examples gives), or p itself
+(`belief="exact"`), which shows what the assumption of independence costs.
+
+Users, drawn once per (episode, slot):
+    expert         names the value
+    intermediate   with probability `coarse` names a group of values that contains it; recognises it when it is named
+    novice         with probability `unsure` is not sure, whatever the value; otherwise knows the group only
+What a user does not know stays unknown, and the belief knows that: it keeps, per slot, how likely each state of
+knowledge is for each value, so asking again about a slot somebody is not sure of is worth exactly 0.
+
+    row columns   table_id, target, expertise (expert), named (""), user_noise (0), max_questions (6), seed (0)
+
+`named` is the slot that the opening request gives away; the belief starts from it. `user_noise` is the probability that
+an answer is about another value of the slot, drawn once per question.
+
+Source:  method card information-gain, section 10.2; slots, values, rules and Dirichlet(3) are ours (the attribute
+    list of "Dialogue as Discovery" is unknown)
+Needs:   numpy
+
+V values of a slot, M = 3 states of knowledge (exact, coarse, unsure), A answers.
+"""
+
+import functools
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from entrl.beliefs import Factored, dependence_bits, marginals
+from entrl.beliefs.errors import InvalidDistribution
+from entrl.beliefs.estimators import Observation, OnContradiction
+from entrl.beliefs.information import Array, entropy_bits
+from entrl.environments.events import (
+    CERTAIN,
+    BadArguments,
+    InquiryEnv,
+    OwnReward,
+    draw,
+    listed,
+    matched,
+    pick,
+    shown,
+)
+from entrl.environments.joint import JointBelief, JointSlots
+from entrl.load import suggest
+
+# slot -> groups of values; a coarse answer names a group. Every value belongs to one slot only.
+SLOTS: dict[str, tuple[tuple[str, ...], ...]] = {
+    "kind": (("flowchart", "swimlane"), ("tree", "network"), ("timeline", "gantt"), ("venn", "matrix")),
+    "layout": (("left-right", "top-down"), ("radial", "circular"), ("grid",)),
+    "components": (("few", "several"), ("many", "dozens")),
+    "connector": (("arrows", "elbows"), ("lines", "dashes")),
+    "grouping": (("boxes", "lanes"), ("layers", "ungrouped")),
+    "palette": (("gray", "blues"), ("pastel", "vivid", "contrast")),
+    "labels": (("sparse", "moderate"), ("dense",)),
+    "annotation": (("unannotated",), ("callouts", "legend")),
+    "aspect": (("square",), ("wide", "tall")),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    """Where `slot` has one of `values`, combinations whose `other` is not among `favoured` weigh `factor` as much."""
+
+    slot: str
+    values: tuple[str, ...]
+    other: str
+    favoured: tuple[str, ...]
+    factor: float  # 0: never
+
+
+RULES = (
+    Rule(slot="kind", values=("timeline", "gantt"), other="layout", favoured=("left-right",), factor=0.0),
+    Rule(slot="kind", values=("tree",), other="layout", favoured=("top-down",), factor=0.1),
+    Rule(slot="kind", values=("swimlane",), other="grouping", favoured=("lanes",), factor=0.05),
+    Rule(slot="layout", values=("radial", "circular"), other="connector", favoured=("lines", "dashes"), factor=0.05),
+    Rule(slot="components", values=("many", "dozens"), other="labels", favoured=("sparse",), factor=0.05),
+    Rule(slot="components", values=("few",), other="labels", favoured=("moderate", "dense"), factor=0.1),
+)
+CONCENTRATION = 3.0  # of the Dirichlet: uneven marginals, no value forgotten
+NOT_SURE = "not sure"
+CHOICE_ANSWERS = ("no", "yes", NOT_SURE)
+EXACT, COARSE, UNSURE = range(3)
+Expertise = Literal["expert", "intermediate", "novice"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class World:
+    """Which slots there are, and how likely each combination is."""
+
+    world_id: str
+    slots: dict[str, tuple[str, ...]]
+    joint: Array  # one axis per slot, sums to 1
+
+    @functools.cached_property
+    def marginals(self) -> dict[str, Array]:
+        return dict(zip(self.slots, marginals(self.joint), strict=True))
+
+    @functools.cached_property
+    def _cumulative(self) -> Array:
+        return np.cumsum(self.joint.ravel())
+
+    def specification(self, uniform: float) -> dict[str, str]:
+        """The combination that a uniform number in [0, 1) falls on; never an impossible one."""
+        total = self._cumulative
+        index = np.unravel_index(np.searchsorted(total, uniform * total[-1], side="right"), self.joint.shape)
+        return {slot: values[int(i)] for (slot, values), i in zip(self.slots.items(), index, strict=True)}
+
+    def dependence_bits(self) -> float:
+        """What independent slots overstate: sum of the slots' entropies less that of the joint."""
+        return dependence_bits(self.joint)
+
+
+def written(specification: Mapping[str, str]) -> str:
+    """`kind=flowchart; layout=left-right`."""
+    return "; ".join(f"{slot}={value}" for slot, value in specification.items())
+
+
+def world_id(*, slots: int | Sequence[str] = len(SLOTS), dependencies: bool = True, world: int = 0) -> str:
+    """The name of a world. slots: how many of SLOTS from the first, or which. ValueError."""
+    if isinstance(slots, bool | str):
+        raise ValueError(f"slots must be a number or a list of names, got {slots!r}")
+    if isinstance(slots, int):
+        if not 1 <= slots <= len(SLOTS):
+            raise ValueError(f"slots must be in 1..{len(SLOTS)}, got {slots}")
+        chosen = list(SLOTS)[:slots]
+    else:
+        for name in slots:
+            if name not in SLOTS:
+                raise ValueError(f"no slot {name!r}.{suggest(str(name), SLOTS)} There are {', '.join(SLOTS)}")
+        chosen = [name for name in SLOTS if name in slots]
+        if not chosen:
+            raise ValueError(f"slots is empty; name at least one of {', '.join(SLOTS)}")
+    if isinstance(world, bool) or not isinstance(world, int) or world < 0:
+        raise ValueError(f"world must be a whole number >= 0, got {world!r}")
+    return f"diagram:world={world},slots={'+'.join(chosen)},dependencies={int(dependencies)}"
+
+
+_WORLD = re.compile(r"diagram:world=(\d+),slots=([a-z+]+),dependencies=([01])")
+
+
+@functools.lru_cache(maxsize=16)
+def find_world(name: str) -> World:
+    """The world of a `world_id`. Rules apply where both of their slots are there. ValueError."""
+    match = _WORLD.fullmatch(name)
+    chosen = match[2].split("+") if match else []
+    if match is None or any(slot not in SLOTS for slot in chosen) or len(set(chosen)) < len(chosen):
+        raise ValueError(f"unknown diagram world {name!r}; make the name with entrl.environments.diagram.world_id")
+    slots = {slot: tuple(value for group in SLOTS[slot] for value in group) for slot in chosen}
+    order = list(SLOTS)
+    sizes = [np.full(len(values), CONCENTRATION) for values in slots.values()]
+    drawn = [
+        np.random.default_rng([int(match[1]), order.index(slot)]).dirichlet(size)
+        for slot, size in zip(slots, sizes, strict=True)
+    ]  # a slot has the same marginal in every selection of slots, before the rules
+    joint = functools.reduce(np.multiply.outer, drawn)
+    for rule in RULES if match[3] == "1" else ():
+        if rule.slot in slots and rule.other in slots:
+            joint = joint * _factors(rule, slots)
+    joint /= joint.sum()
+    joint.flags.writeable = False
+    return World(world_id=name, slots=slots, joint=joint)
+
+
+def _factors(rule: Rule, slots: Mapping[str, Sequence[str]]) -> Array:
+    """The rule's factor over all combinations, with axes of length 1 for the slots it does not mention."""
+    applies = np.isin(slots[rule.slot], rule.values)
+    broken = ~np.isin(slots[rule.other], rule.favoured)
+    table = np.where(applies[:, None] & broken[None, :], rule.factor, 1.0)
+    names = list(slots)
+    first, second = names.index(rule.slot), names.index(rule.other)
+    shape = [1] * len(names)
+    shape[first], shape[second] = table.shape
+    return (table if first < second else table.T).reshape(shape)
+
+
+class DiagramShort(InquiryEnv):
+    """Tools `ask(slot)` and `submit(specification)`: few words, for small models."""
+
+    _DEFAULT_BUDGET = 6
+
+    def __init__(
+        self,
+        *,
+        belief: Literal["factored", "exact"] = "factored",
+        on_contradiction: OnContradiction = "ignore",
+        coarse: float = 0.5,
+        unsure: float = 0.4,
+        assumed_noise: float | None = None,
+    ) -> None:
+        """coarse, unsure: probabilities of the users described above (ours). assumed_noise: what the belief takes the
+        user's noise to be; None: what it is.
+        """
+        if belief not in ("factored", "exact"):
+            raise ValueError(f"belief must be 'factored' or 'exact', got {belief!r}")
+        for name, value in {"coarse": coarse, "unsure": unsure, "assumed_noise": assumed_noise or 0.0}.items():
+            if not 0 <= value <= 1:
+                raise InvalidDistribution(f"{name} must be in [0, 1], got {value}")
+        self._belief_kind = belief
+        self._coarse, self._unsure, self._assumed = coarse, unsure, assumed_noise
+        super().__init__(on_contradiction=on_contradiction)
+
+    def reset(self, **row: Any) -> None:
+        """Start the episode of one row; ValueError for a world, target, slot or expertise that does not exist."""
+        if not isinstance(row.get("table_id"), str):
+            raise ValueError(f"the row has no column 'table_id' with a world's name, got {sorted(row)}")
+        world = find_world(row["table_id"])
+        truth = _checked_target(row.get("target"), world)
+        expertise, named = row.get("expertise") or "expert", row.get("named") or ""
+        if expertise not in get_args(Expertise):
+            raise ValueError(f"expertise must be one of {', '.join(get_args(Expertise))}; got {expertise!r}")
+        if named and named not in world.slots:
+            raise ValueError(f"named slot {named!r} is not in world {world.world_id!r}")
+        self._clear(row)
+        self._world, self._truth, self._target = world, truth, written(truth)
+        self._expertise: str = expertise
+        self._belief_noise = self._noise if self._assumed is None else self._assumed
+        prior = {"expert": (1, 0, 0), "intermediate": (1 - self._coarse, self._coarse, 0)}
+        self._states: Array = np.array(prior.get(expertise, (0, 1 - self._unsure, self._unsure)), dtype=np.float64)
+        self._forget()
+        self._estimator = self._build(named)
+
+    def _forget(self) -> None:
+        """(V, M) per slot: how likely each state of knowledge is for each value; at first independent of the value."""
+        self._known = {slot: np.tile(self._states, (len(v), 1)) for slot, v in self._world.slots.items()}
+
+    def _build(self, named: str) -> Factored | JointSlots:
+        """The prior, given what the opening request says."""
+        world = self._world
+        at = world.slots[named].index(self._truth[named]) if named else 0
+        if self._belief_kind == "factored":
+            counts: dict[str, Any] = dict(world.marginals)
+            if named:
+                counts[named] = np.eye(len(world.slots[named]))[at]
+            return Factored(world.slots, counts, on_contradiction=self._on_contradiction)
+        joint = world.joint
+        if named:
+            shape = [1] * joint.ndim
+            shape[list(world.slots).index(named)] = -1
+            joint = joint * np.eye(len(world.slots[named]))[at].reshape(shape)
+            joint = joint / joint.sum()
+        return JointSlots(JointBelief(world.slots, joint), on_contradiction=self._on_contradiction)
+
+    def ask(self, slot: str) -> str:
+        """
+        Ask what the user wants for one slot.
+
+        Args:
+            slot: The slot to ask about.
+
+        Returns:
+            The answer.
+        """
+        return self._call(lambda: self._ask(slot), question=True)
+
+    def submit(self, specification: str) -> str:
+        """
+        Submit the specification. This ends the inquiry.
+
+        Args:
+            specification: All slots, written as "slot=value; slot=value".
+
+        Returns:
+            How many slots are right.
+        """
+        return self._call(lambda: self._submit(specification), question=False)
+
+    def _ask(self, slot: object) -> str:
+        name = matched(slot, self._world.slots, "slot")
+        return self._observed("ask", name, name, self._open_answers(name), self._open_table(name))
+
+    def _open_answers(self, slot: str) -> tuple[str, ...]:
+        """The value, a group of several, or not knowing."""
+        return (*self._world.slots[slot], *(" or ".join(g) for g in SLOTS[slot] if len(g) > 1), NOT_SURE)
+
+    def _open_table(self, slot: str) -> Array:
+        """(V, M, A) 0 or 1: the answer to "what is it?" of a user who knows this much."""
+        values, answers = self._world.slots[slot], self._open_answers(slot)
+        table = np.zeros((len(values), 3, len(answers)))
+        for v, value in enumerate(values):
+            group = next(g for g in SLOTS[slot] if value in g)
+            said = (value, " or ".join(group), NOT_SURE)
+            for state in (EXACT, COARSE, UNSURE):
+                table[v, state, answers.index(said[state])] = 1.0
+        return table
+
+    def _observed(self, tool: str, slot: str, key: str, answers: tuple[str, ...], table: Array) -> str:
+        """Draw the answer to a question with the (V, M, A) `table`, and take it in."""
+        truth = self._world.slots[slot].index(self._truth[slot])
+        where = (self._seed, self._world.world_id, self._target)
+        state = pick(self._states, draw(*where, slot, "state"))
+        answer = pick(_noisy(table, self._noise)[truth, state], draw(*where, key))
+        told = _noisy(table, self._belief_noise)
+        likelihood = np.einsum("vm,vma->va", self._known[slot], told)
+        best, before = self._best_expected(slot, key, likelihood), self._certain()
+        seen: Observation = self._estimator.observe(
+            slot, question=key, likelihood=likelihood, answer=answer, target=truth
+        )
+        if seen.contradiction and self._on_contradiction == "reset":
+            self._forget()
+        elif not seen.contradiction and not seen.repeated:
+            self._known[slot] = _learned(self._known[slot], told[:, :, answer])
+        resolved = max(len(self._certain() - before), 0)
+        return self._question(tool, key, answers[seen.answer], seen, best_expected=best, resolved=resolved)
+
+    def _best_expected(self, slot: str, key: str, likelihood: Array) -> float:
+        """Of "what is it?" about each slot not asked that way yet, and of this question."""
+        belief, asked = self._estimator.belief, set(self._estimator.asked)
+        gains = [0.0 if key in asked else belief.expected_gain(slot, likelihood)]
+        for name in self._world.slots:
+            if name not in asked and name != key:
+                told = _noisy(self._open_table(name), self._belief_noise)
+                gains.append(belief.expected_gain(name, np.einsum("vm,vma->va", self._known[name], told)))
+        return max(gains)
+
+    def _marginal(self, slot: str) -> Array:
+        """(V,) what is believed about one slot now."""
+        belief = self._estimator.belief
+        return belief.marginal(slot) if isinstance(belief, JointBelief) else belief.slots[slot].probs
+
+    def _certain(self) -> set[str]:
+        return {slot for slot in self._world.slots if float(entropy_bits(self._marginal(slot))) <= CERTAIN}
+
+    def _submit(self, specification: object) -> str:
+        given = parse_specification(specification, self._world.slots)
+        right = sum(given.get(slot) == value for slot, value in self._truth.items())
+        total = len(self._truth)
+        return self._submission(written(given), right / total, f"Right: {right} of {total}.")
+
+
+class DiagramSpecification(DiagramShort):
+    """With a third tool, `ask_choice(slot, options)`: is it one of these?"""
+
+    def ask_choice(self, slot: str, options: list[str]) -> str:
+        """
+        Ask whether the user wants one of several values for a slot.
+
+        Args:
+            slot: The slot to ask about.
+            options: Values of that slot.
+
+        Returns:
+            The answer.
+        """
+        return self._call(lambda: self._ask_choice(slot, options), question=True)
+
+    def _ask_choice(self, slot: object, options: object) -> str:
+        name = matched(slot, self._world.slots, "slot")
+        given = options.split(",") if isinstance(options, str) else options
+        if not isinstance(given, list | tuple) or not given:
+            raise BadArguments(f"options must be a list of values of {name}, got {shown(options)}")
+        values = self._world.slots[name]
+        wanted = {matched(one, values, f"value of {name}") for one in given}
+        chosen = [value for value in values if value in wanted]  # one order, so that repeats are known
+        key = f"{name}: {' or '.join(chosen)}"
+        return self._observed("ask_choice", name, key, CHOICE_ANSWERS, self._choice_table(name, chosen))
+
+    def _choice_table(self, slot: str, chosen: Sequence[str]) -> Array:
+        """(V, M, 3) 0 or 1. An intermediate user recognises the value; a novice knows the group at most."""
+        values = self._world.slots[slot]
+        table = np.zeros((len(values), 3, 3))
+        for v, value in enumerate(values):
+            group = next(g for g in SLOTS[slot] if value in g)
+            inside = sum(one in chosen for one in group)
+            exact = int(value in chosen)
+            coarse = 1 if inside == len(group) else 0 if inside == 0 else 2
+            table[v, EXACT, exact] = 1.0
+            table[v, COARSE, coarse if self._expertise == "novice" else exact] = 1.0
+            table[v, UNSURE, 2] = 1.0
+        return table
+
+
+class ScoredDiagramSpecification(OwnReward, DiagramSpecification):
+    """`DiagramSpecification` that brings its own reward."""
+
+
+def _noisy(table: Array, noise: float) -> Array:
+    """With probability `noise` the user speaks of another value, each as likely; (V, M, A)."""
+    count = len(table)
+    return (1 - noise) * table + noise * (table.sum(0, keepdims=True) - table) / (count - 1) if noise else table
+
+
+def _learned(known: Array, told: Array) -> Array:
+    """P(state | value, answer), (V, M) each; values that the answer rules out keep what they had."""
+    weights = known * told
+    total = weights.sum(1, keepdims=True)
+    return np.where(total > 0, weights / np.where(total > 0, total, 1.0), known)
+
+
+def _checked_target(target: object, world: World) -> dict[str, str]:
+    try:
+        truth = parse_specification(target, world.slots)
+    except BadArguments as error:
+        raise ValueError(f"target {target!r} of world {world.world_id!r}: {error}") from error
+    missing = [slot for slot in world.slots if slot not in truth]
+    if missing:
+        raise ValueError(f"target {target!r} says nothing about {', '.join(missing)}")
+    return truth
+
+
+def parse_specification(text: object, slots: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    """Slot to value from `kind=flowchart; layout=left-right`, in the order of `slots`; slots may be missing.
+
+    Also read: commas or lines between, a colon for the equals sign, a value without its slot (each belongs to one), and
+    a mapping, since a model may write the argument as an object. Raises BadArguments for nothing, an unknown slot or
+    value, and two different values of one slot.
+    """
+    owner = {value: slot for slot, values in slots.items() for value in values}
+    if isinstance(text, Mapping):
+        parts = [f"{slot}={value}" for slot, value in text.items()]
+    elif isinstance(text, str):
+        parts = [part for part in re.split(r"[;,\n]", text) if part.strip()]
+    else:
+        parts = []
+    if not parts:
+        raise BadArguments(f'write the specification as "slot=value; slot=value", got {shown(text)}')
+    found: dict[str, str] = {}
+    for part in parts:
+        name, sign, value = re.split(r"([=:])", part, maxsplit=1) if re.search("[=:]", part) else ("", "", part)
+        slot = matched(name, slots, "slot") if sign else owner[matched(value, owner, "value")]
+        known = matched(value, slots[slot], f"value of {slot}")
+        if found.setdefault(slot, known) != known:
+            raise BadArguments(f"two values for {slot}: {found[slot]} and {known}")
+    return {slot: found[slot] for slot in slots if slot in found}
+
+
+def values_listed(world: World) -> str:
+    """One line per slot: `kind: flowchart, swimlane, ...`."""
+    return "\n".join(f"{slot}: {listed(values)}" for slot, values in world.slots.items())

@@ -1,0 +1,297 @@
+"""A user's own table or environment, by name.
+
+    animals_of_mine.json     {"hypotheses": [...], "questions": [...], "values": [[0, 1], ...]}, with any of "answers",
+                             "prior", "likelihood" (question -> rows of probabilities);
+                             or {"mizo": {"wings": true, ...}, ...}
+    animals_of_mine.csv      a header `name,wings,fur`, then one row each; a column `prior` is the prior
+    module:function          or `file.py:function`: returns a `Table`, a mapping as the JSON, or any object with
+                             `hypotheses`, `questions`, `likelihood(question)`, `prior` and, if wanted, `answers` and
+                             `render(question, answer)`
+
+Cells are answers: 0/1, true/false, yes/no, or names of `answers`; without `answers`, names are collected in order.
+
+Source:  method card information-gain, section 11 (the contract)
+Needs:   numpy
+"""
+
+import csv
+import dataclasses
+import functools
+import inspect
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from entrl.beliefs import BeliefError, ShapeMismatch, UnknownAnswer
+from entrl.environments.diagram import DiagramShort, DiagramSpecification, ScoredDiagramSpecification
+from entrl.environments.events import InquiryEnv
+from entrl.environments.tables import YES_NO, Table
+from entrl.environments.twenty_questions import ScoredTwentyQuestions, TwentyQuestions, TwentyQuestionsAny
+from entrl.load import find_file, load_object, suggest
+
+ENVIRONMENTS: dict[str, type[InquiryEnv]] = {
+    "twenty_questions": TwentyQuestions,
+    "twenty_questions_any": TwentyQuestionsAny,
+    "twenty_questions_scored": ScoredTwentyQuestions,
+    "diagram": DiagramSpecification,
+    "diagram_short": DiagramShort,
+    "diagram_scored": ScoredDiagramSpecification,
+}
+NOT_TOOLS = ("reset", "get_reward")
+
+
+def load_environment(use: str, args: Mapping[str, Any] | None = None, *, base: Path | None = None) -> Callable[[], Any]:
+    """What TRL's `environment_factory` wants: a callable that makes instances with `args`.
+
+    use: a name of ENVIRONMENTS, `module:Class` or `path/file.py:Class` (looked for in `base`, then the working
+    directory). One instance is made at once, so that bad arguments and tools without documentation stop here rather
+    than at the first generation. Raises ValueError, TypeError (no class), FileNotFoundError.
+    """
+    cls = _environment_class(use, base)
+    arguments = dict(args or {})
+    known = _constructor_arguments(cls)
+    for name in arguments:
+        if known is not None and name not in known:
+            takes = ", ".join(sorted(known)) or "none"
+            raise ValueError(f"environment {use!r} has no argument {name!r}.{suggest(name, known)} It takes: {takes}")
+    check_tools(cls)
+    factory = functools.partial(cls, **arguments)
+    factory()
+    return factory
+
+
+def _environment_class(use: str, base: Path | None) -> type:
+    if use in ENVIRONMENTS:
+        return ENVIRONMENTS[use]
+    if ":" not in use:
+        names = ", ".join(ENVIRONMENTS)
+        raise ValueError(
+            f"no environment {use!r}.{suggest(use, ENVIRONMENTS)} There are {names}; your own go by 'module:Class' or "
+            "'file.py:Class'"
+        )
+    loaded = load_object(use, base=base)
+    if not inspect.isclass(loaded.value):
+        raise TypeError(f"environment {loaded.source} ({loaded.file}) is a {type(loaded.value).__name__}, not a class")
+    if not callable(getattr(loaded.value, "reset", None)):
+        raise TypeError(f"environment {loaded.source} ({loaded.file}) has no method reset(**row)")
+    return loaded.value
+
+
+def _constructor_arguments(cls: type) -> set[str] | None:
+    """Keywords of __init__, over the classes that hand **options on; None when the last one takes anything."""
+    known: set[str] = set()
+    for ancestor in cls.__mro__:
+        if "__init__" not in vars(ancestor) or ancestor is object:
+            continue
+        parameters = list(inspect.signature(vars(ancestor)["__init__"]).parameters.values())[1:]
+        known |= {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+            return known
+    return None if known else set()
+
+
+def tools(cls: type) -> list[str]:
+    """Names of the methods a model sees, as TRL finds them."""
+    members = inspect.getmembers(cls, predicate=inspect.isfunction)
+    return [name for name, _ in members if not name.startswith("_") and name not in NOT_TOOLS]
+
+
+def check_tools(cls: type) -> None:
+    """Each tool has type hints and a docstring that describes every argument. TypeError.
+
+    TRL would say so at the first generation, and as a parser's error.
+    """
+    for name in tools(cls):
+        method = getattr(cls, name)
+        text = inspect.getdoc(method) or ""
+        for parameter in list(inspect.signature(method).parameters.values())[1:]:
+            hinted = parameter.annotation is not inspect.Parameter.empty
+            if not hinted or "Args:" not in text or f"{parameter.name}:" not in text.split("Args:", 1)[1]:
+                raise TypeError(
+                    f"tool {cls.__name__}.{name}: argument {parameter.name!r} needs a type hint and a line under "
+                    "'Args:' in the docstring; start a method with an underscore when it is no tool"
+                )
+        if not text:
+            raise TypeError(f"tool {cls.__name__}.{name} needs a docstring; the model reads it")
+
+
+def load_table(source: str, *, base: Path | None = None) -> Table:
+    """The table of a file or function. ValueError says what is wrong with it and where; FileNotFoundError."""
+    table_id = f"loaded:{source}"
+    try:
+        if source.endswith(".json"):
+            return _from_json(_read_json(find_file(source, base)), table_id)
+        if source.endswith(".csv"):
+            return _from_csv(find_file(source, base), table_id)
+        if ":" in source:
+            return _from_python(load_object(source, base=base).value, table_id)
+    except BeliefError as error:
+        raise type(error)(f"table {source!r}: {error}") from error
+    raise ValueError(f"cannot load a table from {source!r}; give FILE.json, FILE.csv or module:function")
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path.name} is no JSON: {error}") from error
+
+
+def _from_json(content: Any, table_id: str) -> Table:
+    if not isinstance(content, Mapping) or not content:
+        raise ShapeMismatch(f"a table is an object, got {type(content).__name__}; see entrl.environments.loader")
+    if "hypotheses" not in content:
+        return _from_rows(content, table_id)
+    known = {"hypotheses", "questions", "values", "answers", "prior", "likelihood"}
+    for key in content:
+        if key not in known:
+            raise ShapeMismatch(f"unknown key {key!r}.{suggest(key, known)} A table has {', '.join(sorted(known))}")
+    for key in ("hypotheses", "questions"):
+        if not isinstance(content.get(key), Sequence) or isinstance(content[key], str):
+            raise ShapeMismatch(f"{key!r} must be a list of names")
+    names, questions = tuple(content["hypotheses"]), tuple(content["questions"])
+    prior = content.get("prior")
+    if "likelihood" in content:
+        return _soft(table_id, names, questions, content["likelihood"], content.get("answers"), prior)
+    if "values" not in content:
+        raise ShapeMismatch("the table has neither 'values' nor 'likelihood'")
+    return _hard(table_id, names, questions, content["values"], content.get("answers"), prior)
+
+
+def _from_rows(content: Mapping[str, Any], table_id: str) -> Table:
+    """{"mizo": {"wings": true, ...}, ...}: each row says everything."""
+    for name, row in content.items():
+        if not isinstance(row, Mapping):
+            raise ShapeMismatch(f"row {name!r} is a {type(row).__name__}; it should be {{attribute: answer, ...}}")
+    questions = tuple(next(iter(content.values())))
+    for name, row in content.items():
+        if odd := sorted(set(row) ^ set(questions)):
+            raise ShapeMismatch(f"row {name!r} and the first row differ in {', '.join(map(repr, odd))}; each says all")
+    values = [[row[question] for question in questions] for row in content.values()]
+    return _hard(table_id, tuple(content), questions, values, None, None)
+
+
+def _from_csv(path: Path, table_id: str) -> Table:
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            lines = [[cell.strip() for cell in line] for line in csv.reader(file) if any(map(str.strip, line))]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path.name} is no CSV: {error}") from error
+    if len(lines) < 2 or len(lines[0]) < 2:
+        raise ShapeMismatch(f"{path.name} needs a header 'name,attribute,...' and at least one row")
+    header = lines[0]
+    for number, line in enumerate(lines[1:], 2):
+        if len(line) != len(header):
+            raise ShapeMismatch(f"row {number} has {len(line)} cells, the header {len(header)}")
+    columns = [i for i in range(1, len(header)) if header[i].casefold() != "prior"]
+    prior = None
+    if len(columns) < len(header) - 1:
+        at = next(i for i in range(1, len(header)) if i not in columns)
+        prior = [_number(line[at], number) for number, line in enumerate(lines[1:], 2)]
+    names, questions = tuple(line[0] for line in lines[1:]), tuple(header[i] for i in columns)
+    return _hard(table_id, names, questions, [[line[i] for i in columns] for line in lines[1:]], None, prior)
+
+
+def _number(cell: str, row: int) -> float:
+    try:
+        return float(cell)
+    except ValueError as error:
+        raise ShapeMismatch(f"row {row}: prior {cell!r} is no number") from error
+
+
+def _from_python(value: Any, table_id: str) -> Table:
+    made: Any = value() if callable(value) and not hasattr(value, "hypotheses") else value
+    if isinstance(made, Table):
+        return dataclasses.replace(made, table_id=table_id)
+    if isinstance(made, Mapping):
+        return _from_json(made, table_id)
+    lacking = [name for name in ("hypotheses", "questions", "likelihood") if not hasattr(made, name)]
+    if lacking:
+        raise ShapeMismatch(f"a {type(made).__name__} has no {', '.join(lacking)}; return a Table, or what a table has")
+    names, questions = tuple(made.hypotheses), tuple(made.questions)
+    likelihood = {question: made.likelihood(question) for question in questions}
+    return _soft(
+        table_id, names, questions, likelihood, getattr(made, "answers", None), getattr(made, "prior", None),
+        getattr(made, "render", None),
+    )  # fmt: skip
+
+
+def _hard(
+    table_id: str, names: tuple[str, ...], questions: tuple[str, ...], cells: Any, answers: Any, prior: Any
+) -> Table:
+    if not isinstance(cells, Sequence) or len(cells) != len(names):
+        raise ShapeMismatch(f"'values' must have one row for each of the {len(names)} hypotheses")
+    for name, row in zip(names, cells, strict=True):
+        if not isinstance(row, Sequence) or isinstance(row, str) or len(row) != len(questions):
+            raise ShapeMismatch(f"row {name!r} must have {len(questions)} cells, one for each question")
+    given = tuple(answers) if answers is not None else _answers([cell for row in cells for cell in row])
+    values = [
+        [_index(cell, given, f"row {name!r}, {question!r}") for question, cell in zip(questions, row, strict=True)]
+        for name, row in zip(names, cells, strict=True)
+    ]
+    array = np.array(values, dtype=np.int64).reshape(len(names), len(questions))
+    return Table(table_id=table_id, hypotheses=names, questions=questions, values=array, answers=given, prior=prior)
+
+
+_TRUTH = {"0": 0, "false": 0, "no": 0, "1": 1, "true": 1, "yes": 1}
+
+
+def _answers(cells: list[Any]) -> tuple[str, ...]:
+    """no and yes if nothing else occurs, then other names in the order of the table."""
+    texts = [str(cell).strip().casefold() for cell in cells]
+    others = tuple(dict.fromkeys(text for text in texts if text and text not in _TRUTH))
+    return others if others and not any(text in _TRUTH for text in texts) else (*YES_NO, *others)
+
+
+def _index(cell: Any, answers: tuple[str, ...], where: str) -> int:
+    text = str(cell).strip().casefold()
+    names = [str(answer).casefold() for answer in answers]
+    if text in names:
+        return names.index(text)
+    if names[:2] == list(YES_NO) and text in _TRUTH:
+        return _TRUTH[text]
+    if isinstance(cell, int) and not isinstance(cell, bool) and 0 <= cell < len(answers):
+        return cell
+    raise UnknownAnswer(f"{where}: {cell!r} is none of the answers {', '.join(map(str, answers))}")
+
+
+def _soft(
+    table_id: str,
+    names: tuple[str, ...],
+    questions: tuple[str, ...],
+    likelihood: Mapping[str, Any],
+    answers: Any,
+    prior: Any,
+    rendering: Callable[[str, int], str] | None = None,
+) -> Table:
+    if not isinstance(likelihood, Mapping) or set(likelihood) != set(questions):
+        raise ShapeMismatch("'likelihood' must have one entry for each question")
+    try:
+        tables = [np.asarray(likelihood[question], dtype=np.float64) for question in questions]
+    except (TypeError, ValueError) as error:
+        raise ShapeMismatch(f"a likelihood is no table of numbers: {error}") from error
+    for question, one in zip(questions, tables, strict=True):
+        if one.ndim != 2 or one.shape[0] != len(names) or one.shape[1] != tables[0].shape[1]:
+            raise ShapeMismatch(
+                f"the likelihood of {question!r} has shape {one.shape}; it needs a row for each of the {len(names)} "
+                "hypotheses, and as many columns as the first question has"
+            )
+    count = tables[0].shape[1] if tables else 0
+    default = YES_NO if count == 2 else tuple(str(i) for i in range(count))
+    given = tuple(answers) if answers is not None else default
+    if len(given) != count:
+        raise ShapeMismatch(f"{len(given)} answer names for {count} columns of the likelihoods")
+    stacked = np.stack(tables) if tables else np.zeros((0, len(names), 0))
+    return Table(
+        table_id=table_id,
+        hypotheses=names,
+        questions=questions,
+        values=stacked.argmax(2).T if tables else np.zeros((len(names), 0), dtype=np.int64),
+        answers=given,
+        prior=prior,
+        likelihoods=stacked,
+        rendering=rendering,
+    )
