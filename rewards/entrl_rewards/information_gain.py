@@ -50,6 +50,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
+from entrl.beliefs import FactoredBelief
 from entrl_rewards.groups import shuffle_within
 from entrl_rewards.inquiry import ENVIRONMENT_ERROR, TRL_ERROR, Dialogue, follow
 
@@ -310,12 +311,13 @@ def _known(value: float | None, event: Any, what: str) -> float:
 def _probability_gains(environment: Any) -> list[float]:
     """b_t(h*) - b_(t-1)(h*), from the prior and the log gains; they sum to last - first."""
     start = level = log2_prior(environment)
+    forgets = environment._estimator.on_contradiction == "reset"
     gains = []
     for event in environment._events:
         step, before = event.step, level
         if step is not None and event.correct is None:
-            if event.contradiction and step.realised != 0:
-                level = start  # went back to the prior
+            if event.contradiction:
+                level = start if forgets else level
             else:
                 level += _known(step.target_log_gain, event, "target gain")
         gains.append(2.0**level - 2.0**before)
@@ -323,11 +325,15 @@ def _probability_gains(environment: Any) -> list[float]:
 
 
 def log2_prior(environment: Any) -> float:
-    """log2 b0 of the environment's target; a factored belief multiplies its slots."""
-    prior, target = environment._estimator._prior, environment._target
-    if hasattr(prior, "slots"):
-        return math.fsum(belief.log2_prob(target[name]) for name, belief in prior.slots.items())
-    return prior.log2_prob(target)
+    """log2 b0 of what the environment hides; a factored belief multiplies its slots."""
+    prior = environment._estimator._prior
+    if not hasattr(prior, "slots"):
+        return prior.log2_prob(environment._target)
+    truth = environment._truth
+    if isinstance(prior, FactoredBelief):
+        return math.fsum(belief.log2_prob(truth[name]) for name, belief in prior.slots.items())
+    index = tuple(values.index(truth[name]) for name, values in prior.slots.items())
+    return math.log2(prior.probs[index])
 
 
 def log2_size(estimator: Any) -> float:

@@ -2,7 +2,8 @@
 
 Events and tool messages are not one to one. TRL takes an over-long tool result back out of the completion after the
 tool has run (an event without a message), and answers unknown tools and wrong arguments itself (messages without an
-event). Observations carry the environment's counter and are unique in an episode, so two pointers over exact texts settle it.
+event). Observations carry the environment's counter and are unique in an episode, so two pointers over exact texts
+settle it.
 
 Source:  TRL 1.16, GRPOTrainer._tool_call_loop; method card information-gain, sections 6.6, 6.7 and 7.3
 Needs:   nothing
