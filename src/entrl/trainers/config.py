@@ -1,8 +1,11 @@
 """Options of `EntropyGRPOTrainer` beyond TRL's own; everything else is `trl.GRPOConfig` verbatim."""
 
+import math
 from dataclasses import dataclass, field
 
 from trl import GRPOConfig
+
+from entrl.trainers.turns import ESTIMATORS, WITHOUT_SUMS
 
 
 @dataclass
@@ -42,6 +45,11 @@ class EntropyGRPOConfig(GRPOConfig):
         deviation exceeds filter_min_std (`entrl.group_filter`). None: every prompt is trained on.
     filter_max_tries: generations per rollout, the first included. filter_exhausted: what happens then, `keep` trains
         on what there is, `error` stops.
+    turn_credit: how the rewards of a dialogue's turns become advantages of their tokens (`entrl.trainers.turns`):
+        `return_to_go` (unbiased), or one of the published estimators. None: one advantage for each completion.
+    turn_credit_weight: of the turns' advantages beside the episode's. turn_credit_discount: of later turns' rewards,
+        None = 1 (0.5 for first_turn_norm).
+    turn_length_weighting: every turn of a completion weighs the same, however long it is.
     vllm_engine_dtype: what a colocated engine computes in; None = vLLM's choice, which is bfloat16 for a float32 model.
     vllm_replicas: vLLM servers started by `entrl serve`; LoRA runs send them the adapter alone. Instead of TRL's one
         server with full weights over NCCL.
@@ -80,6 +88,10 @@ class EntropyGRPOConfig(GRPOConfig):
     filter_min_std: float = field(default=0.0, metadata={"help": "Spread of rewards at which a group is flat."})
     filter_max_tries: int = field(default=20, metadata={"help": "Generations per rollout."})
     filter_exhausted: str = field(default="keep", metadata={"help": "keep or error."})
+    turn_credit: str | None = field(default=None, metadata={"help": "Advantages per turn: the estimator."})
+    turn_credit_weight: float = field(default=1.0, metadata={"help": "Of the turns' advantages."})
+    turn_credit_discount: float | None = field(default=None, metadata={"help": "Of later turns' rewards."})
+    turn_length_weighting: bool = field(default=False, metadata={"help": "Turns weigh the same at any length."})
     vllm_engine_dtype: str | None = field(default=None, metadata={"help": "Precision of a colocated engine."})
     vllm_replicas: list[str] | None = field(default=None, metadata={"help": "URLs of `entrl serve` servers."})
     vllm_adapter_dir: str | None = field(default=None, metadata={"help": "Folder shared with the servers."})
@@ -107,9 +119,17 @@ class EntropyGRPOConfig(GRPOConfig):
         }
         choices["vllm_engine_dtype"] = (None, "float32", "bfloat16", "float16")
         choices["truncation_correction"] = (None, "restore", "weigh")
+        choices["turn_credit"] = (None, *ESTIMATORS)
         for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(map(str, known))}; got {getattr(self, name)!r}")
+        if self.turn_credit_discount is not None:
+            if self.turn_credit in WITHOUT_SUMS:
+                raise ValueError(f"turn_credit_discount: {self.turn_credit} sums nothing over turns; leave it out")
+            if not 0 <= self.turn_credit_discount <= 1:
+                raise ValueError(f"turn_credit_discount must be in [0, 1], got {self.turn_credit_discount}")
+        if not math.isfinite(self.turn_credit_weight) or self.turn_credit_weight < 0:
+            raise ValueError(f"turn_credit_weight must be finite and >= 0, got {self.turn_credit_weight}")
         if self.top_h is not None and not 0 < self.top_h <= 1:
             raise ValueError(f"top_h is the share of the entropy that may be kept, in (0, 1]; got {self.top_h}")
         if self.vllm_retries < 0:

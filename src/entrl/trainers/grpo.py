@@ -44,6 +44,7 @@ from entrl.trainers.rewards import SCORED_SIGNALS, checked_rollout_func, needed_
 from entrl.trainers.rollout import Rollout
 from entrl.trainers.schedule import check_schedule, describe_schedule
 from entrl.trainers.surroundings import check_surroundings, refuse_dropout
+from entrl.trainers.turns import turn_options
 from entrl.trainers.vllm import generating_with
 
 
@@ -112,6 +113,7 @@ class EntropyGRPOTrainer(RolloutHalf):
             self._refuse_branching()
             self._branching = Branching(options)
         self._filtering = self._group_filtering()
+        self._turn_credit = turn_options(self.args)
         self._start_observing()
         scored = bool(self._loss_controllers or self._wanted & set(SCORED_SIGNALS))
         if scored or self._branching is not None or self._observation.probe.on or self._windows.on:

@@ -36,6 +36,7 @@ from entrl.trainers.sampler_gap import alarms, gap_metrics, kept_tokens
 from entrl.trainers.schedule import Schedule
 from entrl.trainers.seam import check_trl
 from entrl.trainers.splice import Batch
+from entrl.trainers.turns import TurnCredit, episode_means
 from entrl.trainers.vllm import ReplicaGeneration, sampled_scores
 from entrl.trainers.vllm_rules import truncations
 
@@ -73,6 +74,7 @@ class RolloutHalf(GRPOTrainer):
     _rewards_per_func: Tensor | None
     _rollout: Rollout | None
     _schedule: Schedule
+    _turn_credit: TurnCredit | None
     _wanted: frozenset[str]
     _warned: set[str]
     _windows: LoggedWindows
@@ -158,6 +160,8 @@ class RolloutHalf(GRPOTrainer):
         if self.model.training:
             self._log_groups_without_spread()
             advantages, replaced = self._run_rollout_hooks(output, rollout)
+            if self._turn_credit is not None:
+                advantages, replaced = self._add_turn_credit(self._turn_credit, output, rollout, advantages), True
             if self._loss_controllers or self._observation.monitor is not None or self._windows.on:
                 self._attach_window_columns(output, rollout, advantages, replaced=replaced)
             self._observe_rollout(rollout)
@@ -382,6 +386,21 @@ class RolloutHalf(GRPOTrainer):
             output["advantages"] = advantages[first : first + local]
         return advantages, replaced
 
+    def _add_turn_credit(
+        self, credit: TurnCredit, output: dict[str, Any], rollout: Rollout, advantages: Tensor
+    ) -> Tensor:
+        """Make this rank's advantages (B, T); returns, of all ranks' rows, one that is 0 only where all turns' are."""
+        output["advantages"], credit_NS, metrics = credit.advantages(
+            rollout,
+            output["advantages"],
+            width=output["completion_ids"].size(1),
+            group_size=self.num_generations,
+            ranks=self._ranks,
+        )
+        for name, value in metrics.items():
+            self._metrics["train"][name].append(value)
+        return advantages.abs() + credit_NS.abs().amax(1)
+
     def _attach_window_columns(
         self, output: dict[str, Any], rollout: Rollout, advantages: Tensor, *, replaced: bool
     ) -> None:
@@ -421,7 +440,7 @@ class RolloutHalf(GRPOTrainer):
             "reward": [
                 sum(w * v for w, v in zip(self.reward_weights.tolist(), row, strict=True) if v == v) for row in table
             ],
-            "advantage": output["advantages"].tolist(),
+            "advantage": episode_means(output["advantages"], output["completion_mask"]).tolist(),
             "group": [i // self.num_generations for i in range(len(rollout))],
             "truncated": rollout.truncated(self._end_ids),
         }

@@ -16,6 +16,7 @@ from entrl.controllers.hooks import Controller, Role
 from entrl.trainers.branching import branching_problems
 from entrl.trainers.group_filter import filter_problems
 from entrl.trainers.rewards import SCORED_SIGNALS, needed_signals, needs_whole_groups, reward_name
+from entrl.trainers.turns import turn_problems
 from entrl.trainers.vllm_rules import vllm_problems
 
 TRL_LOSSES = ("grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo", "luspo", "vespo")
@@ -157,6 +158,7 @@ def check_schedule(
             if _role(c) == "advantage"
         ]
     problems += filter_problems(args, reward_funcs, whole_groups=schedule.whole_groups_per_rank)
+    problems += turn_problems(args, reward_funcs)
     problems += _unpublished_columns(controllers, reward_funcs)
     return problems + vllm_problems(args, entropy_aware=entropy_aware)
 
