@@ -1,0 +1,369 @@
+"""`entrl nursery --model tiny-inquirer`: teach a small Qwen3 to play twenty questions badly, measure it, write it.
+
+The same config, library versions and kind of processor give the same weights, byte for byte; the manifest holds their
+SHA-256. Lessons come from the train side of the task `twenty_questions`; the measurement plays the test side, on tables
+no lesson was about, through the tool loop that RL uses.
+
+    L = mean over the model's own tokens and the answers it is given of -log p
+
+The answers are in the loss although no policy writes them: whoever predicts them must know which rows are left.
+"""
+
+import argparse
+import json
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import version
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM, set_seed
+
+import entrl
+from entrl.nursery.build import sha256
+from entrl.nursery.inquirer.calibration import calibrate, complaints
+from entrl.nursery.inquirer.lessons import SENTENCES, TOOLS, Lesson, Script, lessons, words
+from entrl.nursery.inquirer.tokenizer import END, RESULT_END, SPACE, call_opening, inquirer_tokenizer
+
+NAME = "tiny-inquirer"
+LIBRARIES = ("torch", "transformers", "trl", "tokenizers", "numpy")
+IGNORED = -100
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """A part of the curriculum: tables of these sizes (rows, columns) for so many optimiser steps."""
+
+    steps: int
+    batch: int  # tables a step
+    sizes: tuple[tuple[int, int], ...]
+    drills: int  # per table
+    dialogues: int  # per table
+    practice: bool  # dialogues of random length instead of the script's
+
+
+CURRICULUM = (
+    Stage(steps=800, batch=24, sizes=((2, 3), (3, 3), (4, 4)), drills=6, dialogues=1, practice=True),
+    Stage(steps=500, batch=16, sizes=((4, 4), (5, 5), (6, 6)), drills=6, dialogues=1, practice=True),
+    Stage(steps=500, batch=12, sizes=((6, 6), (8, 8)), drills=5, dialogues=2, practice=True),
+    Stage(steps=500, batch=12, sizes=((6, 6), (8, 8), (8, 8)), drills=0, dialogues=4, practice=False),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class InquirerConfig:
+    """How the model is built. Widths, rates and the curriculum are ours, chosen for about 20 minutes on one core."""
+
+    seed: int = 0
+    curriculum: tuple[Stage, ...] = CURRICULUM
+    matrix_rate: float = 0.02  # Muon's, for the matrices inside the layers
+    learning_rate: float = 3e-3  # AdamW's, for embeddings and norms
+    warmup_steps: int = 50
+    decay_share: float = 0.3  # of all steps, at the end: linear to 0
+    max_norm: float = 1.0  # gradients are clipped to it
+    layers: int = 4
+    width: int = 64
+    heads: int = 4
+    head_dim: int = 16
+    intermediate: int = 192
+    max_positions: int = 2048
+    threads: int = 1  # part of the config: another count sums in another order and gives other weights
+    script: Script = field(default_factory=Script)
+    games: int = 300  # of the measurement, on test tables
+
+    def __post_init__(self) -> None:
+        for name in ("threads", "games", "layers", "width", "heads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
+        if not self.curriculum:
+            raise ValueError("the curriculum is empty; give it at least one stage")
+        for name in ("matrix_rate", "learning_rate"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be > 0, got {getattr(self, name)}")
+
+    @property
+    def steps(self) -> int:
+        return sum(stage.steps for stage in self.curriculum)
+
+
+class Batch(NamedTuple):
+    """Padded on the right. A row is a prompt and its parts; each part sees the prompt and itself."""
+
+    ids_BT: Tensor
+    labels_BT: Tensor  # the ids to be predicted, IGNORED elsewhere
+    positions_BT: Tensor  # every part begins right behind the prompt
+    parts_BT: Tensor  # 0: the prompt, 1 ..: its parts, -1: padding
+
+
+def tokenizer_of(config: InquirerConfig) -> PreTrainedTokenizerFast:
+    return inquirer_tokenizer(words(), TOOLS, SENTENCES, max_length=config.max_positions)
+
+
+def newborn(tokenizer: PreTrainedTokenizerFast, config: InquirerConfig) -> Qwen3ForCausalLM:
+    """A Qwen3 with random weights, except that a word begins alike with and without a space before it."""
+    model = Qwen3ForCausalLM(
+        Qwen3Config(
+            vocab_size=len(tokenizer),
+            hidden_size=config.width,
+            intermediate_size=config.intermediate,
+            num_hidden_layers=config.layers,
+            num_attention_heads=config.heads,
+            num_key_value_heads=config.heads,
+            head_dim=config.head_dim,
+            max_position_embeddings=config.max_positions,
+            tie_word_embeddings=True,
+            bos_token_id=None,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+            dtype=torch.float32,
+        )
+    )
+    vocabulary = tokenizer.get_vocab()
+    with torch.no_grad():
+        embedding_VD = model.get_input_embeddings().weight
+        space_D = torch.randn(config.width) * model.config.initializer_range
+        for piece, index in vocabulary.items():
+            if piece.startswith(SPACE) and (bare := vocabulary.get(piece[1:])) is not None:
+                embedding_VD[index] = embedding_VD[bare] + space_D
+    return model
+
+
+def batches(tokenizer: PreTrainedTokenizerFast, taught: Iterator[Lesson], size: int) -> Iterator[Batch]:
+    """Lessons `size` at a time, with what they teach: the model's tokens, and the answers."""
+
+    def one(text: str) -> int:
+        (token,) = tokenizer.encode(text, add_special_tokens=False)
+        return token
+
+    opens = {one(call_opening(*tool)) for tool in TOOLS}
+    marks = Marks(
+        opens=opens,
+        answers={one(" yes"), one(" no")},
+        starts={one(RESULT_END)},
+        end=tokenizer.convert_tokens_to_ids(END),
+    )
+    while True:
+        part = list(islice(taught, size))
+        texts = [text for lesson in part for text in (lesson.prompt, *lesson.parts)]
+        spelt = iter(tokenizer(texts, add_special_tokens=False)["input_ids"])
+        rows = [[next(spelt) for _ in range(1 + len(lesson.parts))] for lesson in part]
+        yield _packed(rows, marks, tokenizer.pad_token_id)
+
+
+class Marks(NamedTuple):
+    """Token ids that say what is taught."""
+
+    opens: set[int]
+    answers: set[int]
+    starts: set[int]
+    end: int
+
+
+def _packed(rows: list[list[list[int]]], marks: Marks, pad: int) -> Batch:
+    longest = max(sum(map(len, row)) for row in rows)
+    batch = Batch(*(torch.full((len(rows), longest), fill) for fill in (pad, IGNORED, 0, -1)))
+    for i, (prompt, *parts) in enumerate(rows):
+        start = len(prompt)
+        ids, labels, positions, numbers = list(prompt), [IGNORED] * start, list(range(start)), [0] * start
+        for number, part in enumerate(parts, 1):
+            ids += part
+            labels += _labels(part, marks)
+            positions += range(start, start + len(part))
+            numbers += [number] * len(part)
+        for tensor, values in zip(batch, (ids, labels, positions, numbers), strict=True):
+            tensor[i, : len(ids)] = torch.tensor(values)
+    return batch
+
+
+def _labels(ids: list[int], marks: Marks) -> list[int]:
+    """What is taught of one part. The first token of a part is predicted from the prompt: the trainer sees to that."""
+    own = ids[0] in marks.opens  # a dialogue; a drill teaches its answers and what follows the call's opening
+    labels = []
+    for token in ids:
+        labels.append(token if own or token in marks.answers else IGNORED)
+        own = token in marks.starts or token in marks.opens or (own and token != marks.end)
+    return labels
+
+
+def train(
+    config: InquirerConfig, *, say: Callable[[str], None] = print, checkpoints: Path | None = None
+) -> tuple[Qwen3ForCausalLM, PreTrainedTokenizerFast]:
+    """The whole curriculum. checkpoints: a folder that gets the model every 500 steps, to look at while it learns."""
+    torch.set_num_threads(config.threads)
+    set_seed(config.seed)
+    tokenizer = tokenizer_of(config)
+    model = newborn(tokenizer, config)
+    optimisers = _optimisers(model, config)
+    started, step, losses = time.perf_counter(), 0, []
+    for number, stage in enumerate(config.curriculum):
+        script = None if stage.practice else config.script
+        taught = lessons(
+            config.seed * 1000 + number, stage.sizes, script=script, drills=stage.drills, dialogues=stage.dialogues
+        )
+        for batch in islice(batches(tokenizer, taught, stage.batch), stage.steps):
+            losses.append(_learn(model, batch, optimisers, config, factor=_factor(step, config)))
+            step += 1
+            if step % 50 == 0:
+                means = " ".join(f"{name} {value:.3f}" for name, value in _named(losses, tokenizer).items())
+                say(f"step {step}/{config.steps} {means} nats, {time.perf_counter() - started:.0f} s")
+                losses = []
+            if checkpoints is not None and step % 500 == 0:
+                model.save_pretrained(checkpoints)
+                tokenizer.save_pretrained(checkpoints)
+    return model.eval(), tokenizer
+
+
+class Learnt(NamedTuple):
+    """Of one step: nats of each taught token, what it was and what stood before it."""
+
+    loss_N: Tensor
+    label_N: Tensor
+    before_N: Tensor
+
+
+def _named(steps: list[Learnt], tokenizer: PreTrainedTokenizerFast) -> dict[str, float]:
+    """Mean nats of all taught tokens, and of those that tell whether it reads the table."""
+    loss_N, label_N, before_N = (torch.cat(part) for part in zip(*steps, strict=True))
+    ask, submit = (tokenizer.encode(call_opening(*tool), add_special_tokens=False)[0] for tool in TOOLS)
+    answers = torch.tensor([tokenizer.encode(a, add_special_tokens=False)[0] for a in (" yes", " no")])
+    kinds = {"answers": torch.isin(label_N, answers), "questions": before_N == ask, "names": before_N == submit}
+    return {"all": loss_N.mean().item()} | {name: loss_N[kind].mean().item() for name, kind in kinds.items()}
+
+
+def _optimisers(model: nn.Module, config: InquirerConfig) -> list[torch.optim.Optimizer]:
+    matrices, others = [], []
+    for name, weight in model.named_parameters():
+        (matrices if weight.ndim == 2 and "embed" not in name else others).append(weight)
+    return [
+        torch.optim.Muon(matrices, lr=config.matrix_rate, weight_decay=0.0, momentum=0.95),
+        torch.optim.AdamW(others, lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=0.0),
+    ]
+
+
+def _factor(step: int, config: InquirerConfig) -> float:
+    """Of the rates: a short rise, a plateau, a linear fall to 0."""
+    rising = (step + 1) / config.warmup_steps if config.warmup_steps else 1.0
+    falling = (config.steps - step) / max(config.decay_share * config.steps, 1.0)
+    return min(rising, falling, 1.0)
+
+
+def _learn(
+    model: Qwen3ForCausalLM,
+    batch: Batch,
+    optimisers: list[torch.optim.Optimizer],
+    config: InquirerConfig,
+    *,
+    factor: float,
+) -> Learnt:
+    """One optimiser step."""
+    hidden_BTD = model.model(
+        batch.ids_BT, attention_mask=sight(batch)[:, None], position_ids=batch.positions_BT, use_cache=False
+    ).last_hidden_state
+    # A part's first token is predicted from the prompt's last, every other from the one before it.
+    before_BT = torch.arange(batch.ids_BT.shape[1]).expand_as(batch.ids_BT) - 1
+    last_B = (batch.parts_BT == 0).sum(1) - 1
+    first_BT = batch.parts_BT != batch.parts_BT.roll(1, 1)
+    before_BT = torch.where(first_BT, last_B[:, None], before_BT)
+    taught_BT = batch.labels_BT != IGNORED
+    row_N, column_N = taught_BT.nonzero(as_tuple=True)
+    logits_NV = model.lm_head(hidden_BTD[row_N, before_BT[row_N, column_N]])  # only where something is taught
+    labels_N = batch.labels_BT[taught_BT]
+    loss_N = nn.functional.cross_entropy(logits_NV, labels_N, reduction="none")
+    loss = loss_N.mean()
+    model.zero_grad()
+    loss.backward()
+    nn.utils.clip_grad_norm_(model.parameters(), config.max_norm)
+    for optimiser, rate in zip(optimisers, (config.matrix_rate, config.learning_rate), strict=True):
+        for group in optimiser.param_groups:
+            group["lr"] = rate * factor
+        optimiser.step()
+    return Learnt(loss_N.detach(), labels_N, batch.ids_BT[row_N, before_BT[row_N, column_N]])
+
+
+def sight(batch: Batch) -> Tensor:
+    """(B, T, T) bool: who sees whom. Earlier tokens of the prompt and of the same part; padding sees itself."""
+    parts_BT, length = batch.parts_BT, batch.parts_BT.shape[1]
+    causal_TT = torch.ones(length, length, dtype=torch.bool).tril()
+    same_BTT = parts_BT[:, :, None] == parts_BT[:, None, :]
+    return causal_TT & (same_BTT | (parts_BT == 0)[:, None, :])
+
+
+def build(out: Path, config: InquirerConfig, *, say: Callable[[str], None] = print) -> dict[str, Any]:
+    """Train, write model and tokenizer, measure, write the manifest, which comes back."""
+    started = time.perf_counter()
+    out.mkdir(parents=True, exist_ok=True)
+    model, tokenizer = train(config, say=say)
+    seconds = time.perf_counter() - started
+    model.config.use_cache = True
+    model.save_pretrained(out)
+    (out / "model.safetensors").chmod(0o644)  # written for its owner alone, and a wheel would keep that
+    tokenizer.save_pretrained(out)
+    measured = calibrate(model, tokenizer, games=config.games, seed=config.seed)
+    manifest = {
+        "name": NAME,
+        "entrl": entrl.__version__,
+        "commit": _commit(),
+        "versions": {name: version(name) for name in LIBRARIES},
+        "config": asdict(config),
+        "parameters": model.num_parameters(),
+        "training_seconds": round(seconds, 1),
+        "weights_sha256": sha256(out / "model.safetensors"),
+        "tokenizer_sha256": sha256(out / "tokenizer.json"),
+        "calibration": measured,
+    }
+    (out / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
+    return manifest
+
+
+def _commit() -> str | None:
+    """The commit that last touched what builds the model; None outside a checkout, `-dirty` when files differ."""
+    sources = (".", "../../environments", "../../beliefs")
+    log = _git("log", "-1", "--format=%H", "--", *sources)
+    return f"{log}-dirty" if log and _git("status", "--porcelain", "--", *sources) else log
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        found = subprocess.run(
+            ["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=30
+        )
+    except FileNotFoundError:  # no git on this machine
+        return None
+    return found.stdout.strip() or None if found.returncode == 0 else None
+
+
+def _parser() -> argparse.ArgumentParser:
+    defaults = InquirerConfig()
+    parser = argparse.ArgumentParser(prog=f"entrl nursery --model {NAME}", description="Build the tiny inquirer.")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write; must not hold a model yet")
+    parser.add_argument("--seed", type=int, default=defaults.seed)
+    parser.add_argument("--share", type=float, default=1.0, help="of the curriculum's steps: quicker, worse")
+    parser.add_argument("--threads", type=int, default=defaults.threads, help="torch threads; changes the weights")
+    parser.add_argument("--games", type=int, default=defaults.games, help="test games the model is measured on")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command; returns 1 when the model is no good start for RL."""
+    parser = _parser()
+    options = parser.parse_args(argv)
+    if (options.out / "model.safetensors").exists():
+        parser.error(f"{options.out} already holds a model; name another folder, or remove it first")
+    if not 0 < options.share <= 1:
+        parser.error(f"--share must be in (0, 1], got {options.share}")
+    stages = tuple(replace(stage, steps=max(1, round(stage.steps * options.share))) for stage in CURRICULUM)
+    try:
+        config = InquirerConfig(seed=options.seed, curriculum=stages, threads=options.threads, games=options.games)
+    except ValueError as error:
+        parser.error(str(error))
+    manifest = build(options.out, config, say=lambda line: print(line, flush=True))
+    print(json.dumps({key: manifest[key] for key in ("parameters", "training_seconds", "calibration")}, indent=2))
+    found = complaints(manifest["calibration"])
+    for complaint in found:
+        print(f"not a good start for RL: {complaint}")
+    return 1 if found else 0
