@@ -56,11 +56,13 @@ class ModelPolicy:
             add_response_schema(self.tokenizer)
         keeps = is_chat_template_prefix_preserving(self.tokenizer)
         self._template = None if keeps else get_training_chat_template(self.tokenizer)
-        self._batches = 0
+        self.restart()
 
     def restart(self) -> None:
         """Draw the same samples again."""
         self._batches = 0
+        self.lengths: list[int] = []  # of every dialogue since, in order: tokens that the model wrote
+        self.finished: list[bool] = []  # and whether its last message ended by itself
 
     def play(self, environments: Sequence[Any], prompts: Sequence[list[Message]]) -> list[list[Message]]:
         """The messages that followed each prompt; environments were reset for them."""
@@ -68,6 +70,7 @@ class ModelPolicy:
         prompt_ids = [self._render(p, list(t.values())) for p, t in zip(prompts, tools, strict=True)]
         written: list[Ids] = [[] for _ in prompts]
         messages: list[list[Message]] = [[] for _ in prompts]
+        lengths, finished, ends = [0] * len(prompts), [False] * len(prompts), self._end_ids()
         live = list(range(len(prompts)))
         rounds = 0
         with self._as_sampler():
@@ -79,12 +82,16 @@ class ModelPolicy:
                     if ids:  # nothing is left of a text that had no room
                         reply = self._parsed(ids, prompt_ids[i] + written[i], list(tools[i].values()))
                         written[i] += ids
+                        lengths[i] += len(ids)
+                        finished[i] = ids[-1] in ends
                         messages[i].append(reply)
                         calling += [i] if reply.get("tool_calls") else []
                 if self.max_tool_calling_iterations is not None and rounds >= self.max_tool_calling_iterations:
                     break
                 rounds += 1
                 live = [i for i in calling if self._answered(messages[i], written[i], prompt_ids[i], tools[i])]
+        self.lengths += lengths
+        self.finished += finished
         return messages
 
     def generate(self, prefixes: list[Ids], max_new_tokens: int) -> list[Ids]:

@@ -19,9 +19,10 @@ Needs:   numpy; torch where a language model supplies the belief
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from statistics import fmean
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -30,7 +31,6 @@ from entrl.beliefs import (
     CandidateScores,
     ConformalSize,
     History,
-    coverage,
     random_histories,
 )
 from entrl.beliefs.estimators import TIE
@@ -42,6 +42,7 @@ from entrl.environments.rows import _prompt
 from entrl.environments.tables import Table
 
 CERTAIN = 1e-9  # bits
+FRESH = 1_000_003  # between the seeds of calibration and of the histories that test it
 FLOOR = 1e-9  # of a likelihood, so that a user who contradicts a table leaves a belief
 
 Beliefs = Callable[[Table, float], AnswerModel]  # (table, the user's noise) -> who supplies the belief
@@ -301,39 +302,75 @@ def naming_prompt(table: Table, history: History) -> list[Message]:
     return [{"role": "user", "content": f"{_prompt(table, 'table')}\n\n{said}\n\nWhich one is it? Answer its name."}]
 
 
-def coverage_report(
-    sets: ConformalSize,
-    fresh: Iterable[tuple[History, int | str]],
-    chosen: Iterable[tuple[History, int | str]] = (),
-) -> dict[str, dict[int, dict[str, float]]]:
-    """Coverage by history length, of histories drawn like the calibration's (but not the same) and of self-chosen ones.
+def pursuit_coverage(
+    policy: InformationPursuit,
+    factory: Callable[[], Any],
+    rows: Sequence[Mapping[str, Any]],
+    played: Sequence[Episode],
+    *,
+    count: int = 200,
+) -> dict[str, Any]:
+    """Coverage by history length over all tables of the rows: of `count` fresh histories of each table and length, and
+    of those in the episodes, which the policy chose.
 
-    Only the first are promised 1 - alpha. Each length: `coverage`, mean `size`, `n`, and `naive`: the coverage of the
-    smallest set whose probabilities, as the model sees them, sum to 1 - alpha.
+    Only the first are promised 1 - alpha. A policy without sets of its own is measured with C-IP's default ones.
     """
-    return {"calibration-like": _by_length(sets, fresh), "self-chosen": _by_length(sets, chosen)}
+    if isinstance(policy, ConformalPursuit):
+        sets_of = policy
+    else:
+        sets_of = ConformalPursuit(beliefs=policy.beliefs, seed=policy.seed)
+        sets_of._models = policy._models
+    fresh: list[Covered] = []
+    chosen: list[Covered] = []
+    seen: set[Any] = set()
+    environment = factory()
+    for row, episode in zip(rows, played, strict=True):
+        environment.reset(**row)
+        sets, table, noise = sets_of.size(environment), environment._table, environment._noise
+        if id(sets) not in seen:
+            seen.add(id(sets))
+            sample = random_histories(Noisy(table, noise), count=count, seed=policy.seed + FRESH)
+            fresh += [covered(sets, h, label) for length in sets.thresholds.by_length for h, label in sample(length)]
+        target = sets.model.hypotheses.index(episode.target)
+        prefixes = (episode.history[:k] for k in range(1, len(episode.history) + 1))
+        chosen += [covered(sets, h, target) for h in prefixes]
+    return {"alpha": sets_of.alpha, "calibration-like": by_length(fresh), "self-chosen": by_length(chosen)}
 
 
-def _by_length(sets: ConformalSize, histories: Iterable[tuple[History, int | str]]) -> dict[int, dict[str, float]]:
-    groups: dict[int, list[tuple[History, int]]] = {}
-    for history, label in histories:
-        groups.setdefault(len(history), []).append((history, sets.model.belief(()).index(label)))
-    found = {}
-    for length, rows in sorted(groups.items()):
-        if length not in sets.thresholds:
-            continue
-        mass = 1 - float(sets.thresholds.at(length).alpha)
-        kept = np.stack([sets.kept(history) for history, _ in rows])
-        naive = np.stack([smallest_set(sets.model.belief(history).probs, mass) for history, _ in rows])
-        labels = [label for _, label in rows]
-        found[length] = {
-            "coverage": coverage(kept, labels),
-            "size": float(kept.sum(1).mean()),
-            "naive": coverage(naive, labels),
-            "naive_size": float(naive.sum(1).mean()),
-            "n": len(rows),
+class Covered(NamedTuple):
+    """One history: whether each set held the truth, and how large it was."""
+
+    length: int
+    hit: bool
+    size: int
+    naive_hit: bool  # of the smallest set that holds 1 - alpha of the model's own probability
+    naive_size: int
+
+
+def covered(sets: ConformalSize, history: History, label: int | str) -> Covered:
+    """The conformal set after a history, and what the model's probabilities alone would have kept."""
+    kept = sets.kept(history)
+    belief = sets.model.belief(history)
+    naive = smallest_set(belief.probs, 1 - float(sets.thresholds.at(len(history)).alpha))
+    truth = belief.index(label)
+    return Covered(len(history), bool(kept[truth]), int(kept.sum()), bool(naive[truth]), int(naive.sum()))
+
+
+def by_length(found: Iterable[Covered]) -> dict[int, dict[str, Any]]:
+    """Means for each history length: `coverage`, `size`, `naive`, `naive_size`, and `n`."""
+    groups: dict[int, list[Covered]] = {}
+    for one in found:
+        groups.setdefault(one.length, []).append(one)
+    return {
+        length: {
+            "coverage": fmean(one.hit for one in group),
+            "size": fmean(one.size for one in group),
+            "naive": fmean(one.naive_hit for one in group),
+            "naive_size": fmean(one.naive_size for one in group),
+            "n": len(group),
         }
-    return found
+        for length, group in sorted(groups.items())
+    }
 
 
 def smallest_set(probs: Array, mass: float) -> Array:
@@ -343,15 +380,6 @@ def smallest_set(probs: Array, mass: float) -> Array:
     kept = np.zeros(len(probs), dtype=bool)
     kept[order[:needed]] = True
     return kept
-
-
-def chosen_histories(table: Table, played: Iterable[Episode]) -> list[tuple[History, int | str]]:
-    """Every prefix of the dialogues that a policy had over one table, with the truth."""
-    found: list[tuple[History, int | str]] = []
-    for episode in played:
-        if episode.table_id == table.table_id:
-            found += [(episode.history[:k], episode.target) for k in range(1, len(episode.history) + 1)]
-    return found
 
 
 def open_questions(environment: Any) -> tuple[str, ...]:
