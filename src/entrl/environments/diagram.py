@@ -183,6 +183,24 @@ def _factors(rule: Rule, slots: Mapping[str, Sequence[str]]) -> Array:
     return (table if first < second else table.T).reshape(shape)
 
 
+@functools.lru_cache(maxsize=len(SLOTS))
+def open_question(slot: str) -> tuple[tuple[str, ...], Array]:
+    """ "What is it?": the answers, and (V, M, A) 0 or 1, which of them a user gives who knows this much.
+
+    An answer is the value, a group of several, or not knowing. Do not write into the table.
+    """
+    groups = SLOTS[slot]
+    values = [value for group in groups for value in group]
+    answers = (*values, *(" or ".join(group) for group in groups if len(group) > 1), NOT_SURE)
+    table = np.zeros((len(values), 3, len(answers)))
+    for v, value in enumerate(values):
+        group = next(group for group in groups if value in group)
+        for state, said in ((EXACT, value), (COARSE, " or ".join(group)), (UNSURE, NOT_SURE)):
+            table[v, state, answers.index(said)] = 1.0
+    table.flags.writeable = False
+    return answers, table
+
+
 class DiagramShort(InquiryEnv):
     """Tools `ask(slot)` and `submit(specification)`: few words, for small models."""
 
@@ -276,22 +294,8 @@ class DiagramShort(InquiryEnv):
 
     def _ask(self, slot: object) -> str:
         name = matched(slot, self._world.slots, "slot")
-        return self._observed("ask", name, name, self._open_answers(name), self._open_table(name))
-
-    def _open_answers(self, slot: str) -> tuple[str, ...]:
-        """The value, a group of several, or not knowing."""
-        return (*self._world.slots[slot], *(" or ".join(g) for g in SLOTS[slot] if len(g) > 1), NOT_SURE)
-
-    def _open_table(self, slot: str) -> Array:
-        """(V, M, A) 0 or 1: the answer to "what is it?" of a user who knows this much."""
-        values, answers = self._world.slots[slot], self._open_answers(slot)
-        table = np.zeros((len(values), 3, len(answers)))
-        for v, value in enumerate(values):
-            group = next(g for g in SLOTS[slot] if value in g)
-            said = (value, " or ".join(group), NOT_SURE)
-            for state in (EXACT, COARSE, UNSURE):
-                table[v, state, answers.index(said[state])] = 1.0
-        return table
+        answers, table = open_question(name)
+        return self._observed("ask", name, name, answers, table)
 
     def _observed(self, tool: str, slot: str, key: str, answers: tuple[str, ...], table: Array) -> str:
         """Draw the answer to a question with the (V, M, A) `table`, and take it in."""
@@ -318,7 +322,7 @@ class DiagramShort(InquiryEnv):
         gains = [0.0 if key in asked else belief.expected_gain(slot, likelihood)]
         for name in self._world.slots:
             if name not in asked and name != key:
-                told = _noisy(self._open_table(name), self._belief_noise)
+                told = _noisy(open_question(name)[1], self._belief_noise)
                 gains.append(belief.expected_gain(name, np.einsum("vm,vma->va", self._known[name], told)))
         return max(gains)
 

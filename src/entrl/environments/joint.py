@@ -34,6 +34,7 @@ class JointBelief:
     def _take(self, probs: Array) -> None:
         self.probs = probs  # never written into, so copies may share it
         self._entropy = float(entropy_bits(probs.ravel())) + 0.0
+        self._marginals: dict[str, Array] = {}  # made when asked for; a question looks at each slot several times
 
     def entropy(self) -> float:
         return self._entropy
@@ -44,9 +45,12 @@ class JointBelief:
         return list(self.slots).index(slot)
 
     def marginal(self, slot: str) -> Array:
-        """(values,) of one slot."""
+        """(values,) of one slot; do not write into it."""
         axis = self._axis(slot)
-        return self.probs.sum(axis=tuple(other for other in range(self.probs.ndim) if other != axis))
+        if slot not in self._marginals:
+            before = int(np.prod(self.probs.shape[:axis]))
+            self._marginals[slot] = self.probs.reshape(before, self.probs.shape[axis], -1).sum((0, 2))
+        return self._marginals[slot]
 
     def expected_gain(self, slot: str, likelihood: Array) -> float:
         """EIG in bits of a question about one slot; (values, answers)."""
@@ -81,6 +85,7 @@ class JointBelief:
     def copy(self) -> "JointBelief":
         other = JointBelief.__new__(JointBelief)
         other.slots, other.probs, other._entropy = self.slots, self.probs, self._entropy
+        other._marginals = dict(self._marginals)
         return other
 
 
