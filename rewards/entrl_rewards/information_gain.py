@@ -106,6 +106,7 @@ class InformationGain:
     """The reward as TRL calls it. Options left at None take the preset's value, or the default of the same name."""
 
     __name__: ClassVar[str] = "information_gain"
+    needs_environments: ClassVar[bool] = True
 
     preset: Preset | None = None
     credit: Credit | None = None  # default expected

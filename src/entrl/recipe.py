@@ -20,7 +20,7 @@ import json
 import re
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -143,6 +143,14 @@ class ControllerSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EnvironmentSpec:
+    """What answers the model between its turns (entrl.environments); the task's rows go to its `reset`."""
+
+    use: str
+    args: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
 class EvalSpec:
     task: str
     split: str = "test"
@@ -199,6 +207,7 @@ class Recipe:
     data: DataSpec
     rewards: list[RewardSpec]
     controllers: list[ControllerSpec] = field(default_factory=list)
+    environment: EnvironmentSpec | None = None
     lora: dict[str, Any] | None = None
     eval: EvalSpec | None = None
     launch: LaunchSpec = field(default_factory=LaunchSpec)
@@ -227,6 +236,14 @@ class Recipe:
 
     def build_controllers(self) -> list[Loaded]:
         return [load_controller(c.use, c.args, base=self.base) for c in self.controllers]
+
+    def build_environment(self) -> Callable[[], Any] | None:
+        """TRL's `environment_factory`, or None."""
+        if self.environment is None:
+            return None
+        from entrl.environments import load_environment
+
+        return load_environment(self.environment.use, self.environment.args, base=self.base)
 
     def build_lora(self) -> Any:
         """peft.LoraConfig, or None."""
@@ -380,11 +397,18 @@ def make_recipe(content: Mapping[str, Any], *, name: str, base: Path) -> Recipe:
         data=_build(DataSpec, content["data"], "data"),
         rewards=_build_list(RewardSpec, content["rewards"], "rewards", at_least=1),
         controllers=_build_list(ControllerSpec, content.get("controllers") or [], "controllers"),
+        environment=_build_environment(content.get("environment")),
         lora=_checked_lora(content.get("lora")),
         eval=None if content.get("eval") is None else _build(EvalSpec, content["eval"], "eval"),
         launch=_build(LaunchSpec, content.get("launch") or {}, "launch"),
         trainer=_checked_trainer(content.get("trainer") or {}, run_dir=f"runs/{name}"),
     )
+
+
+def _build_environment(group: Any) -> EnvironmentSpec | None:
+    if group is None:
+        return None
+    return _build(EnvironmentSpec, {"use": group} if isinstance(group, str) else group, "environment")
 
 
 def _check_keys(group: Any, known: Sequence[str], *, where: str, removed: Mapping[str, str] | None = None) -> None:

@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, P
 
 from entrl.assets import model_path, naming_model
 from entrl.law_watch import DenseEvaluation, LawWatch, evaluation_steps, interventions
-from entrl.plan import Prepared, column_problems, missing_engine, prepare
+from entrl.plan import Prepared, column_problems, missing_engine, opening_problems, prepare
 from entrl.recipe import ModelSpec, Recipe
 from entrl.rollouts.faults import RolloutError
 from entrl.run_folder import RunFolder, make_manifest, now, read_json, write_json, write_text
@@ -124,7 +124,7 @@ def load_checked_data(recipe: Recipe, prepared: Prepared) -> Any:
     """The training set; rank 0 first, so that a download happens once."""
     with PartialState().main_process_first():
         dataset = recipe.load_data()
-    problems = column_problems(prepared.rewards, dataset.column_names)
+    problems = column_problems(prepared.rewards, dataset.column_names) + opening_problems(prepared, dataset)
     if problems:
         raise ValueError(problems[0])
     return dataset
@@ -184,6 +184,7 @@ def build_trainer(
         processing_class=tokenizer,
         peft_config=prepared.lora,
         controllers=prepared.controller_objects,
+        environment_factory=prepared.environment,
         callbacks=[watch, DenseEvaluation(dense), log, progress],  # the watch writes into what the log then saves
     )
     if dense and recipe.eval is not None:
@@ -215,33 +216,36 @@ def evaluate_into(
         console.print(f"evaluating {when} training ...", highlight=False)
         model, tokenizer = load()
         name = recipe.model.path if when == "before" else str(folder.model)
-        write_json(file, evaluate_spec(model, tokenizer, recipe, prepared.args, name=name))
+        write_json(file, evaluate_spec(model, tokenizer, recipe, prepared, name=name))
 
     on_main(run)
 
 
-def evaluate_spec(model: Any, tokenizer: Any, recipe: Recipe, args: Any, *, name: str) -> dict[str, Any]:
-    """entrl.evaluate with the recipe's `eval` group."""
+def evaluate_spec(model: Any, tokenizer: Any, recipe: Recipe, prepared: Prepared, *, name: str) -> dict[str, Any]:
+    """The recipe's `eval` group: problems answered in one go (entrl.evaluate), or dialogues with its environment."""
+    spec, args = recipe.eval, prepared.args
+    assert spec is not None
+    common: dict[str, Any] = {
+        "samples": spec.samples,
+        "k": spec.k,
+        "temperature": spec.temperature,
+        "top_p": spec.top_p,
+        "batch_size": spec.batch_size,
+        "seed": spec.seed,
+        "chat_template_kwargs": args.chat_template_kwargs,
+        "labels": {"model": name, "task": spec.task, "split": spec.split},
+    }
+    length = spec.max_new_tokens or args.max_completion_length
+    model, rows = model.to(PartialState().device), recipe.load_eval_data()
+    if prepared.environment is not None:
+        from entrl.environments.evaluate import evaluate_dialogues
+
+        limits = {"max_completion_length": length, "max_tool_calling_iterations": args.max_tool_calling_iterations}
+        return evaluate_dialogues(model, tokenizer, rows, prepared.environment, **common, **limits)
     from entrl.evaluate import evaluate
 
-    spec = recipe.eval
-    assert spec is not None
-    return evaluate(
-        model.to(PartialState().device),
-        tokenizer,
-        recipe.load_eval_data(),
-        samples=spec.samples,
-        k=spec.k,
-        temperature=spec.temperature,
-        top_p=spec.top_p,
-        max_new_tokens=spec.max_new_tokens or args.max_completion_length,
-        batch_size=spec.batch_size,
-        seed=spec.seed,
-        chat_template_kwargs=args.chat_template_kwargs,
-        think_open=args.think_open,
-        think_close=args.think_close,
-        labels={"model": name, "task": spec.task, "split": spec.split},
-    )
+    tags = {"think_open": args.think_open, "think_close": args.think_close}
+    return evaluate(model, tokenizer, rows, max_new_tokens=length, **common, **tags)
 
 
 def write_report(run_dir: Path) -> Path:

@@ -1,6 +1,14 @@
 """`entrl plan` and the checks that `entrl train` makes first."""
 
-from entrl.plan.checks import Prepared, build_args, column_problems, launcher_problems, missing_engine, prepare
+from entrl.plan.checks import (
+    Prepared,
+    build_args,
+    column_problems,
+    launcher_problems,
+    missing_engine,
+    opening_problems,
+    prepare,
+)
 from entrl.plan.estimates import Measured, count_parameters
 from entrl.plan.machines import Machines, read_machines
 from entrl.plan.overview import Plan, plan
@@ -15,6 +23,7 @@ __all__ = [
     "count_parameters",
     "launcher_problems",
     "missing_engine",
+    "opening_problems",
     "plan",
     "prepare",
     "read_machines",

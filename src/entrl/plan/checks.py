@@ -24,6 +24,7 @@ class Prepared:
     rewards: list[Loaded] = field(default_factory=list)
     controllers: list[Loaded] = field(default_factory=list)
     lora: Any = None
+    environment: Callable[[], Any] | None = None  # makes instances, as TRL wants it
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -89,6 +90,8 @@ def prepare(recipe: Recipe, *, world_size: int | None = None) -> Prepared:
     out.rewards = collect(recipe.build_rewards, [])
     out.controllers = collect(recipe.build_controllers, [])
     out.lora = collect(recipe.build_lora, None)
+    out.environment = collect(recipe.build_environment, None)
+    out.problems += environment_problems(recipe, out.rewards)
     out.problems += same_names(out.rewards)
     if out.args is not None:
         size = world_size or out.args.world_size
@@ -108,6 +111,18 @@ def same_names(rewards: Sequence[Loaded]) -> list[str]:
     return [
         f"{names.count(n)} rewards are called {n!r}, so their metrics would mix; give one another __name__"
         for n in twice
+    ]
+
+
+def environment_problems(recipe: Recipe, rewards: Sequence[Loaded]) -> list[str]:
+    """Rewards that read what an environment remembers, in a recipe without one."""
+    if recipe.environment is not None:
+        return []
+    return [
+        f"reward {r.source} reads an environment's events, and the recipe has none; add environment: "
+        "{use: twenty_questions}, or a class of your own"
+        for r in rewards
+        if getattr(r.value, "needs_environments", False)
     ]
 
 
@@ -168,6 +183,22 @@ def column_problems(rewards: Sequence[Loaded], columns: Sequence[str]) -> list[s
     return problems
 
 
+def opening_problems(prepared: Prepared, rows: Any) -> list[str]:
+    """Whether the environment can open the task's first row; prompts must be messages."""
+    if prepared.environment is None:
+        return []
+    first = rows[0]
+    if not isinstance(first["prompt"], list):
+        return [
+            "an environment needs prompts that are lists of messages, and the task's are strings; take another task"
+        ]
+    try:
+        prepared.environment().reset(**first)
+    except (ValueError, TypeError, KeyError) as error:
+        return [f"the environment cannot open the task's first row: {type(error).__name__}: {error}"]
+    return []
+
+
 def required_names(reward: Callable) -> set[str]:
     """Keywords a reward cannot be called without, and those a `columns` attribute lists."""
     named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
@@ -189,7 +220,8 @@ def check_data(recipe: Recipe, prepared: Prepared) -> tuple[list[str], list[str]
     problems: list[str] = []
     notes: list[str] = []
     try:
-        problems += column_problems(prepared.rewards, recipe.load_data(size=PROBE_ROWS).column_names)
+        rows = recipe.load_data(size=PROBE_ROWS)
+        problems += column_problems(prepared.rewards, rows.column_names) + opening_problems(prepared, rows)
     except ConnectionError as error:
         notes.append(f"the data could not be looked at from here ({first_line(error)}); columns not checked")
     except (ValueError, TypeError, FileNotFoundError) as error:

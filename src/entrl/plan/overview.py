@@ -108,6 +108,9 @@ def _describe_parts(recipe: Recipe, prepared: Prepared) -> list[tuple[str, str]]
     for spec, reward in zip(recipe.rewards, prepared.rewards, strict=False):
         rows.append(("reward", f"{spec.weight:g} x {reward.source}  ({reward.file})"))
     rows += [("controller", f"{c.source}  ({c.file})") for c in prepared.controllers]
+    if recipe.environment is not None:
+        arguments = "".join(f", {k}={v}" for k, v in recipe.environment.args.items())
+        rows.append(("environment", f"{recipe.environment.use}{arguments}"))
     if recipe.lora is not None:
         rows.append(("lora", ", ".join(f"{k}={v}" for k, v in recipe.lora.items())))
     return [*rows, ("run folder", str(recipe.run_dir))]
@@ -155,6 +158,9 @@ def _describe_rollout(args: Any) -> list[tuple[str, str]]:
                 f"continue them; at most {calls} generation calls a rollout{passes}",
             )
         )
+    if args.turn_credit is not None:
+        discount = "" if args.turn_credit_discount is None else f", discount {args.turn_credit_discount:g}"
+        rows.append(("credit per turn", f"{args.turn_credit_weight:g} x {args.turn_credit}{discount}"))
     if args.filter_on is not None:
         rows.append(
             ("group filter", f"on {args.filter_on}; up to {args.filter_max_tries} generations until a rollout is full")

@@ -31,7 +31,8 @@ SERVER_ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",
     "PYTORCH_NVML_BASED_CUDA_CHECK": "1",  # asking the driver in the server would spoil CUDA in its forks
 }
-DECIDES = ("model", "data", "rewards", "controllers", "lora", "eval", "trainer")  # groups that decide a run's numbers
+# Groups that decide a run's numbers.
+DECIDES = ("model", "data", "rewards", "controllers", "environment", "lora", "eval", "trainer")
 
 
 class RunsFailed(RuntimeError):

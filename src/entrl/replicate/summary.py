@@ -42,6 +42,8 @@ def numbers(folder: Path) -> dict[str, float]:
     out |= {f"pass_at_k/{k}": v for k, v in after["pass_at_k"].items()}
     out |= {f"entropy/{k}": v for k, v in after["entropy"].items()}
     out |= {name: after[name] for name in ("missing_close_rate", "truncation_rate")}
+    for way, metrics in after.get("inquiry", {}).items():  # dialogues: how the questions went
+        out |= {f"{name}/{way}": found["mean"] for name, found in metrics.items() if name != "success"}
     return {k: float(v) for k, v in (out | training_end(folder)).items() if v is not None}
 
 
