@@ -65,7 +65,7 @@ class Scripted(GRPOTrainer):
 
     script: list[list[str]]
 
-    def _generate_single_turn(self, prompt_ids, images, multimodal_fields, num_generations=1):
+    def _generate_single_turn(self, prompt_ids, images, multimodal_fields, num_generations=1, **_):
         out = []
         for ids in prompt_ids:
             text = self._tokenizer.decode(ids)
@@ -114,7 +114,7 @@ def played(tmp_path, script, *, environment=TwentyQuestions, rewards=None, **opt
         warnings.simplefilter("ignore")  # that environments are experimental
         trainer = Scripted(
             model,
-            rewards or [watch],
+            [watch] if rewards is None else rewards,
             config,
             train_dataset=GAMES.select([0]),
             processing_class=tokenizer,
