@@ -48,8 +48,8 @@ def test_a_run_leaves_dialogues_and_their_numbers_behind(model: str, tmp_path: P
     assert [p["n_samples"] for p in result.eval_after["problems"]] == [2, 2, 2]
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     trained = [line for line in lines if line["kind"] == "train" and "loss" in line]
-    assert len(trained) == 2
-    assert all("turns/credit_abs" in line and "information_gain/success" in line for line in trained)
+    assert len(trained) == 2  # the second uses the first one's rollout
+    assert {"turns/credit_abs", "information_gain/success"} <= set(trained[0])
     assert "environment" in (tmp_path / "run/recipe.yaml").read_text()
 
 

@@ -168,6 +168,24 @@ def make_parser() -> argparse.ArgumentParser:
     sub.add_argument("recipe", type=Path)
     sub.add_argument("overrides", nargs="*", metavar="key=value", help="sft.max_steps=100, overwrite=true, ...")
 
+    sub = command("play", run_play, "Let policies ask on the same rows of a game, and score how they did.")
+    sub.add_argument("task", help="twenty_questions, diagram, or a task whose rows --environment can play")
+    sub.add_argument("--policy", action="append", required=True, metavar="SPEC", help="greedy, random, model:PATH, ...")
+    sub.add_argument("--task-args", default="{}", metavar="YAML", help="options of the task, such as '{rows: 8}'")
+    sub.add_argument("--environment", metavar="USE", help="default: the one of the task's name")
+    sub.add_argument("--env-args", default="{}", metavar="YAML", help="options of the environment")
+    sub.add_argument("--size", type=int, default=200, help="games (default 200)")
+    sub.add_argument("--split", default="test", choices=("train", "test"))
+    sub.add_argument("--seed", type=int, default=1, help="of the rows, of random policies and of sampling")
+    sub.add_argument("--temperature", type=float, default=0.0, help="of model:PATH (default 0, greedy)")
+    sub.add_argument("--top-p", type=float, default=1.0)
+    sub.add_argument("--max-completion-length", type=int, default=2048, help="tokens of a whole game after its prompt")
+    sub.add_argument("--batch-size", type=int, default=32, help="games side by side")
+    sub.add_argument("--dtype", default="auto", help="of the weights (default: as saved)")
+    sub.add_argument("--no-coverage", action="store_true", help="leave out the coverage report of ip and cip")
+    sub.add_argument("--transcripts", action="store_true", help="write every message into the JSON")
+    sub.add_argument("--out", type=Path, help="write the JSON here")
+
     sub = command(
         "replay", run_replay, "Predict offline what other controllers would do to entropy in a run's windows."
     )
@@ -390,6 +408,12 @@ def run_cold_start(options: argparse.Namespace) -> int:
         raise ValueError("a cold start is not resumed: one that was interrupted begins again by itself; drop resume")
     cold_start(load_cold_start(options.recipe, overrides), overwrite=how.get("overwrite", False))
     return 0
+
+
+def run_play(options: argparse.Namespace) -> int:
+    from entrl.environments.command import run_play as play
+
+    return play(options)
 
 
 def run_replay(options: argparse.Namespace) -> int:

@@ -12,7 +12,6 @@ import functools
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from entrl.environments.loader import load_environment
@@ -58,7 +57,7 @@ SHOWN = ("success", "questions", "gain_per_question", "normalised_gain", "entrop
 
 
 def run_play(options: argparse.Namespace) -> int:
-    """What the command does with its parsed arguments; see `add_arguments`."""
+    """What the command does with its parsed arguments; see `entrl.cli`."""
     from entrl.evaluate import _commit
     from entrl.recipe import parse_yaml
     from entrl.run_folder import finite, write_json
@@ -101,25 +100,6 @@ def run_play(options: argparse.Namespace) -> int:
         write_json(options.out, finite(result))
     show(result)
     return 0
-
-
-def add_arguments(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("task", help="twenty_questions, diagram, or a task whose rows --environment can play")
-    sub.add_argument("--policy", action="append", required=True, metavar="SPEC", help="greedy, random, model:PATH, ...")
-    sub.add_argument("--task-args", default="{}", metavar="YAML", help="options of the task, such as '{rows: 8}'")
-    sub.add_argument("--environment", metavar="USE", help="default: the one of the task's name")
-    sub.add_argument("--env-args", default="{}", metavar="YAML", help="options of the environment")
-    sub.add_argument("--size", type=int, default=200, help="games (default 200)")
-    sub.add_argument("--split", default="test", choices=("train", "test"))
-    sub.add_argument("--seed", type=int, default=1, help="of the rows, of random policies and of sampling")
-    sub.add_argument("--temperature", type=float, default=0.0, help="of model:PATH (default 0, greedy)")
-    sub.add_argument("--top-p", type=float, default=1.0)
-    sub.add_argument("--max-completion-length", type=int, default=2048, help="tokens of a whole game after its prompt")
-    sub.add_argument("--batch-size", type=int, default=32, help="games side by side")
-    sub.add_argument("--dtype", default="auto", help="of the weights (default: as saved)")
-    sub.add_argument("--no-coverage", action="store_true", help="leave out the coverage report of ip and cip")
-    sub.add_argument("--transcripts", action="store_true", help="write every message into the JSON")
-    sub.add_argument("--out", type=Path, help="write the JSON here")
 
 
 def distinct(specs: Sequence[str]) -> list[str]:
