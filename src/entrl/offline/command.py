@@ -1,0 +1,26 @@
+"""`entrl offline FILE.yaml [key=value...]`."""
+
+import argparse
+from pathlib import Path
+
+
+def add_arguments(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("recipe", type=Path)
+    sub.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="method=dpo, trainer.max_steps=50, overwrite=true"
+    )
+
+
+def run_offline(options: argparse.Namespace) -> int:
+    """What the command does with its parsed arguments."""
+    from entrl.cli import split_overrides
+    from entrl.offline.spec import load_offline
+
+    overrides, how = split_overrides(options.overrides)
+    if how.get("resume"):
+        raise ValueError("an offline run is not resumed: one that was interrupted begins again by itself; drop resume")
+    spec = load_offline(options.recipe, overrides)
+    from entrl.offline.run import offline
+
+    offline(spec, overwrite=how.get("overwrite", False))
+    return 0

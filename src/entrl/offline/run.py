@@ -1,0 +1,290 @@
+"""Make an offline run's folder: groups, pairs, a measurement, training, the same measurement again.
+
+    out/recipe.yaml  manifest.json  candidates.jsonl  [pairs.jsonl]  held_out.jsonl  metrics.jsonl  report.json  model/
+
+A folder that is finished and was made from the same settings is kept; one that was interrupted is begun again.
+"""
+
+import hashlib
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from entrl import __version__
+from entrl.cold_start.run import _threads, made_from, weights_sha256
+from entrl.offline.candidates import CandidateSpec, Made, PrefixSpec, make_groups, summary_of, write_groups
+from entrl.offline.pairs import Pair, make_pairs, write_pairs
+from entrl.offline.rollout import OfflineReward, OfflineRollouts, group_rows, group_size
+from entrl.offline.spec import Offline
+from entrl.recipe import parse_yaml
+from entrl.run_folder import append_lines, flat, git_state, now, read_json, versions, write_json, write_text
+
+DATA = ("candidates.jsonl", "pairs.jsonl", "held_out.jsonl")
+WRITTEN = ("recipe.yaml", "manifest.json", *DATA, "metrics.jsonl", "report.json", "model")
+Say = Callable[[str], None]
+
+
+def is_made(spec: Offline) -> bool:
+    """True when the folder is finished and was made from these settings; ValueError when from others."""
+    found = made_from(spec.folder)
+    if found is None:
+        return False
+    if found != spec.config_hash():
+        changed = ", ".join(_changed(spec)) or "the content of a file"
+        raise ValueError(
+            f"{spec.folder} was made with other settings ({changed}); overwrite=true makes it anew, or set `out` anew"
+        )
+    return True
+
+
+def _changed(spec: Offline) -> list[str]:
+    file = spec.folder / "recipe.yaml"
+    if not file.is_file():
+        return []
+    was, is_now = flat(parse_yaml(file.read_text(encoding="utf-8"), name=str(file))), flat(spec.resolved())
+    return sorted(k for k in was.keys() | is_now.keys() if was.get(k) != is_now.get(k) and k != "out")
+
+
+def offline(spec: Offline, *, overwrite: bool = False, console: Console | None = None) -> dict[str, Any]:
+    """Make the folder unless it is made already; returns its manifest. ValueError under several processes."""
+    from accelerate import PartialState
+
+    console = console or Console(soft_wrap=True)
+    if (processes := PartialState().num_processes) > 1:
+        raise ValueError(f"an offline run is one process and {processes} were started; run it without a launcher")
+    if not overwrite and is_made(spec):
+        console.print(f"{spec.folder} is finished and was made from these settings: kept", highlight=False)
+        return read_json(spec.folder / "manifest.json")
+    _clear(spec.folder)
+    write_text(spec.folder / "recipe.yaml", spec.to_yaml())
+    manifest = _manifest(spec)
+    write_json(spec.folder / "manifest.json", manifest)
+    try:
+        manifest |= _make(spec, lambda text: console.print(text, highlight=False, markup=False))
+    except BaseException as error:
+        status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+        manifest |= {"status": status, "finished": now(), "error": f"{type(error).__name__}: {error}"}
+        write_json(spec.folder / "manifest.json", manifest)
+        raise
+    manifest |= {"status": "finished", "finished": now()}
+    write_json(spec.folder / "manifest.json", manifest)
+    return manifest
+
+
+def _manifest(spec: Offline) -> dict[str, Any]:
+    made = made_from(Path(spec.model.path).parent)
+    return {
+        "entrl": __version__,
+        "name": spec.name,
+        "method": spec.method,
+        "versions": versions(),
+        "git": git_state(Path.cwd()),
+        "config_hash": spec.config_hash(),
+        "made_with": {spec.model.path: made} if made else {},
+        "command": sys.argv,
+        "started": now(),
+        "status": "running",
+    }
+
+
+def _clear(folder: Path) -> None:
+    """Delete what an offline run writes, nothing else."""
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file; set `out` to another place")
+    manifest = read_json(folder / "manifest.json") if folder.is_dir() else None
+    if folder.exists() and any(folder.iterdir()) and (manifest is None or manifest.get("method") is None):
+        raise ValueError(f"{folder} exists and is not an offline run's folder; set `out` to another place")
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in WRITTEN:
+        target = folder / name
+        if target.is_dir():
+            shutil.rmtree(target)
+        else:
+            target.unlink(missing_ok=True)
+
+
+def _make(spec: Offline, say: Say) -> dict[str, Any]:
+    from transformers import set_seed
+
+    from entrl.run import load_model
+    from entrl.run_log import be_quiet
+
+    be_quiet()
+    with _threads(spec.threads):
+        began = time.perf_counter()
+        made, held, pairs = make_data(spec, say)
+        if spec.method == "grpo":
+            group_size(made.groups)
+        args = build_args(spec, made)
+        set_seed(args.seed)  # before an adapter draws its first weights
+        model, tokenizer = load_model(spec)  # type: ignore[arg-type]  # reads .model alone
+        model.to(args.device)
+        report: dict[str, Any] = {"method": spec.method, "data": _data_report(made, held, pairs)}
+        before = _measured(spec, model, tokenizer, held, say, "before")
+        started = time.perf_counter()
+        model, steps, history = teach(spec, args, model, tokenizer, made, pairs)
+        ended = time.perf_counter()
+        after = _measured(spec, model, tokenizer, held, say, "after")
+    if before is not None and after is not None:
+        from entrl.offline.measure import change
+
+        report |= {"before": before, "after": after, "change": change(before, after)}
+    write_json(spec.folder / "report.json", report)
+    append_lines(spec.folder / "metrics.jsonl", history)
+    model.save_pretrained(spec.model_dir)
+    tokenizer.save_pretrained(spec.model_dir)
+    for line in report_lines(report):
+        say(line)
+    say(f"model {spec.model_dir}: {steps} steps, {ended - started:.0f} s")
+    return {
+        "steps": steps,
+        "data_sha256": {name: _sha256(spec.folder / name) for name in DATA if (spec.folder / name).is_file()},
+        "weights_sha256": weights_sha256(spec.model_dir),
+        "seconds": {"before": round(started - began, 1), "training": round(ended - started, 1)},
+    }
+
+
+def make_data(spec: Offline, say: Say) -> tuple[Made, Made | None, list[Pair]]:
+    """Groups to train on, groups to measure, and the pairs of dpo; written into the folder as well."""
+    factory, data = spec.build_environment(), spec.data
+    made = make_groups(factory, spec.load_rows(), data.prefixes, data.candidates)
+    write_groups(spec.folder / "candidates.jsonl", made.groups)
+    left_out = f"left out {made.flat} with nothing to choose and {made.repeated} copies"
+    say(f"{len(made.groups)} prefixes with candidates; {left_out}")
+    held = None
+    if spec.held_out is not None:
+        shape = PrefixSpec(
+            per_row=spec.held_out.per_row,
+            longest=data.prefixes.longest,
+            policies=data.prefixes.policies,
+            seed=data.prefixes.seed + 1,
+        )
+        every = CandidateSpec(submit=data.candidates.submit)
+        held = make_groups(factory, spec.load_rows(held_out=True), shape, every)
+        write_groups(spec.folder / "held_out.jsonl", held.groups)
+    pairs: list[Pair] = []
+    if spec.pairs is not None:
+        pairs = make_pairs(made.groups, spec.pairs)
+        write_pairs(spec.folder / "pairs.jsonl", pairs)
+        say(f"{len(pairs)} pairs at least {spec.pairs.margin} bits apart")
+    return made, held, pairs
+
+
+def build_args(spec: Offline, made: Made) -> Any:
+    """The trainer's config; `output_dir` is a place for what TRL wants to write, which is not kept."""
+    scratch = tempfile.mkdtemp(prefix="entrl-offline-")
+    if spec.method == "dpo":
+        from trl import DPOConfig
+
+        return DPOConfig(output_dir=scratch, **spec.trainer)
+    from entrl.trainers.config import EntropyGRPOConfig
+
+    size = group_size(made.groups)
+    if (given := spec.trainer.get("num_generations", size)) != size:
+        raise ValueError(
+            f"trainer.num_generations is {given}, and every prefix has {size} candidates; leave it out, or set "
+            f"data.candidates.count: {given}"
+        )
+    return EntropyGRPOConfig(output_dir=scratch, **{**spec.trainer, "num_generations": size})
+
+
+def teach(
+    spec: Offline, args: Any, model: Any, tokenizer: Any, made: Made, pairs: Sequence[Pair]
+) -> tuple[Any, int, list[dict[str, Any]]]:
+    """Train; the model (with its adapter), the optimiser steps, and what the trainer logged."""
+    try:
+        trainer = build_trainer(spec, args, model, tokenizer, made, pairs)
+        trainer.train()
+    finally:
+        shutil.rmtree(args.output_dir, ignore_errors=True)
+    taught = trainer.accelerator.unwrap_model(trainer.model).eval()
+    taught.config.use_cache = True  # the trainer turned it off
+    return taught, trainer.state.global_step, trainer.state.log_history
+
+
+def build_trainer(spec: Offline, args: Any, model: Any, tokenizer: Any, made: Made, pairs: Sequence[Pair]) -> Any:
+    """EntropyGRPOTrainer on fixed groups, or TRL's DPOTrainer on pairs."""
+    from entrl.offline.rendering import Rendering
+
+    rendering = Rendering(tokenizer, spec.data.chat_template_kwargs)
+    common: dict[str, Any] = {"processing_class": tokenizer, "peft_config": spec.build_lora()}
+    if spec.method == "grpo":
+        from entrl.trainers import EntropyGRPOTrainer
+
+        return EntropyGRPOTrainer(
+            model,
+            [OfflineReward()],
+            args,
+            group_rows(made.groups),
+            controllers=[loaded.value for loaded in spec.build_controllers()],
+            rollout_func=OfflineRollouts(made.groups, rendering),
+            **common,
+        )
+    from trl import DPOTrainer
+
+    from entrl.offline.preferences import loop_template, pair_rows
+
+    with loop_template(rendering):  # the constructor tokenizes
+        rows = pair_rows(pairs, spec.data.chat_template_kwargs)
+        return DPOTrainer(model, args=args, train_dataset=rows, **common)
+
+
+def _measured(
+    spec: Offline, model: Any, tokenizer: Any, held: Made | None, say: Say, when: str
+) -> dict[str, Any] | None:
+    if held is None or spec.held_out is None:
+        return None
+    from entrl.offline.measure import measure
+
+    say(f"measuring {len(held.groups)} held-out prefixes {when} training ...")
+    return measure(
+        model,
+        tokenizer,
+        held.groups,
+        batch_size=spec.held_out.batch_size,
+        max_new_tokens=spec.held_out.max_new_tokens,
+        chat_template_kwargs=spec.data.chat_template_kwargs,
+    )
+
+
+def _data_report(made: Made, held: Made | None, pairs: Sequence[Pair]) -> dict[str, Any]:
+    report: dict[str, Any] = {"train": summary_of(made.groups) | {"flat": made.flat, "copies": made.repeated}}
+    if held is not None:
+        report["held_out"] = summary_of(held.groups) | {"flat": held.flat, "copies": held.repeated}
+    if pairs:
+        margins = sorted(pair.margin for pair in pairs)
+        report["pairs"] = {
+            "count": len(pairs),
+            "margin": {"min": margins[0], "median": margins[len(margins) // 2], "max": margins[-1]},
+            "rejected": {k: sum(p.rejected_kind == k for p in pairs) for k in sorted({p.rejected_kind for p in pairs})},
+        }
+    return report
+
+
+def report_lines(report: dict[str, Any]) -> list[str]:
+    """The measurement in words."""
+    if "before" not in report:
+        return []
+    before, after = report["before"], report["after"]
+    lines = [
+        f"held out: best question {before['best']['mean']:.3f} bits, a random one {before['random']['mean']:.3f} "
+        f"(the best by chance {before['random']['best_share']:.1%})"
+    ]
+    for name in ("written", "ranked"):
+        early, late, moved = before[name], after[name], report["change"][name]
+        lines.append(
+            f"{name}: {early['gain']['mean']:.3f} -> {late['gain']['mean']:.3f} bits ({moved['mean']:+.3f}, 95 % "
+            f"[{moved['lo']:+.3f}, {moved['hi']:+.3f}]), best chosen {early['best_share']['mean']:.1%} -> "
+            f"{late['best_share']['mean']:.1%}"
+        )
+    return lines
+
+
+def _sha256(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
