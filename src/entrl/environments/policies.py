@@ -35,7 +35,7 @@ from entrl.beliefs import (
 )
 from entrl.beliefs.estimators import TIE
 from entrl.beliefs.information import Array
-from entrl.environments.diagram import DiagramShort, _noisy, written
+from entrl.environments.diagram import DiagramShort, _noisy, open_question, written
 from entrl.environments.model_policy import call_tool, tools_of
 from entrl.environments.play import Episode, Message, history_of
 from entrl.environments.rows import _prompt
@@ -394,7 +394,7 @@ def open_gains(environment: Any) -> Array:
     left = open_questions(environment)
     if isinstance(environment, DiagramShort):
         belief, noise = environment._estimator.belief, environment._belief_noise
-        told = {slot: _noisy(environment._open_table(slot), noise) for slot in left}
+        told = {slot: _noisy(open_question(slot)[1], noise) for slot in left}
         known = environment._known
         return np.array([belief.expected_gain(s, np.einsum("vm,vma->va", known[s], told[s])) for s in left])
     gains = dict(zip(environment._table.questions, environment._open_gains(), strict=True))
