@@ -33,7 +33,7 @@ __all__ = ["Row", "Split", "load_task", "task_names"]
 
 def task_names() -> list[str]:
     """Names `load_task` knows, with the two families written as patterns."""
-    return ["sums", *INQUIRIES, *BENCHMARKS, "reasoning_gym:NAME", "jsonl:PATH"]
+    return ["sums", *BENCHMARKS, *INQUIRIES, "reasoning_gym:NAME", "jsonl:PATH"]
 
 
 def load_task(
