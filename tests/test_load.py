@@ -190,3 +190,29 @@ def test_dataclass_instance_needs_no_args():
         x: int = 1
 
     assert configure(Plain(x=4), {}, source="here:plain") == Plain(x=4)
+
+
+@pytest.mark.parametrize("mode", ["fixed", "code", "paper"])
+def test_a_mode_brings_its_own_values_and_not_those_of_the_ready_instance(mode: str):
+    from entrl_rewards.hierarchical_entropy import HierarchicalEntropy
+
+    assert load_reward("hierarchical_entropy", {"mode": mode}).value == HierarchicalEntropy(mode=mode)
+    assert load_reward("hierarchical_entropy", {}).value is not load_reward("hierarchical_entropy", {}).value
+
+
+def test_what_a_ready_instance_was_given_stays(tmp_path: Path):
+    (tmp_path / "mine.py").write_text(
+        "from entrl_rewards.hierarchical_entropy import HierarchicalEntropy\nreward = HierarchicalEntropy(window=6)\n"
+    )
+    made = load_reward("mine.py:reward", {"alpha": 0.2}, base=tmp_path).value
+    assert (made.window, made.alpha) == (6, 0.2)
+
+
+def test_an_instance_that_cannot_be_made_from_nothing_is_copied(tmp_path: Path):
+    (tmp_path / "own.py").write_text(
+        "from dataclasses import dataclass\n\n\n@dataclass(kw_only=True)\nclass Own:\n"
+        "    size: int\n    scale: float = 1.0\n\n    def __call__(self, completions, **_):\n"
+        "        return [self.scale * self.size] * len(completions)\n\n\nreward = Own(size=3)\n"
+    )
+    made = load_reward("own.py:reward", {"scale": 2.0}, base=tmp_path).value
+    assert (made.size, made.scale) == (3, 2.0)

@@ -178,13 +178,28 @@ def configure(target: Any, args: Mapping[str, Any], *, source: str) -> Any:
         return target(**args)
     if dataclasses.is_dataclass(target) and not isinstance(target, type):
         _check_names(args, {f.name for f in dataclasses.fields(target) if f.init}, source)
-        return dataclasses.replace(target, **args)  # a fresh object: state is not shared between runs
+        return _made_anew(target, args)
     if not callable(target):
         raise TypeError(f"{source} is a {type(target).__name__}, neither callable nor a class")
     if _is_factory(target):
         _check_names(args, _parameters(target), source)
         return target(**args)
     return _bind(target, args, source) if args else target
+
+
+def _made_anew(ready: Any, args: Mapping[str, Any]) -> Any:
+    """A fresh object, so that state is not shared between runs: what `ready` was given, then `args`.
+
+    Not `dataclasses.replace`: it would hand on as given what the class filled in by itself, a mode's values say, and
+    another mode among `args` would then keep those of the first.
+    """
+    try:
+        plain = type(ready)()
+    except TypeError:  # it cannot be made from nothing, so everything it has was given
+        return dataclasses.replace(ready, **args)
+    fields = [f.name for f in dataclasses.fields(ready) if f.init]
+    given = {name: value for name in fields if (value := getattr(ready, name)) != getattr(plain, name)}
+    return type(ready)(**(given | dict(args)))
 
 
 def _parameters(target: Callable[..., Any]) -> set[str]:
