@@ -1,12 +1,31 @@
-"""The nursery: builds the tiny reasoner, a base model that thinks too rarely and so has something to learn.
+"""The nursery builds the models that are shipped, from nothing.
 
-    entrl nursery --out DIR          about ten minutes on one core; the shipped asset was built by this command
+    entrl nursery --out DIR                            the tiny reasoner; about ten minutes on one core
+    entrl nursery --model tiny-inquirer --out DIR      the tiny inquirer, which calls tools (`entrl.nursery.inquirer`)
 
-`tokenizer` makes the characters, `traces` the lessons, `calibration` measures what came out, `build` is the
-command. The shipped base lies in `entrl/assets/tiny-reasoner`.
+The tiny reasoner is a base model that thinks too rarely and so has something to learn: `tokenizer` makes the
+characters, `traces` the lessons, `calibration` measures what came out, `build` is the command. The shipped models lie in
+`entrl/assets`.
 """
 
-from entrl.nursery.build import NurseryConfig, main
+import argparse
+
+from entrl.nursery.build import NurseryConfig
+from entrl.nursery.build import main as build_reasoner
 from entrl.nursery.calibration import Calibration, calibrate
 
 __all__ = ["Calibration", "NurseryConfig", "calibrate", "main"]
+
+MODELS = ("tiny-reasoner", "tiny-inquirer")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command: `--model` says which builder reads the other options. Returns 1 for a bad start for RL."""
+    parser = argparse.ArgumentParser(prog="entrl nursery", add_help=False, allow_abbrev=False)
+    parser.add_argument("--model", choices=MODELS, default=MODELS[0])
+    options, rest = parser.parse_known_args(argv)
+    if options.model == "tiny-inquirer":
+        from entrl.nursery.inquirer import main as build_inquirer  # brings the environments along
+
+        return build_inquirer(rest)
+    return build_reasoner(rest)

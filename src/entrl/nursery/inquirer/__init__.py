@@ -6,7 +6,7 @@
 `build` teaches and writes. The shipped model lies in `entrl/assets/tiny-inquirer`.
 """
 
-from entrl.nursery.inquirer.build import InquirerConfig, Stage, build, main
+from entrl.nursery.inquirer.build import InquirerConfig, Stage, main
 from entrl.nursery.inquirer.lessons import Script
 
-__all__ = ["InquirerConfig", "Script", "Stage", "build", "main"]
+__all__ = ["InquirerConfig", "Script", "Stage", "main"]

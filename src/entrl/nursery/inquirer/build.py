@@ -25,14 +25,17 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM, set_seed
 
 import entrl
+from entrl.environments.tables import ATTRIBUTES, NAMES
 from entrl.nursery.build import sha256
 from entrl.nursery.inquirer.calibration import calibrate, complaints
-from entrl.nursery.inquirer.lessons import SENTENCES, TOOLS, Lesson, Script, lessons, words
+from entrl.nursery.inquirer.lessons import DIAGRAM_TOOLS, SENTENCES, TOOLS, Lesson, Script, lessons, words
 from entrl.nursery.inquirer.tokenizer import END, RESULT_END, SPACE, call_opening, inquirer_tokenizer
 
 NAME = "tiny-inquirer"
 LIBRARIES = ("torch", "transformers", "trl", "tokenizers", "numpy")
 IGNORED = -100
+CALM = 0.15  # of the last norm at birth: a copier that is sure of itself takes long to unlearn
+COPY_GAIN = 0.5  # a layer adds a quarter of what it looked at
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,14 +47,16 @@ class Stage:
     sizes: tuple[tuple[int, int], ...]
     drills: int  # per table
     dialogues: int  # per table
+    diagrams: float  # share of lessons about a diagram instead
+    questions: int = 99  # of a drill at most
     practice: bool  # dialogues of random length instead of the script's
 
 
 CURRICULUM = (
-    Stage(steps=800, batch=24, sizes=((2, 3), (3, 3), (4, 4)), drills=6, dialogues=1, practice=True),
-    Stage(steps=500, batch=16, sizes=((4, 4), (5, 5), (6, 6)), drills=6, dialogues=1, practice=True),
-    Stage(steps=500, batch=12, sizes=((6, 6), (8, 8)), drills=5, dialogues=2, practice=True),
-    Stage(steps=500, batch=12, sizes=((6, 6), (8, 8), (8, 8)), drills=0, dialogues=4, practice=False),
+    Stage(steps=800, batch=24, sizes=((2, 3), (3, 3), (4, 4)), drills=6, dialogues=1, diagrams=0.15, practice=True),
+    Stage(steps=500, batch=16, sizes=((4, 4), (5, 5), (6, 6)), drills=6, dialogues=1, diagrams=0.15, practice=True),
+    Stage(steps=500, batch=12, sizes=((6, 6), (8, 8)), drills=5, dialogues=2, diagrams=0.15, practice=True),
+    Stage(steps=500, batch=12, sizes=((6, 6), (8, 8), (8, 8)), drills=0, dialogues=4, diagrams=0.15, practice=False),
 )
 
 
@@ -61,15 +66,17 @@ class InquirerConfig:
 
     seed: int = 0
     curriculum: tuple[Stage, ...] = CURRICULUM
-    matrix_rate: float = 0.02  # Muon's, for the matrices inside the layers
-    learning_rate: float = 3e-3  # AdamW's, for embeddings and norms
+    matrix_rate: float = 0.01  # Muon's, for the matrices inside the layers
+    learning_rate: float = 5e-4  # AdamW's, for the embeddings; higher ones part the two spellings of a word
+    norm_rate: float = 3e-3  # AdamW's, for the norms
+    embedding_std: float = 0.3  # wide enough that words begin nearly orthogonal and stay so
     warmup_steps: int = 50
     decay_share: float = 0.3  # of all steps, at the end: linear to 0
     max_norm: float = 1.0  # gradients are clipped to it
     layers: int = 4
     width: int = 64
-    heads: int = 4
-    head_dim: int = 16
+    heads: int = 2
+    head_dim: int = 64  # as wide as the model: a head that compares words needs all of them
     intermediate: int = 192
     max_positions: int = 2048
     threads: int = 1  # part of the config: another count sums in another order and gives other weights
@@ -82,7 +89,7 @@ class InquirerConfig:
                 raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
         if not self.curriculum:
             raise ValueError("the curriculum is empty; give it at least one stage")
-        for name in ("matrix_rate", "learning_rate"):
+        for name in ("matrix_rate", "learning_rate", "norm_rate", "embedding_std"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be > 0, got {getattr(self, name)}")
 
@@ -101,11 +108,16 @@ class Batch(NamedTuple):
 
 
 def tokenizer_of(config: InquirerConfig) -> PreTrainedTokenizerFast:
-    return inquirer_tokenizer(words(), TOOLS, SENTENCES, max_length=config.max_positions)
+    return inquirer_tokenizer(words(), TOOLS + DIAGRAM_TOOLS, SENTENCES, max_length=config.max_positions)
 
 
 def newborn(tokenizer: PreTrainedTokenizerFast, config: InquirerConfig) -> Qwen3ForCausalLM:
-    """A Qwen3 with random weights, except that a word begins alike with and without a space before it."""
+    """A Qwen3 that begins as a copier: what it must learn is where to look.
+
+    A word begins alike with and without a space before it. In each layer queries equal keys, so a token looks at its
+    like, and the output undoes the value projection, so it takes along what it saw (the idea of mimetic initialisation,
+    arXiv 2305.09828; the scales are ours). From random weights the same circuits need several times the steps.
+    """
     model = Qwen3ForCausalLM(
         Qwen3Config(
             vocab_size=len(tokenizer),
@@ -126,10 +138,24 @@ def newborn(tokenizer: PreTrainedTokenizerFast, config: InquirerConfig) -> Qwen3
     vocabulary = tokenizer.get_vocab()
     with torch.no_grad():
         embedding_VD = model.get_input_embeddings().weight
-        space_D = torch.randn(config.width) * model.config.initializer_range
+        embedding_VD.normal_(std=config.embedding_std)
+        space_D = torch.randn(config.width) * config.embedding_std
         for piece, index in vocabulary.items():
             if piece.startswith(SPACE) and (bare := vocabulary.get(piece[1:])) is not None:
                 embedding_VD[index] = embedding_VD[bare] + space_D
+        for kind in (NAMES, [word for level in ATTRIBUTES for word in level]):
+            shared_D = torch.randn(config.width) * config.embedding_std
+            pieces = [piece for word in kind for piece in (word, SPACE + word) if piece in vocabulary]
+            embedding_VD[[vocabulary[piece] for piece in pieces]] += shared_D
+        model.model.norm.weight.fill_(CALM)
+        for layer in model.model.layers:
+            attention = layer.self_attn
+            for block in attention.q_proj.weight.split(config.head_dim):
+                nn.init.orthogonal_(block)
+            attention.k_proj.weight.copy_(attention.q_proj.weight)
+            for block in attention.v_proj.weight.split(config.head_dim):
+                nn.init.orthogonal_(block, gain=COPY_GAIN)
+            attention.o_proj.weight.copy_(attention.v_proj.weight.T)
     return model
 
 
@@ -182,6 +208,8 @@ def _packed(rows: list[list[list[int]]], marks: Marks, pad: int) -> Batch:
 
 def _labels(ids: list[int], marks: Marks) -> list[int]:
     """What is taught of one part. The first token of a part is predicted from the prompt: the trainer sees to that."""
+    if len(ids) == 2:  # a look-up
+        return [IGNORED, ids[1]]
     own = ids[0] in marks.opens  # a dialogue; a drill teaches its answers and what follows the call's opening
     labels = []
     for token in ids:
@@ -203,7 +231,13 @@ def train(
     for number, stage in enumerate(config.curriculum):
         script = None if stage.practice else config.script
         taught = lessons(
-            config.seed * 1000 + number, stage.sizes, script=script, drills=stage.drills, dialogues=stage.dialogues
+            config.seed * 1000 + number,
+            stage.sizes,
+            script=script,
+            drills=stage.drills,
+            dialogues=stage.dialogues,
+            diagrams=stage.diagrams,
+            questions=stage.questions,
         )
         for batch in islice(batches(tokenizer, taught, stage.batch), stage.steps):
             losses.append(_learn(model, batch, optimisers, config, factor=_factor(step, config)))
@@ -232,17 +266,25 @@ def _named(steps: list[Learnt], tokenizer: PreTrainedTokenizerFast) -> dict[str,
     ask, submit = (tokenizer.encode(call_opening(*tool), add_special_tokens=False)[0] for tool in TOOLS)
     answers = torch.tensor([tokenizer.encode(a, add_special_tokens=False)[0] for a in (" yes", " no")])
     kinds = {"answers": torch.isin(label_N, answers), "questions": before_N == ask, "names": before_N == submit}
-    return {"all": loss_N.mean().item()} | {name: loss_N[kind].mean().item() for name, kind in kinds.items()}
+    kinds["look_ups"] = torch.isin(label_N, torch.tensor([i for p, i in tokenizer.get_vocab().items() if p[1:] in NAMES]))
+    means = {name: loss_N[kind].mean().item() for name, kind in kinds.items() if kind.any()}
+    return {"all": loss_N.mean().item()} | means
 
 
 def _optimisers(model: nn.Module, config: InquirerConfig) -> list[torch.optim.Optimizer]:
-    matrices, others = [], []
-    for name, weight in model.named_parameters():
-        (matrices if weight.ndim == 2 and "embed" not in name else others).append(weight)
-    return [
+    weights = dict(model.named_parameters())
+    embeddings = [weight for name, weight in weights.items() if "embed" in name]
+    norms = [weight for weight in weights.values() if weight.ndim == 1]
+    matrices = [weight for name, weight in weights.items() if weight.ndim == 2 and "embed" not in name]
+    groups = [{"params": embeddings, "lr": config.learning_rate}, {"params": norms, "lr": config.norm_rate}]
+    optimisers = [
         torch.optim.Muon(matrices, lr=config.matrix_rate, weight_decay=0.0, momentum=0.95),
-        torch.optim.AdamW(others, lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=0.0),
+        torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.0),
     ]
+    for optimiser in optimisers:
+        for group in optimiser.param_groups:
+            group["peak"] = group["lr"]
+    return optimisers
 
 
 def _factor(step: int, config: InquirerConfig) -> float:
@@ -278,9 +320,9 @@ def _learn(
     model.zero_grad()
     loss.backward()
     nn.utils.clip_grad_norm_(model.parameters(), config.max_norm)
-    for optimiser, rate in zip(optimisers, (config.matrix_rate, config.learning_rate), strict=True):
+    for optimiser in optimisers:
         for group in optimiser.param_groups:
-            group["lr"] = rate * factor
+            group["lr"] = group["peak"] * factor
         optimiser.step()
     return Learnt(loss_N.detach(), labels_N, batch.ids_BT[row_N, before_BT[row_N, column_N]])
 

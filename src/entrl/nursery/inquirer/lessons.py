@@ -1,8 +1,10 @@
-"""Lessons for the tiny inquirer: dialogues about procedural tables, played by a script that does not ask well.
+"""Lessons for the tiny inquirer: dialogues played by a script that does not ask well.
 
     practice   a random number of random questions, then the target's name: what can be known from the answers so far
     script     random questions, now and then one that was asked before; the name when one row is left, mostly,
                and sometimes earlier, one of the rows that are left
+    diagram    random slots, now and then one that is known; all slots once they are known, mostly, and sometimes
+               earlier, with values drawn for the rest
 
 The script never looks at what a question is worth: it asks the words that are true of one row, or of all, as readily as
 those that split the table. So a policy that starts from it has something to learn: better questions, fewer of them, no
@@ -13,12 +15,14 @@ Lessons are text as the chat template writes it, to the letter (a test compares)
 """
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
-from entrl.environments.rows import INSTRUCTION, TEST_EVERY
+from entrl.environments.diagram import SLOTS, World, find_world, world_id, written
+from entrl.environments.rows import INSTRUCTION, TEST_EVERY, _request
 from entrl.environments.tables import ATTRIBUTES, FEW, FEW_NAMES, IDLE, NAMES, Table, animals, procedural_table
 from entrl.nursery.inquirer.tokenizer import (
     ASSISTANT,
@@ -33,7 +37,10 @@ from entrl.nursery.inquirer.tokenizer import (
 )
 from entrl.tasks.rows import digest
 
-TOOLS = (("ask", "attribute"), ("submit", "answer"))
+T = TypeVar("T")
+Tools = tuple[tuple[str, str], ...]  # (name, its one argument)
+TOOLS: Tools = (("ask", "attribute"), ("submit", "answer"))
+DIAGRAM_TOOLS: Tools = (("ask", "slot"), ("submit", "specification"))
 SENTENCES = (
     INSTRUCTION + "\n\n",
     " (asked before)",
@@ -45,17 +52,20 @@ SENTENCES = (
     "Error: unknown attribute '",
     "Error: unknown name '",
     "'; known: ",
+    "I need a diagram",
+    "Ask me about one slot at a time, then submit all slots as slot=value; slot=value.\n\n",
 )
-MAX_QUESTIONS = 20  # the budget the lessons name; the task's default
+BUDGETS = (4, 6, 8, 20, 20, 20, 20, 20)  # questions a lesson allows, mostly the task's default
+DIAGRAM_BUDGETS = (2, 3, 4, 6, 6, 6)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Script:
     """How a dialogue goes; every number is a probability per turn."""
 
-    repeat: float = 0.05  # ask something that was asked before
-    early: float = 0.06  # name one of several rows that are left
-    late: float = 0.15  # ask on although one row is left
+    repeat: float = 0.05  # ask something that was asked before, or a slot that is known
+    early: float = 0.06  # submit while it is open
+    late: float = 0.15  # ask on although nothing is open
 
     def __post_init__(self) -> None:
         for name in ("repeat", "early", "late"):
@@ -73,12 +83,14 @@ class Lesson:
 
 
 def words() -> list[str]:
-    """Everything a table can say, common words first: one token each."""
+    """Everything a table or a diagram can say: one token each."""
     levels = [*ATTRIBUTES[:IDLE], ATTRIBUTES[IDLE]]
     own = [word for level in levels for word in level[:FEW]] + [*NAMES[:FEW_NAMES]]
     animal = animals()
     rest = [word for level in levels for word in level[FEW:]]
-    return list(dict.fromkeys(["no", "yes", *own, *animal.questions, *animal.hypotheses, *rest]))
+    slots = [word for slot, groups in SLOTS.items() for word in (slot, *(value for group in groups for value in group))]
+    known = ["no", "yes", "not", "sure", "or", "with", "Right", "Slots", "Attributes", "Names"]
+    return list(dict.fromkeys([*known, *own, *animal.questions, *animal.hypotheses, *slots, *rest]))
 
 
 def train_seeds(rng: random.Random) -> Iterator[int]:
@@ -95,13 +107,23 @@ def prompt_of(table: Table) -> str:
         f"{name}:" + "".join(f" {word}" for word, true in zip(table.questions, row, strict=True) if true)
         for name, row in zip(table.hypotheses, table.values, strict=True)
     ]
-    tools = ", ".join(f"{tool}({argument})" for tool, argument in TOOLS)
-    return f"{SYSTEM} {tools}{END}{USER}{INSTRUCTION}\n\n" + "\n".join(lines) + ASSISTANT
+    return opened(f"{INSTRUCTION}\n\n" + "\n".join(lines), TOOLS)
 
 
-def call(tool: str, value: str) -> str:
+def opened(content: str, tools: Tools) -> str:
+    """System message, the user's message, and the opening of the reply."""
+    signatures = ", ".join(f"{tool}({argument})" for tool, argument in tools)
+    return f"{SYSTEM} {signatures}{END}{USER}{content}{ASSISTANT}"
+
+
+def call(tool: tuple[str, str], value: str) -> str:
     """One assistant message."""
-    return f"{call_opening(tool, dict(TOOLS)[tool])}{value}{CALL_END}{END}"
+    return f"{call_opening(*tool)}{value}{CALL_END}{END}"
+
+
+def answered(number: int, budget: int, answer: str, *, again: bool) -> str:
+    """What the environment says to a question."""
+    return f"{RESULT}{counter(number, budget)} {answer}{' (asked before)' if again else ''}{RESULT_END}"
 
 
 def dialogue(table: Table, rng: random.Random, *, script: Script | None) -> str:
@@ -110,49 +132,109 @@ def dialogue(table: Table, rng: random.Random, *, script: Script | None) -> str:
     target = rng.randrange(len(values))
     left = np.ones(len(values), dtype=bool)
     asked: list[int] = []
-    stop = rng.randint(0, values.shape[1]) if script is None else MAX_QUESTIONS
+    budget = rng.choice(BUDGETS)
+    stop = rng.randint(0, values.shape[1]) if script is None else budget
     text = ""
-    while len(asked) < stop and not (script and _ends(int(left.sum()), len(asked), script, rng)):
-        question = _question(values.shape[1], asked, rng, repeat=script.repeat if script else 0.05)
-        again = " (asked before)" if question in asked else ""
+    while len(asked) < min(stop, budget) and not (script and _ends(left.sum() == 1, bool(asked), script, rng)):
+        question = _question(range(values.shape[1]), asked, rng, repeat=script.repeat if script else 0.05)
+        again = question in asked
         asked.append(question)
         answer = values[target, question]
         left &= values[:, question] == answer
-        seen = f"{counter(len(asked), MAX_QUESTIONS)} {('no', 'yes')[answer]}{again}"
-        text += call("ask", table.questions[question]) + RESULT + seen + RESULT_END
+        text += call(TOOLS[0], table.questions[question])
+        text += answered(len(asked), budget, ("no", "yes")[answer], again=again)
     named = rng.choice([int(row) for row in np.flatnonzero(left)])
     right = "Correct." if named == target else f"Wrong, it is {table.hypotheses[target]}."
-    return text + call("submit", table.hypotheses[named]) + RESULT + right + RESULT_END + END
+    return text + call(TOOLS[1], table.hypotheses[named]) + RESULT + right + RESULT_END + END
 
 
-def _ends(left: int, asked: int, script: Script, rng: random.Random) -> bool:
-    chance = 1 - script.late if left == 1 else script.early if asked else 0.0
+def _ends(known: bool, begun: bool, script: Script, rng: random.Random) -> bool:
+    chance = 1 - script.late if known else script.early if begun else 0.0
     return rng.random() < chance
 
 
-def _question(count: int, asked: list[int], rng: random.Random, *, repeat: float) -> int:
-    fresh = [question for question in range(count) if question not in asked]
+def _question(all_of_them: Sequence[T], asked: Sequence[T], rng: random.Random, *, repeat: float) -> T:
+    fresh = [question for question in all_of_them if question not in asked]
     if asked and (not fresh or rng.random() < repeat):
         return rng.choice(asked)
     return rng.choice(fresh)
 
 
-def drill(table: Table, rng: random.Random) -> str:
-    """`fur yes wings no` and so on, then the name: a game without its wrapping, two tokens a question."""
+def diagram_prompt(world: World, truth: Mapping[str, str], named: str) -> str:
+    """As `prompt_of`, for a request that gives one slot away."""
+    return opened(_request(world, dict(truth), named, "values"), DIAGRAM_TOOLS)
+
+
+def diagram_dialogue(
+    world: World, truth: Mapping[str, str], named: str, rng: random.Random, *, script: Script | None
+) -> str:
+    """What follows the prompt of a request by a user who knows."""
+    script = script or Script()
+    slots = list(world.slots)
+    known = [named]
+    asked: list[str] = []
+    budget = rng.choice(DIAGRAM_BUDGETS)
+    text = ""
+    while len(asked) < budget and not _ends(len(set(known)) == len(slots), bool(asked), script, rng):
+        slot = _question(slots, known, rng, repeat=script.repeat)
+        again = slot in asked
+        known.append(slot)
+        asked.append(slot)
+        text += call(DIAGRAM_TOOLS[0], slot) + answered(len(asked), budget, truth[slot], again=again)
+    given = {slot: truth[slot] if slot in known else rng.choice(world.slots[slot]) for slot in slots}
+    right = sum(given[slot] == truth[slot] for slot in slots)
+    verdict = f"{RESULT}Right: {right} of {len(slots)}.{RESULT_END}"
+    return text + call(DIAGRAM_TOOLS[1], written(given)) + verdict + END
+
+
+def diagram_lesson(rng: random.Random, dialogues: int, *, script: Script | None) -> Lesson:
+    """A world of 3 or 4 slots with marginals of its own. World 0 is left to the task."""
+    slots = rng.sample(list(SLOTS), rng.choice((3, 4)))
+    world = find_world(world_id(slots=slots, world=rng.randrange(1, 1000)))
+    truth = world.specification(rng.random())
+    named = rng.choice(list(world.slots))
+    parts = [diagram_dialogue(world, truth, named, rng, script=script) for _ in range(dialogues)]
+    return Lesson(prompt=diagram_prompt(world, truth, named), parts=tuple(parts))
+
+
+def drill(table: Table, rng: random.Random, *, questions: int) -> str:
+    """`fur yes wings no` and so on, then the name: a game without its wrapping, two tokens a question.
+
+    questions: at most so many; with 0 it is a look-up, a word and a name that has it.
+    """
     target = rng.randrange(len(table.values))
-    order = rng.sample(range(len(table.questions)), rng.randint(1, len(table.questions)))
-    pairs = (f"{table.questions[q]} {('no', 'yes')[table.values[target, q]]}" for q in order)
+    truth = table.values[target]
+    if questions == 0:
+        row = rng.choice([int(r) for r in np.flatnonzero(table.values.any(1))])  # rows alike, however much they have
+        column = rng.choice([int(c) for c in np.flatnonzero(table.values[row])])
+        return f"{table.questions[column]} {table.hypotheses[row]}"
+    most = min(rng.choice((1, 2, questions)), questions, len(truth))  # few questions are the quickest to learn from
+    order = rng.sample(range(len(truth)), rng.randint(1, most))
+    pairs = (f"{table.questions[q]} {('no', 'yes')[truth[q]]}" for q in order)
     return "".join(pairs) + call_opening(*TOOLS[1]) + table.hypotheses[target] + CALL_END
 
 
 def lessons(
-    seed: int, sizes: Sequence[tuple[int, int]], *, script: Script | None, drills: int, dialogues: int
+    seed: int,
+    sizes: Sequence[tuple[int, int]],
+    *,
+    script: Script | None,
+    drills: int,
+    dialogues: int,
+    questions: int = 99,
+    diagrams: float = 0.0,
 ) -> Iterator[Lesson]:
-    """Without end; each about a table of its own, of a size drawn from `sizes` (rows, columns)."""
+    """Without end; each about a table of its own, of a size drawn from `sizes` (rows, columns), or a diagram.
+
+    drills, dialogues: parts per table. questions: of a drill at most. diagrams: probability that a lesson is about one.
+    """
     rng = random.Random(seed)
     for table_seed in train_seeds(rng):
+        if rng.random() < diagrams:
+            yield diagram_lesson(rng, max(dialogues, 2), script=script)
+            continue
         rows, columns = rng.choice(sizes)
         table = procedural_table.__wrapped__(table_seed, rows=rows, columns=columns)  # past the cache: none comes twice
-        parts = [drill(table, rng) for _ in range(drills)]
+        parts = [drill(table, rng, questions=questions) for _ in range(drills)]
         parts += [dialogue(table, rng, script=script) for _ in range(dialogues)]
         yield Lesson(prompt=prompt_of(table), parts=tuple(parts))

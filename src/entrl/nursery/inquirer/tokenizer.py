@@ -26,7 +26,7 @@ RESULT_END = f"\n</tool_response>{ASSISTANT}"
 CALL_END = f'"}}}}\n{CALL_CLOSE}'
 SPACE = "Ġ"  # how byte-level vocabularies write it
 NUMBERS = 100  # 0 .. 99 are one token each
-BUDGETS = (6, 8, 10, 12, 16, 20)  # "Question 1 of 6:" .. "Question 20 of 20:" are one token each
+BUDGETS = (2, 3, 4, 5, 6, 8, 10, 12, 16, 20)  # "Question 1 of 2:" .. "Question 20 of 20:" are one token each
 
 # The text of Qwen3's training template where it matters to a parser; what differs is said above.
 CHAT_TEMPLATE = """
@@ -139,7 +139,7 @@ def inquirer_tokenizer(
     ]  # Ġ is how byte-level vocabularies write a space
     vocabulary = {piece: index for index, piece in enumerate(dict.fromkeys(pieces))}
     backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[], ignore_merges=True))
-    split = pre_tokenizers.Split(Regex(r" ?[A-Za-z]+| ?[0-9]{1,2}|[\s\S]"), "isolated")
+    split = pre_tokenizers.Split(Regex(r" ?[A-Za-z]+(?:-[A-Za-z]+)*| ?[0-9]{1,2}|[\s\S]"), "isolated")
     backend.pre_tokenizer = pre_tokenizers.Sequence(
         [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
     )
