@@ -524,3 +524,26 @@ def test_unknown_environments_and_arguments():
         load_environment("twenty_questions_scored", {"on_contradictions": "ignore"})
     with pytest.raises(ValueError, match="on_contradiction must be"):
         load_environment("twenty_questions", {"on_contradiction": "forget"})
+
+
+def test_what_is_ruled_out_is_named_once_and_is_never_the_target():
+    rows = load_task({"task": "twenty_questions", "rows": 8, "columns": 8}, split="test", size=20)
+    for row in rows:
+        env = TwentyQuestions(name_ruled_out=True)
+        env.reset(**row)
+        named: list[str] = []
+        for question in env._table.questions:
+            text = env.ask(attribute=question)
+            assert row["target"] not in text.replace(",", " ").split()
+            named += text.partition("; not ")[2].split(", ") if "; not " in text else []
+        possible = [n for n, p in zip(env._table.hypotheses, env._estimator.belief.probs, strict=True) if p > 0]
+        assert sorted([*named, *possible]) == sorted(env._table.hypotheses)
+
+
+def test_a_noisy_user_rules_nothing_out():
+    (row,) = load_task({"task": "twenty_questions", "rows": 8, "columns": 8, "user_noise": 0.1}, size=1)
+    env = TwentyQuestions(name_ruled_out=True)
+    env.reset(**row)
+    assert not any("not" in env.ask(attribute=q) for q in env._table.questions)
+    with pytest.raises(ValueError, match="could rule out the target aloud"):
+        TwentyQuestions(name_ruled_out=True, assumed_noise=0.1)

@@ -33,8 +33,21 @@ from entrl.environments.tables import Table, find_table
 class TwentyQuestions(InquiryEnv):
     """Tools `ask(attribute)` and `submit(answer)` over the table of the row."""
 
-    def __init__(self, *, on_contradiction: OnContradiction = "ignore", assumed_noise: float | None = None) -> None:
-        """assumed_noise: what the belief takes the user's noise to be; None: what it is."""
+    def __init__(
+        self,
+        *,
+        on_contradiction: OnContradiction = "ignore",
+        assumed_noise: float | None = None,
+        name_ruled_out: bool = False,
+    ) -> None:
+        """assumed_noise: what the belief takes the user's noise to be; None: what it is.
+
+        name_ruled_out: an answer also names what it has ruled out ("no; not mizo, karu"), which spares a small model
+            the search through the table. The target is never among them: belief and user share one likelihood.
+        """
+        if name_ruled_out and assumed_noise is not None:
+            raise ValueError("name_ruled_out with assumed_noise could rule out the target aloud; leave one of them out")
+        self._name_ruled_out = name_ruled_out
         if assumed_noise is not None and not 0 <= assumed_noise <= 1:
             raise InvalidDistribution(f"assumed_noise must be in [0, 1] or None, got {assumed_noise}")
         self._assumed = assumed_noise
@@ -96,9 +109,14 @@ class TwentyQuestions(InquiryEnv):
         best, before = self._best_expected(question), self._estimator.entropy()
         chance = truth[self._table.hypotheses.index(self._target)]
         answer = pick(chance, draw(self._seed, self._table.table_id, self._target, question))
+        was_possible = self._estimator.belief.probs > 0
         seen: Observation = self._estimator.observe(question, answer, target=self._target)
         certain = int(self._estimator.entropy() <= CERTAIN < before)
         text = self._table.render(question, seen.answer)
+        if self._name_ruled_out:
+            out = was_possible & (self._estimator.belief.probs == 0)
+            names = [name for name, gone in zip(self._table.hypotheses, out, strict=True) if gone]
+            text += f"; not {', '.join(names)}" if names else ""
         return self._question(tool, question, text, seen, best_expected=best, resolved=certain)
 
     def _open_gains(self) -> Array:
