@@ -5,6 +5,7 @@
 A folder that is finished and was made from the same settings is kept; one that was interrupted is begun again.
 """
 
+import copy
 import hashlib
 import shutil
 import sys
@@ -232,7 +233,10 @@ def build_trainer(spec: Offline, args: Any, model: Any, tokenizer: Any, made: Ma
 
     with loop_template(rendering):  # the constructor tokenizes
         rows = pair_rows(pairs, spec.data.chat_template_kwargs)
-        return DPOTrainer(model, args=args, train_dataset=rows, **common)
+        # TRL would load the reference by the model's name, without its revision.
+        own = spec.lora is None and not args.precompute_ref_log_probs
+        reference = copy.deepcopy(model) if own else None
+        return DPOTrainer(model, reference, args, train_dataset=rows, **common)
 
 
 def _measured(
