@@ -168,6 +168,10 @@ def make_parser() -> argparse.ArgumentParser:
     sub.add_argument("recipe", type=Path)
     sub.add_argument("overrides", nargs="*", metavar="key=value", help="sft.max_steps=100, overwrite=true, ...")
 
+    sub = command("offline", run_offline, "Teach a model which question to ask, from scored candidates (GRPO or DPO).")
+    sub.add_argument("recipe", type=Path)
+    sub.add_argument("overrides", nargs="*", metavar="key=value", help="method=dpo, trainer.max_steps=50, ...")
+
     sub = command("play", run_play, "Let policies ask on the same rows of a game, and score how they did.")
     sub.add_argument("task", help="twenty_questions, diagram, or a task whose rows --environment can play")
     sub.add_argument("--policy", action="append", required=True, metavar="SPEC", help="greedy, random, model:PATH, ...")
@@ -408,6 +412,12 @@ def run_cold_start(options: argparse.Namespace) -> int:
         raise ValueError("a cold start is not resumed: one that was interrupted begins again by itself; drop resume")
     cold_start(load_cold_start(options.recipe, overrides), overwrite=how.get("overwrite", False))
     return 0
+
+
+def run_offline(options: argparse.Namespace) -> int:
+    from entrl.offline.command import run_offline as offline
+
+    return offline(options)
 
 
 def run_play(options: argparse.Namespace) -> int:

@@ -91,35 +91,41 @@ def start_server() -> None:
         forkserver.ensure_running()
 
 
-def _in_child(command: list[str], log: str, folder: str) -> None:
-    """The run itself: what `entrl COMMAND...` does, with the output in its log."""
+def _in_child(commands: list[list[str]], log: str, folder: str) -> None:
+    """The run itself: what `entrl COMMAND...` does, one after the other, with the output in its log."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a study started with nohup hands on that it is ignored
     os.chdir(folder)  # the fork server stands where it was started
     target = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
     os.dup2(target, 1)
     os.dup2(target, 2)
     sys.stdout, sys.stderr = os.fdopen(1, "w", 1, closefd=False), os.fdopen(2, "w", 1, closefd=False)
-    sys.argv = ["entrl", *command]  # the manifest records it
     import torch
 
     from entrl.cli import main
 
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    code = main(sys.argv[1:])
+    code = 0
+    for command in commands:
+        sys.argv = ["entrl", *command]  # the manifest records it
+        code = main(sys.argv[1:])
+        if code:
+            break
     sys.stdout.flush()
     sys.exit(code)
 
 
 def start_run(study: Study, run: Run) -> BaseProcess:
     """Start one run from its beginning; an unfinished one in its folder is deleted."""
-    command = ["train", str(study.recipe_file(run)), *study.words(run), "overwrite=true"]
-    return _start(command, log_of(study, run), name=run.name)
+    commands = [["train", str(study.recipe_file(run)), *study.words(run), "overwrite=true"]]
+    if run.arm.offline is not None:
+        commands.insert(0, ["offline", str(run.arm.offline), *study.offline_words(run)])
+    return _start(commands, log_of(study, run), name=run.name)
 
 
-def _start(command: list[str], log: Path, *, name: str) -> BaseProcess:
+def _start(commands: list[list[str]], log: Path, *, name: str) -> BaseProcess:
     log.parent.mkdir(parents=True, exist_ok=True)
     process = multiprocessing.get_context("forkserver").Process(
-        target=_in_child, args=(command, str(log), os.getcwd()), name=name
+        target=_in_child, args=(commands, str(log), os.getcwd()), name=name
     )
     process.start()
     return process
@@ -141,7 +147,7 @@ def prepare(study: Study, *, say: Callable[[str], None]) -> list[dict[str, Any]]
             continue
         began = time.monotonic()
         log = start.folder.with_name(start.folder.name + ".log")
-        process = _start(["cold-start", str(file)], log, name=start.name)
+        process = _start([["cold-start", str(file)]], log, name=start.name)
         with _terminable():
             try:
                 process.join()

@@ -14,6 +14,7 @@
       grpo: {}
       clip-cov: {recipe: clip-cov.yaml, tune: [{controllers.0.args.fraction: 0.01}, {...}]}
       hotter: {set: {trainer.temperature: 1.2}, seeds: [1, 2], why: "..."}
+      dpo: {offline: dpo.yaml, set: {trainer.learning_rate: 0.0}}     taught by `entrl offline` first, seed by seed
     tuning: {seeds: [100], criterion: sampled_accuracy, set: {eval.size: 100}}
     analyses: [{use: law_forecast, arm: grpo}]
 
@@ -45,6 +46,7 @@ class Arm:
     """One method: a recipe and what it changes of it. `set` and the entries of `tune` hold dotted recipe keys.
 
     recipe: None = the task's or the study's. seeds: None = the study's. tune: settings tried before the real runs.
+    offline: a file of `entrl offline`; each run starts from the model that it makes with the run's seed.
     """
 
     name: str
@@ -53,6 +55,7 @@ class Arm:
     why: str = ""
     seeds: list[int] | None = None
     tune: Sequence[Mapping[str, Any]] = ()
+    offline: Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,6 +205,16 @@ class Study:
     def recipe_file(self, run: Run) -> Path:
         return run.arm.recipe or run.task.recipe or self.recipe
 
+    def offline_dir(self, run: Run) -> Path:
+        """Where the offline run lies that a run starts from."""
+        folder = self.run_dir(run)
+        return folder.with_name(f"{folder.name}-offline")
+
+    def offline_words(self, run: Run) -> list[str]:
+        """Overrides of `entrl offline` for one run."""
+        keys = {"trainer.seed": run.seed, "data.seed": run.seed, "out": str(self.offline_dir(run))}
+        return [f"{key}={json.dumps(value)}" for key, value in keys.items()]
+
     def recipe_of(self, run: Run) -> Recipe:
         return load_recipe(self.recipe_file(run), self.words(run))
 
@@ -216,6 +229,7 @@ class Study:
             self.tuning.set if run.tuning and self.tuning is not None else {},
             # the data order is part of what seeds pair: arms with one seed see the same problems in the same order
             {"trainer.seed": run.seed, "data.seed": run.seed, "trainer.output_dir": str(self.run_dir(run))},
+            {} if run.arm.offline is None else {"model.path": str(self.offline_dir(run) / "model")},
         ):
             keys = {k: v for k, v in keys.items() if k not in part} | dict(part)
         return [f"{key}={json.dumps(value)}" for key, value in keys.items()]
@@ -276,7 +290,7 @@ def _folder_name(where: str, name: Any) -> str:
 
 
 def _read_arm(file: Path, name: str, entry: dict[str, Any]) -> Arm:
-    _known(f"{file}: arm {name!r}", entry, ("recipe", "set", "why", "seeds", "tune"))
+    _known(f"{file}: arm {name!r}", entry, ("recipe", "set", "why", "seeds", "tune", "offline"))
     tune = entry.get("tune") or []
     if not isinstance(tune, list) or any(not isinstance(t, dict) or not t for t in tune):
         raise ValueError(f"{file}: tune of arm {name!r} must be a list of overrides like [{{key: value}}], got {tune}")
@@ -287,6 +301,7 @@ def _read_arm(file: Path, name: str, entry: dict[str, Any]) -> Arm:
         why=entry.get("why", ""),
         seeds=list(entry["seeds"]) if "seeds" in entry else None,
         tune=tune,
+        offline=file.parent / entry["offline"] if "offline" in entry else None,
     )
 
 
