@@ -15,15 +15,26 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl.chat_template_utils import is_chat_template_prefix_preserving, parse_response, supports_tool_calling
 
+from entrl.environments.diagram import DiagramShort, find_world, parse_specification
 from entrl.environments.model_policy import ModelPolicy, tools_of
 from entrl.environments.play import play
-from entrl.environments.rows import twenty_questions_rows
+from entrl.environments.rows import diagram_rows, twenty_questions_rows
 from entrl.environments.tables import find_table, procedural_table
 from entrl.environments.twenty_questions import TwentyQuestions
 from entrl.nursery.build import sha256
 from entrl.nursery.inquirer import InquirerConfig, Script
 from entrl.nursery.inquirer.build import IGNORED, Stage, batches, newborn, sight, tokenizer_of, train
-from entrl.nursery.inquirer.lessons import dialogue, drill, lessons, prompt_of, train_seeds
+from entrl.nursery.inquirer.lessons import TOOLS as TWENTY
+from entrl.nursery.inquirer.lessons import (
+    call,
+    diagram_dialogue,
+    diagram_prompt,
+    dialogue,
+    drill,
+    lessons,
+    prompt_of,
+    train_seeds,
+)
 from entrl.tasks.rows import digest
 
 ASSET = Path(str(files("entrl") / "assets" / "tiny-inquirer"))
@@ -31,30 +42,24 @@ CONFIG = InquirerConfig()
 TOKENIZER = tokenizer_of(CONFIG)
 PIECES = [" fur", "mizo", "é", "  ", "\n", "漢", "Ġ", "12"]
 TOOLS = list(tools_of(TwentyQuestions()).values())
-CALL = re.compile(r'"name": "(\w+)", "arguments": \{"\w+": "(\w+)"\}')
-SMALL = Stage(steps=2, batch=4, sizes=((3, 3), (4, 4)), drills=2, dialogues=2, practice=True)
+CALL = re.compile(r'"name": "(\w+)", "arguments": \{"\w+": "([^"]+)"\}')
+SMALL = Stage(steps=2, batch=4, sizes=((3, 3), (4, 4)), drills=2, dialogues=2, diagrams=0.3, practice=True)
 
 
 def row(**sizes: int) -> dict[str, Any]:
     return dict(twenty_questions_rows(split="train", size=1, seed=3, **({"rows": 8, "columns": 8} | sizes))[0])
 
 
-def played(answers: random.Random | None = None) -> tuple[list[dict], dict[str, Any]]:
-    """The messages of one scripted game in the real environment, and its row."""
-    one, rng = row(), answers or random.Random(0)
-    env = TwentyQuestions()
+def played() -> tuple[list[dict], dict[str, Any]]:
+    """The messages of a game of three questions in the real environment, and its row."""
+    one, env = row(), TwentyQuestions()
     env.reset(**one)
-    text = dialogue(find_table(one["table_id"]), rng, script=None)
-    messages = list(one["prompt"])
-    for tool, value in CALL.findall(text):
-        name = "attribute" if tool == "ask" else "answer"
-        call = {"type": "function", "function": {"name": tool, "arguments": {name: value}}}
-        messages.append({"role": "assistant", "content": "", "tool_calls": [call]})
-        messages.append({"role": "tool", "name": tool, "content": getattr(env, tool)(value)})
-    return messages, one
+    questions = find_table(one["table_id"]).questions
+    text = "".join(call(TWENTY[0], word) for word in questions[:3]) + call(TWENTY[1], one["target"])
+    return replayed(text, env, one["prompt"], {"ask": "attribute", "submit": "answer"})[:-1], one
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(
     st.lists(st.sampled_from([*sorted(TOKENIZER.get_added_vocab()), " fur", "mizo", "é", "  ", "\n", "漢", "Ġ", "12"]))
 )
@@ -64,7 +69,7 @@ def test_any_text_survives(parts: list[str]) -> None:
     assert TOKENIZER.decode(ids) == text
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(st.text())
 def test_any_characters_survive(text: str) -> None:
     assert TOKENIZER.decode(TOKENIZER(text, add_special_tokens=False)["input_ids"]) == text
@@ -107,6 +112,21 @@ def test_calls_are_parsed_and_broken_ones_are_text() -> None:
     assert "fur" in reply["content"]
 
 
+def replayed(text: str, env: Any, prompt: list[dict], arguments: dict[str, str]) -> list[dict]:
+    """The messages of a lesson when its calls are made in the real environment."""
+    messages = list(prompt)
+    for tool, value in CALL.findall(text):
+        call = {"type": "function", "function": {"name": tool, "arguments": {arguments[tool]: value}}}
+        messages.append({"role": "assistant", "content": "", "tool_calls": [call]})
+        messages.append({"role": "tool", "name": tool, "content": getattr(env, tool)(value)})
+    return [*messages, {"role": "assistant", "content": ""}]
+
+
+def budget_of(text: str) -> int:
+    found = re.search(r"Question 1 of (\d+):", text)
+    return int(found[1]) if found else 20
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_lessons_are_the_template_and_the_environment_to_the_letter(seed: int) -> None:
     one = row()
@@ -114,20 +134,30 @@ def test_lessons_are_the_template_and_the_environment_to_the_letter(seed: int) -
     for script in (None, Script(), Script(repeat=0.5, early=0.5)):
         text = dialogue(table, random.Random(seed), script=script)
         calls = CALL.findall(text)
-        named = [tool for tool, _ in calls]
-        assert named == ["ask"] * (len(calls) - 1) + ["submit"]
+        assert [tool for tool, _ in calls] == ["ask"] * (len(calls) - 1) + ["submit"]
         wrong = re.search(r"Wrong, it is (\w+)\.", text)
         env = TwentyQuestions()
-        env.reset(**(one | {"target": wrong[1] if wrong else calls[-1][1]}))
-        messages = list(one["prompt"])
-        for tool, value in calls:
-            key = "attribute" if tool == "ask" else "answer"
-            call = {"type": "function", "function": {"name": tool, "arguments": {key: value}}}
-            messages.append({"role": "assistant", "content": "", "tool_calls": [call]})
-            messages.append({"role": "tool", "name": tool, "content": getattr(env, tool)(value)})
-        messages.append({"role": "assistant", "content": ""})
+        env.reset(**(one | {"target": wrong[1] if wrong else calls[-1][1], "max_questions": budget_of(text)}))
+        messages = replayed(text, env, one["prompt"], {"ask": "attribute", "submit": "answer"})
         assert TOKENIZER.apply_chat_template(messages, tools=TOOLS, tokenize=False) == prompt_of(table) + text
         assert env._invalid == env._refused == 0
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_diagram_lessons_are_the_template_and_the_environment_to_the_letter(seed: int) -> None:
+    one = dict(diagram_rows(split="train", size=20, seed=4, slots=4)[seed])
+    world, env = find_world(one["table_id"]), DiagramShort()
+    truth = parse_specification(one["target"], world.slots)
+    text = diagram_dialogue(world, truth, one["named"], random.Random(seed), script=Script(repeat=0.2, early=0.2))
+    env.reset(**(one | {"max_questions": budget_of(text)}))
+    messages = replayed(text, env, one["prompt"], {"ask": "slot", "submit": "specification"})
+    tools = list(tools_of(env).values())
+    prompt = diagram_prompt(world, truth, one["named"])
+    assert TOKENIZER.apply_chat_template(messages, tools=tools, tokenize=False) == prompt + text
+    assert env._invalid == env._refused == 0
+    known = {one["named"], *(slot for tool, slot in CALL.findall(text) if tool == "ask")}
+    if known == set(world.slots):
+        assert env._correct is True
 
 
 def test_a_name_is_never_ruled_out_by_the_answers() -> None:
@@ -136,7 +166,7 @@ def test_a_name_is_never_ruled_out_by_the_answers() -> None:
         table = procedural_table(seed, rows=6, columns=6)
         text = dialogue(table, rng, script=Script())
         *asks, (_, name) = CALL.findall(text)
-        answers = re.findall(r"Question \d+ of 20: (yes|no)", text)
+        answers = re.findall(r"Question \d+ of \d+: (yes|no)", text)
         cells = table.values[table.hypotheses.index(name)]
         said = [("no", "yes")[cells[table.questions.index(word)]] for _, word in asks]
         assert said == answers
@@ -145,12 +175,19 @@ def test_a_name_is_never_ruled_out_by_the_answers() -> None:
 def test_drills_say_what_is_true() -> None:
     table = procedural_table(5, rows=4, columns=4)
     for seed in range(20):
-        text = drill(table, random.Random(seed))
+        text = drill(table, random.Random(seed), questions=4)
         name = re.search(r'"answer": "(\w+)"', text)
         assert name is not None
         cells = table.values[table.hypotheses.index(name[1])]
         for word, answer in re.findall(r"(\w+) (yes|no)", text.split("<tool_call>")[0]):
             assert ("no", "yes")[cells[next(i for i, q in enumerate(table.questions) if word.endswith(q))]] == answer
+
+
+def test_look_ups_are_in_the_table() -> None:
+    table = procedural_table(5, rows=4, columns=4)
+    for seed in range(20):
+        word, name = drill(table, random.Random(seed), questions=0).split()
+        assert table.values[table.hypotheses.index(name), table.questions.index(word)] == 1
 
 
 def test_lessons_come_from_the_train_side() -> None:
@@ -183,12 +220,12 @@ def test_what_is_taught() -> None:
         whole = TOKENIZER.decode(ids)
         assert not any(word in text for word in ("Question", "Find", "Correct"))
         assert text.count("<tool_call>") == whole.count("<tool_call>")
-        assert len(re.findall(r" (?:yes|no)", text)) == len(re.findall(r"Question \d+ of 20: ", whole))
+        assert len(re.findall(r" (?:yes|no)", text)) == len(re.findall(r"Question \d+ of \d+: ", whole))
         assert text.endswith("<|im_end|>" * 2)  # of the submission, and of the message after it that says nothing
 
 
 def test_a_seed_gives_one_model() -> None:
-    config = InquirerConfig(curriculum=(SMALL,), width=16, heads=2, head_dim=8, layers=1, intermediate=16)
+    config = InquirerConfig(curriculum=(SMALL,), width=16, heads=2, head_dim=16, layers=1, intermediate=16)
     said: list[str] = []
     first, second = (train(config, say=said.append)[0].state_dict() for _ in range(2))
     assert all(torch.equal(first[name], second[name]) for name in first)

@@ -4,8 +4,8 @@
     entrl nursery --model tiny-inquirer --out DIR      the tiny inquirer, which calls tools (`entrl.nursery.inquirer`)
 
 The tiny reasoner is a base model that thinks too rarely and so has something to learn: `tokenizer` makes the
-characters, `traces` the lessons, `calibration` measures what came out, `build` is the command. The shipped models lie in
-`entrl/assets`.
+characters, `traces` the lessons, `calibration` measures what came out, `build` is the command. The shipped models lie
+in `entrl/assets`.
 """
 
 import argparse
