@@ -298,7 +298,7 @@ def _questions(
 
 
 def _some(rng: np.random.Generator, names: Sequence[str], count: int) -> list[str]:
-    return [names[i] for i in rng.permutation(len(names))[: max(count, 0)]]
+    return [str(names[int(i)]) for i in rng.permutation(len(names))[: max(count, 0)]]
 
 
 def _call(tool: str, arguments: Mapping[str, Any]) -> Message:

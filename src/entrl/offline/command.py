@@ -1,14 +1,6 @@
 """`entrl offline FILE.yaml [key=value...]`."""
 
 import argparse
-from pathlib import Path
-
-
-def add_arguments(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("recipe", type=Path)
-    sub.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="method=dpo, trainer.max_steps=50, overwrite=true"
-    )
 
 
 def run_offline(options: argparse.Namespace) -> int:
