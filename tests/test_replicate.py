@@ -189,6 +189,17 @@ arms:
 """
 
 
+def test_an_arm_that_is_taught_offline_first_starts_from_what_its_seed_made(tmp_path):
+    arms = "arms:\n  taught: {{offline: dpo.yaml, set: {{trainer.max_steps: 1}}}}"
+    study = load_study(written(tmp_path, STUDY.replace("arms:", arms)))
+    run = next(r for r in study.runs({}) if r.arm.name == "taught" and r.seed == 2)
+    folder = tmp_path / "runs" / "taught-2-offline"
+    assert run.arm.offline == tmp_path / "dpo.yaml"
+    assert study.offline_words(run) == ["trainer.seed=2", "data.seed=2", f'out="{folder}"']
+    assert f'model.path="{folder}/model"' in study.words(run)
+    assert not any("model.path" in word for r in study.runs({}) if r.arm.name == "plain" for word in study.words(r))
+
+
 def test_tasks_tuning_and_seeds_of_an_arm(tmp_path):
     study = load_study(written(tmp_path, TASKS))
     assert [r.name for r in study.tuning_runs()] == [

@@ -150,7 +150,15 @@ def only(study: Study) -> dict:
 
 
 def test_every_analysis_says_what_it_asks():
-    assert known() == ["by_level", "comparison", "dose_response", "law_forecast", "micro_batch", "predicted_change"]
+    assert known() == [
+        "asking",
+        "by_level",
+        "comparison",
+        "dose_response",
+        "law_forecast",
+        "micro_batch",
+        "predicted_change",
+    ]
 
 
 def test_law_and_collapse(tmp_path):
@@ -252,6 +260,40 @@ def test_by_level_says_when_an_arm_does_what_was_asked(tmp_path):
     found = only(written_study(tmp_path, "  - {use: by_level, arms: [low], reference: cut-16, margin: 0.2}\n"))
     assert found["reference"] == "cut-16"
     assert found["answers"]["low"] == "shorter on 2, accuracy held (easy shorter, hard not, at equal accuracy)"
+
+
+def with_dialogues(study: Study) -> Study:
+    """The same runs as if they had been dialogues: `low` asks two questions less than before, others as many."""
+    for folder in study.out.iterdir():
+        found = json.loads((folder / "eval_after.json").read_text())
+        rng = random.Random(folder.name)
+        for problem in found["problems"]:
+            problem |= {"greedy_questions": 5, "mean_questions": 5 + rng.gauss(0, 0.1)}
+        found["inquiry"] = {"greedy": {}, "sampled": {"questions": {"mean": 5.0}, "success": {"mean": 0.5}}}
+        (folder / "eval_before.json").write_text(json.dumps(found))
+        for problem in found["problems"]:
+            problem["mean_questions"] -= 2 * folder.name.startswith("low-")
+        (folder / "eval_after.json").write_text(json.dumps(found))
+    return study
+
+
+def test_asking(tmp_path):
+    study = with_dialogues(written_study(tmp_path, "  - {use: asking, arms: [cut-16, low, high]}\n"))
+    found = only(study)
+    fewer = found["metrics"]["questions, sampled"]["arms"]["low"]
+    assert (fewer["diff"], fewer["hi"] < -1.8) == (pytest.approx(-2, abs=0.05), True)
+    start = found["since_start"]
+    assert start["questions, sampled"]["arms"]["low"]["diff"] == pytest.approx(-2)
+    assert start["questions, sampled"]["arms"]["cut-16"]["diff"] == 0
+    assert start["success, sampled"]["arms"]["low"]["diff"] == 0
+    since = found["verdict"].split("since the start: ")[1]
+    assert "low: fewer questions, success held (fewer questions at equal success)" in since
+    assert "cut-16: questions not told apart, success held" in since
+
+
+def test_asking_needs_dialogues(tmp_path):
+    found = only(written_study(tmp_path, "  - asking\n"))
+    assert "holds no dialogues" in found["verdict"]
 
 
 def test_micro_batches(tmp_path):

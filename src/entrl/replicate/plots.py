@@ -14,7 +14,10 @@ from entrl.replicate.folders import ACCURACY, ENTROPY, TaskRuns, series
 CURVES = ((ENTROPY, "Entropy, nats"), (ACCURACY, "Accuracy on training problems"))
 SMOOTH = 0.06  # share of a run over which curves are averaged
 POINTS = 120  # of a curve
-FOREST = ("greedy_accuracy", "sampled_accuracy", "pass@", "entropy", "length", "distinct-2", "edit distance")
+FOREST = (
+    *("greedy_accuracy", "sampled_accuracy", "pass@", "entropy", "length", "distinct-2", "edit distance"),
+    *("success", "questions"),
+)
 VERDICT_COLOUR = {"higher": "var(--run2)", "lower": "var(--run1)", "non-inferior": "var(--run0)"}
 UNITS = {"entropy": "nats", "length": "tokens"}  # by a word of a metric's name
 ROW = 20  # height of a forest plot's row
@@ -84,7 +87,7 @@ def forest(found: Mapping[str, Any]) -> str:
         if not metric.startswith(FOREST):
             continue
         arms = block["arms"]
-        scale = 100 if metric.startswith(("greedy", "sampled", "pass")) else 1
+        scale = 100 if metric.startswith(("greedy", "sampled", "pass", "success")) else 1
         names = list(reversed(arms))
         ends = [scale * arms[n][k] for n in names for k in ("lo", "hi")]
         frame = Frame(
@@ -256,6 +259,7 @@ BY_ANALYSIS = {
     "predicted_change": predicted,
     "dose_response": dose,
     "by_level": forest,
+    "asking": forest,
     "comparison": forest,
     "micro_batch": micro_batch,
 }

@@ -1,0 +1,122 @@
+"""Does an arm ask less without losing? Success and questions of dialogues, against a reference and against the start.
+
+Problem by problem (a held-out table and its hidden row), clustered by seed and by problem, as in `comparison`. Words of
+the answer, from each difference's own 95 % interval, which is not adjusted for the number of arms:
+
+    fewer       the interval of the difference in questions lies below 0        more    above 0
+    held        the interval of the difference in success lies above -margin
+
+"Fewer questions at equal success" needs both. In the tables p is adjusted by Holm over the arms.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from entrl.intervals import clustered_difference, holm, verdict
+from entrl.replicate.analyses.comparison import by_problem_difference, number, pass_at
+from entrl.replicate.folders import NotMeasured, TaskRuns, evaluation
+
+TITLE = "Asking: success and questions"
+PAPER = (
+    "Delta-belief RL asks fewer and less repeated questions than outcome-only RL and succeeds more often (24.8 against "
+    "16.5 % at 1.7B, 33.7 against 24.4 % at 4B); information gain as reward beats the count of resolved attributes in "
+    "Nous (by its reviews; numbers not read)."
+)
+Score = Callable[[Mapping[str, Any]], float]
+SCORES: dict[str, Score] = {
+    "success, greedy": lambda p: number(p.get("greedy_correct")),
+    "success, sampled": lambda p: pass_at(p, 1),
+    "questions, greedy": lambda p: number(p.get("greedy_questions")),
+    "questions, sampled": lambda p: number(p.get("mean_questions")),
+}
+
+
+def analyse(runs: TaskRuns, *, arms: list[str] | None = None) -> dict[str, Any]:
+    """arms: None = every arm; against the start the reference as well."""
+    names = list(arms or runs.folders)
+    first = next(iter(runs.arm(runs.reference).values()))
+    if "inquiry" not in evaluation(first):
+        raise NotMeasured("the evaluation holds no dialogues; use it in a study of recipes with an environment")
+    others = [n for n in names if n != runs.reference]
+    against = {
+        metric: _block({n: by_problem_difference(runs, n, score) for n in others}, metric, runs.margin)
+        for metric, score in SCORES.items()
+    }
+    trained = {
+        metric: _block({n: _since_start(runs, n, score) for n in names}, metric, runs.margin)
+        for metric, score in SCORES.items()
+    }
+    saw = "; ".join(f"{n}: {_cells(against, n)}" for n in others)
+    return {
+        "reference": runs.reference,
+        "margin": runs.margin,
+        "metrics": against,
+        "since_start": trained,
+        "saw": f"against {runs.reference}: {saw}; since the start: "
+        + "; ".join(f"{n}: {_cells(trained, n)}" for n in names),
+        "verdict": f"against {runs.reference}: "
+        + "; ".join(f"{n}: {_answer(against, n, runs.margin)}" for n in others)
+        + "; since the start: "
+        + "; ".join(f"{n}: {_answer(trained, n, runs.margin)}" for n in names),
+    }
+
+
+def _since_start(runs: TaskRuns, arm: str, score: Score) -> dict[str, Any] | None:
+    """After training against before, over the seeds of an arm; None for an arm that did not measure its start."""
+    tables: tuple[list[dict], list[dict]] = ([], [])
+    for folder in runs.arm(arm).values():
+        before = folder / "eval_before.json"
+        if not before.is_file():
+            return None
+        for table, found in zip(tables, (_read(before), evaluation(folder)), strict=True):
+            table.append({p["id"]: score(p) for p in found["problems"]})
+    ids = list(tables[0][0])
+    a_SP, b_SP = (np.array([[own[i] for i in ids] for own in table]) for table in tables)
+    if len(a_SP) < 2:
+        return None
+    found = clustered_difference(a_SP, b_SP)
+    return {
+        "reference": float(np.nanmean(a_SP)),
+        "value": float(np.nanmean(b_SP)),
+        "diff": found.mean,
+        **{k: getattr(found, k) for k in ("lo", "hi", "p", "seeds", "problems")},
+    }
+
+
+def _read(file: Path) -> dict[str, Any]:
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def _block(found: Mapping[str, dict[str, Any] | None], metric: str, margin: float) -> dict[str, Any]:
+    made = {name: one for name, one in found.items() if one is not None}
+    adjusted = holm({name: one["p"] for name, one in made.items()})
+    for name, one in made.items():
+        limit = margin if metric.startswith("success") else None
+        one |= {"p_holm": adjusted[name], "verdict": verdict(one["diff"], one["lo"], adjusted[name], limit)}
+    return {"arms": made}
+
+
+def _cells(metrics: Mapping[str, Any], arm: str) -> str:
+    cells = []
+    for metric in SCORES:
+        if (d := metrics[metric]["arms"].get(arm)) is not None:
+            scale, unit = (100, " points") if metric.startswith("success") else (1, "")
+            cells.append(f"{metric} {scale * d['diff']:+.2f} [{scale * d['lo']:+.2f}, {scale * d['hi']:+.2f}]{unit}")
+    return ", ".join(cells) or "not measured"
+
+
+def _answer(metrics: Mapping[str, Any], arm: str, margin: float) -> str:
+    success, asked = (metrics[m]["arms"].get(arm) for m in ("success, sampled", "questions, sampled"))
+    if success is None or asked is None:
+        return "not measured"
+    words = (
+        "fewer questions" if asked["hi"] < 0 else "more questions" if asked["lo"] > 0 else "questions not told apart"
+    )
+    held = "success held" if success["lo"] > -margin else "success not shown to hold"
+    more = ", success higher" if success["lo"] > 0 else ""
+    equal = " (fewer questions at equal success)" if asked["hi"] < 0 and success["lo"] > -margin else ""
+    return f"{words}, {held}{more}{equal}"
