@@ -55,12 +55,11 @@ class Stage:
 SMALL = ((3, 3), (4, 4))
 # Look-ups first: without them the step from "some name of this table" to "a name that has the word" did not come in
 # 700 steps, with them it comes after about 450.
+SMALL = ((4, 4), (6, 6), (8, 8))
 CURRICULUM = (
-    Stage(steps=600, batch=12, sizes=SMALL, drills=12, dialogues=0, diagrams=0.0, practice=True, questions=0),
-    Stage(steps=800, batch=12, sizes=SMALL, drills=8, dialogues=1, diagrams=0.1, practice=True, questions=2),
-    Stage(steps=600, batch=12, sizes=((4, 4), (5, 5), (6, 6)), drills=6, dialogues=1, diagrams=0.1, practice=True),
-    Stage(steps=800, batch=10, sizes=((6, 6), (8, 8)), drills=4, dialogues=2, diagrams=0.1, practice=True),
-    Stage(steps=700, batch=10, sizes=((8, 8),), drills=0, dialogues=4, diagrams=0.1, practice=False),
+    Stage(steps=1200, batch=12, sizes=SMALL, drills=12, dialogues=0, diagrams=0.0, practice=True),
+    Stage(steps=1200, batch=8, sizes=SMALL, drills=6, dialogues=6, diagrams=0.0, practice=True),
+    Stage(steps=1600, batch=8, sizes=((6, 6), (8, 8)), drills=4, dialogues=6, diagrams=0.1, practice=False),
 )
 
 
@@ -70,16 +69,14 @@ class InquirerConfig:
 
     seed: int = 0
     curriculum: tuple[Stage, ...] = CURRICULUM
-    matrix_rate: float = 0.005  # Muon's, for the matrices inside the layers
-    learning_rate: float = 1e-3  # AdamW's, for the embeddings; higher ones part the two spellings of a word
-    norm_rate: float = 1e-2  # AdamW's, for the norms
-    embedding_std: float = 0.3  # wide enough that words begin nearly orthogonal and stay so
-    warmup_steps: int = 30
-    decay_share: float = 0.25  # of all steps, at the end: linear to 0
+    learning_rate: float = 3e-3  # AdamW's
+    embedding_std: float = 0.1
+    warmup_steps: int = 50
+    decay_share: float = 0.3  # of all steps, at the end: linear to 0
     max_norm: float = 1.0  # gradients are clipped to it
-    layers: int = 4
+    layers: int = 3
     width: int = 64
-    heads: int = 4
+    heads: int = 4  # an even number
     head_dim: int = 32
     intermediate: int = 192
     max_positions: int = 2048
@@ -93,7 +90,7 @@ class InquirerConfig:
                 raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
         if not self.curriculum:
             raise ValueError("the curriculum is empty; give it at least one stage")
-        for name in ("matrix_rate", "learning_rate", "norm_rate", "embedding_std"):
+        for name in ("learning_rate", "embedding_std"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be > 0, got {getattr(self, name)}")
 
@@ -115,12 +112,13 @@ def tokenizer_of(config: InquirerConfig) -> PreTrainedTokenizerFast:
     return inquirer_tokenizer(words(), TOOLS + DIAGRAM_TOOLS, SENTENCES, max_length=config.max_positions)
 
 
-def newborn(tokenizer: PreTrainedTokenizerFast, config: InquirerConfig) -> Qwen3ForCausalLM:
+def newborn(tokenizer: Any, config: InquirerConfig) -> Qwen3ForCausalLM:
     """A Qwen3 that begins as a copier: what it must learn is where to look.
 
     A word begins alike with and without a space before it. In each layer queries equal keys, so a token looks at its
     like, and the output undoes the value projection, so it takes along what it saw (the idea of mimetic initialisation,
-    arXiv 2305.09828; the scales are ours). From random weights the same circuits need several times the steps.
+    arXiv 2305.09828; the scales are ours). Half of the heads take it away instead: a name that was ruled out becomes
+    less likely. Without those heads the rule was not found in 1,000 steps of three settings.
     """
     model = Qwen3ForCausalLM(
         Qwen3Config(
@@ -141,7 +139,7 @@ def newborn(tokenizer: PreTrainedTokenizerFast, config: InquirerConfig) -> Qwen3
     )
     vocabulary = tokenizer.get_vocab()
     with torch.no_grad():
-        embedding_VD = model.get_input_embeddings().weight
+        embedding_VD: Any = model.get_input_embeddings().weight
         embedding_VD.normal_(std=config.embedding_std)
         space_D = torch.randn(config.width) * config.embedding_std
         for piece, index in vocabulary.items():
@@ -151,8 +149,9 @@ def newborn(tokenizer: PreTrainedTokenizerFast, config: InquirerConfig) -> Qwen3
             shared_D = torch.randn(config.width) * config.embedding_std
             pieces = [piece for word in kind for piece in (word, SPACE + word) if piece in vocabulary]
             embedding_VD[[vocabulary[piece] for piece in pieces]] += shared_D
-        model.model.norm.weight.fill_(CALM)
-        for layer in model.model.layers:
+        inner: Any = model.model
+        inner.norm.weight.fill_(CALM)
+        for layer in inner.layers:
             attention = layer.self_attn
             for block in attention.q_proj.weight.split(config.head_dim):
                 nn.init.orthogonal_(block)
@@ -160,10 +159,11 @@ def newborn(tokenizer: PreTrainedTokenizerFast, config: InquirerConfig) -> Qwen3
             for block in attention.v_proj.weight.split(config.head_dim):
                 nn.init.orthogonal_(block, gain=COPY_GAIN)
             attention.o_proj.weight.copy_(attention.v_proj.weight.T)
+            attention.o_proj.weight[:, : config.heads // 2 * config.head_dim] *= -1
     return model
 
 
-def batches(tokenizer: PreTrainedTokenizerFast, taught: Iterator[Lesson], size: int) -> Iterator[Batch]:
+def batches(tokenizer: Any, taught: Iterator[Lesson], size: int) -> Iterator[Batch]:
     """Lessons `size` at a time, with what they teach: the model's tokens, and the answers."""
 
     def one(text: str) -> int:
@@ -212,8 +212,6 @@ def _packed(rows: list[list[list[int]]], marks: Marks, pad: int) -> Batch:
 
 def _labels(ids: list[int], marks: Marks) -> list[int]:
     """What is taught of one part. The first token of a part is predicted from the prompt: the trainer sees to that."""
-    if len(ids) == 2:  # a look-up
-        return [IGNORED, ids[1]]
     own = ids[0] in marks.opens  # a dialogue; a drill teaches its answers and what follows the call's opening
     labels = []
     for token in ids:
@@ -230,7 +228,7 @@ def train(
     set_seed(config.seed)
     tokenizer = tokenizer_of(config)
     model = newborn(tokenizer, config)
-    optimisers = _optimisers(model, config)
+    optimiser = _optimiser(model, config)
     started, step, losses = time.perf_counter(), 0, []
     for number, stage in enumerate(config.curriculum):
         script = None if stage.practice else config.script
@@ -241,10 +239,9 @@ def train(
             drills=stage.drills,
             dialogues=stage.dialogues,
             diagrams=stage.diagrams,
-            questions=stage.questions,
         )
         for batch in islice(batches(tokenizer, taught, stage.batch), stage.steps):
-            losses.append(_learn(model, batch, optimisers, config, factor=_factor(step, config)))
+            losses.append(_learn(model, batch, optimiser, config, factor=_factor(step, config)))
             step += 1
             if step % 50 == 0:
                 means = " ".join(f"{name} {value:.3f}" for name, value in _named(losses, tokenizer).items())
@@ -270,27 +267,12 @@ def _named(steps: list[Learnt], tokenizer: PreTrainedTokenizerFast) -> dict[str,
     ask, submit = (tokenizer.encode(call_opening(*tool), add_special_tokens=False)[0] for tool in TOOLS)
     answers = torch.tensor([tokenizer.encode(a, add_special_tokens=False)[0] for a in (" yes", " no")])
     kinds = {"answers": torch.isin(label_N, answers), "questions": before_N == ask, "names": before_N == submit}
-    kinds["look_ups"] = torch.isin(
-        label_N, torch.tensor([i for p, i in tokenizer.get_vocab().items() if p[1:] in NAMES])
-    )
     means = {name: loss_N[kind].mean().item() for name, kind in kinds.items() if kind.any()}
     return {"all": loss_N.mean().item()} | means
 
 
-def _optimisers(model: nn.Module, config: InquirerConfig) -> list[torch.optim.Optimizer]:
-    weights = dict(model.named_parameters())
-    embeddings = [weight for name, weight in weights.items() if "embed" in name]
-    norms = [weight for weight in weights.values() if weight.ndim == 1]
-    matrices = [weight for name, weight in weights.items() if weight.ndim == 2 and "embed" not in name]
-    groups = [{"params": embeddings, "lr": config.learning_rate}, {"params": norms, "lr": config.norm_rate}]
-    optimisers = [
-        torch.optim.Muon(matrices, lr=config.matrix_rate, weight_decay=0.0, momentum=0.95),
-        torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.0),
-    ]
-    for optimiser in optimisers:
-        for group in optimiser.param_groups:
-            group["peak"] = group["lr"]
-    return optimisers
+def _optimiser(model: nn.Module, config: InquirerConfig) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(model.parameters(), lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=0.0)
 
 
 def _factor(step: int, config: InquirerConfig) -> float:
@@ -303,7 +285,7 @@ def _factor(step: int, config: InquirerConfig) -> float:
 def _learn(
     model: Qwen3ForCausalLM,
     batch: Batch,
-    optimisers: list[torch.optim.Optimizer],
+    optimiser: torch.optim.Optimizer,
     config: InquirerConfig,
     *,
     factor: float,
@@ -326,10 +308,9 @@ def _learn(
     model.zero_grad()
     loss.backward()
     nn.utils.clip_grad_norm_(model.parameters(), config.max_norm)
-    for optimiser in optimisers:
-        for group in optimiser.param_groups:
-            group["lr"] = group["peak"] * factor
-        optimiser.step()
+    for group in optimiser.param_groups:
+        group["lr"] = config.learning_rate * factor
+    optimiser.step()
     return Learnt(loss_N.detach(), labels_N, batch.ids_BT[row_N, before_BT[row_N, column_N]])
 
 

@@ -4,6 +4,7 @@ RL needs a signal (it is right far more often than a guess), headroom (it asks m
 right less often), and calls that a parser reads. A model without these is refused.
 """
 
+from functools import partial
 from statistics import fmean
 from typing import Any
 
@@ -17,6 +18,7 @@ from entrl.environments.twenty_questions import TwentyQuestions
 
 TEST_SEED = 2_000_000
 ROWS = COLUMNS = 8  # the size that is measured
+GAME = partial(TwentyQuestions, name_ruled_out=True)  # what the lessons are about
 KEPT = ("success", "submitted", "questions", "gain_per_question", "repeat_rate", "invalid", "refused")
 LONGEST = 400  # tokens of a dialogue after its prompt: 20 questions need 221
 
@@ -40,7 +42,7 @@ def calibrate(
         "random_questions": RandomQuestions(seed=seed),
         "greedy_exact": GreedyExact(),
     }
-    played = {name: play(TwentyQuestions, rows, player, batch=batch) for name, player in players.items()}
+    played = {name: play(GAME, rows, player, batch=batch) for name, player in players.items()}
     return {"games": games, "rows": ROWS, "columns": COLUMNS} | {
         name: _means([values_of(one) for one in episodes]) for name, episodes in played.items()
     }

@@ -8,8 +8,8 @@
 
 The script never looks at what a question is worth: it asks the words that are true of one row, or of all, as readily as
 those that split the table. So a policy that starts from it has something to learn: better questions, fewer of them, no
-name too early. What it need not learn is to read the table: the lessons also teach the *answers*, whose probability is
-the share of the rows still possible that have the word, and that takes the whole belief.
+name too early. Games name what an answer rules out (`TwentyQuestions(name_ruled_out=True)`): a model of this size was
+not brought to search the table by attributes, and finds a name that is in the table and was not ruled out.
 
 Lessons are text as the chat template writes it, to the letter (a test compares), so that making one costs little.
 """
@@ -121,9 +121,13 @@ def call(tool: tuple[str, str], value: str) -> str:
     return f"{call_opening(*tool)}{value}{CALL_END}{END}"
 
 
-def answered(number: int, budget: int, answer: str, *, again: bool) -> str:
-    """What the environment says to a question."""
-    return f"{RESULT}{counter(number, budget)} {answer}{' (asked before)' if again else ''}{RESULT_END}"
+def answered(number: int, budget: int, answer: str, *, again: bool, out: Sequence[str] = ()) -> str:
+    """What the environment says to a question; out: names that the answer rules out."""
+    return f"{RESULT}{counter(number, budget)} {answer}{ruled_out(out)}{' (asked before)' if again else ''}{RESULT_END}"
+
+
+def ruled_out(names: Sequence[str]) -> str:
+    return f"; not {', '.join(names)}" if names else ""
 
 
 def dialogue(table: Table, rng: random.Random, *, script: Script | None) -> str:
@@ -140,9 +144,11 @@ def dialogue(table: Table, rng: random.Random, *, script: Script | None) -> str:
         again = question in asked
         asked.append(question)
         answer = values[target, question]
-        left &= values[:, question] == answer
+        kept = left & (values[:, question] == answer)
+        out = [table.hypotheses[int(row)] for row in np.flatnonzero(left & ~kept)]
+        left = kept
         text += call(TOOLS[0], table.questions[question])
-        text += answered(len(asked), budget, ("no", "yes")[answer], again=again)
+        text += answered(len(asked), budget, ("no", "yes")[answer], again=again, out=out)
     named = rng.choice([int(row) for row in np.flatnonzero(left)])
     right = "Correct." if named == target else f"Wrong, it is {table.hypotheses[target]}."
     return text + call(TOOLS[1], table.hypotheses[named]) + RESULT + right + RESULT_END + END
@@ -197,21 +203,18 @@ def diagram_lesson(rng: random.Random, dialogues: int, *, script: Script | None)
     return Lesson(prompt=diagram_prompt(world, truth, named), parts=tuple(parts))
 
 
-def drill(table: Table, rng: random.Random, *, questions: int) -> str:
-    """`fur yes wings no` and so on, then the name: a game without its wrapping, two tokens a question.
-
-    questions: at most so many; with 0 it is a look-up, a word and a name that has it.
-    """
-    target = rng.randrange(len(table.values))
-    truth = table.values[target]
-    if questions == 0:
-        row = rng.choice([int(r) for r in np.flatnonzero(table.values.any(1))])  # rows alike, however much they have
-        column = rng.choice([int(c) for c in np.flatnonzero(table.values[row])])
-        return f"{table.questions[column]} {table.hypotheses[row]}"
-    most = min(rng.choice((1, 2, questions)), questions, len(truth))  # few questions are the quickest to learn from
-    order = rng.sample(range(len(truth)), rng.randint(1, most))
-    pairs = (f"{table.questions[q]} {('no', 'yes')[truth[q]]}" for q in order)
-    return "".join(pairs) + call_opening(*TOOLS[1]) + table.hypotheses[target] + CALL_END
+def drill(table: Table, rng: random.Random) -> str:
+    """Some names ruled out, in one go or several, then a call with one of the others: the end of a game, alone."""
+    names = list(table.hypotheses)
+    gone = rng.sample(names, rng.randrange(len(names)))
+    said = []
+    while gone:
+        count = rng.randint(1, len(gone))
+        said.append(gone[:count])
+        gone = gone[count:]
+    out = {name for part in said for name in part}
+    name = rng.choice([name for name in names if name not in out])
+    return "".join(map(ruled_out, said)) + call_opening(*TOOLS[1]) + name + CALL_END
 
 
 def lessons(
@@ -221,12 +224,11 @@ def lessons(
     script: Script | None,
     drills: int,
     dialogues: int,
-    questions: int = 99,
     diagrams: float = 0.0,
 ) -> Iterator[Lesson]:
     """Without end; each about a table of its own, of a size drawn from `sizes` (rows, columns), or a diagram.
 
-    drills, dialogues: parts per table. questions: of a drill at most. diagrams: probability that a lesson is about one.
+    drills, dialogues: parts per table. diagrams: probability that a lesson is about one.
     """
     rng = random.Random(seed)
     for table_seed in train_seeds(rng):
@@ -235,6 +237,6 @@ def lessons(
             continue
         rows, columns = rng.choice(sizes)
         table = procedural_table.__wrapped__(table_seed, rows=rows, columns=columns)  # past the cache: none comes twice
-        parts = [drill(table, rng, questions=questions) for _ in range(drills)]
+        parts = [drill(table, rng) for _ in range(drills)]
         parts += [dialogue(table, rng, script=script) for _ in range(dialogues)]
         yield Lesson(prompt=prompt_of(table), parts=tuple(parts))
