@@ -10,6 +10,7 @@ import pytest
 from tiny_model import saved_model
 
 from entrl import cli
+from entrl.assets import shipped_models
 from entrl.cli import main, parse_ks, split_overrides
 
 RECIPES = Path(__file__).parents[1] / "recipes" / "tiny-reasoner"
@@ -141,7 +142,9 @@ def test_unknown_flag_is_refused():
 def test_a_model_nobody_has_is_named(capsys: pytest.CaptureFixture[str]):
     assert main(["eval", "no-such-model", "--task", "sums", "--size", "2"]) == 2
     error = capsys.readouterr().err
-    assert "model 'no-such-model' is no shipped model (tiny-reasoner) and no folder here" in error
+    shipped = ", ".join(shipped_models())
+    assert "tiny-reasoner" in shipped
+    assert f"model 'no-such-model' is no shipped model ({shipped}) and no folder here" in error
 
 
 def test_a_trl_outside_the_range_is_one_line(tmp_path: Path):

@@ -15,8 +15,8 @@ from entrl.recipe import (
 )
 
 ROOT = Path(__file__).parents[1] / "recipes"
-# a study names recipes, and a cold start makes what a recipe trains; neither is one
-OTHERS = ("\narms:", "\nanswers:")
+# a study names recipes, and a cold start or an offline run makes what a recipe trains; none of them is one
+OTHERS = ("\narms:", "\nanswers:", "\nmethod:")
 RECIPES = sorted(p for p in ROOT.glob("*/*.yaml") if not any(key in p.read_text(encoding="utf-8") for key in OTHERS))
 SMALL = """
 model: {path: tiny-reasoner}
