@@ -106,6 +106,15 @@ def test_code_walks_through_the_published_states(chain):
             assert paid == pytest.approx(right + term, abs=1e-12)
 
 
+def test_what_is_logged_of_the_published_order_is_what_is_in_force():
+    logged = {}
+    reward = make(mode="code", evaluate_before_buckets=True, **COUNTED)
+    for _ in range(2):
+        call(reward, [row_with(n) for n in (3, 5)], ok=[1, 0], groups=[0, 0], log=logged)
+    assert {logged[f"ares/{name}/target"] for name in ("easy", "medium", "hard")} == {0.0}
+    assert {logged[f"ares/{name}/alpha"] for name in ("easy", "medium", "hard")} == {0.5}
+
+
 def test_the_published_defect_is_shown_and_repaired():
     """The card's table of what the published order pays by count, here on hard prompts, beside what ours pays."""
     counts = [0, 1, 2, 3, 4, 5, 40]

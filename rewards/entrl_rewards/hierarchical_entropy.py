@@ -309,6 +309,9 @@ class HierarchicalEntropy:
         gather: Gather | None,
     ) -> None:
         metrics = bucket_metrics(everyone, standing, "ares")
+        if self.evaluate_before_buckets:  # what is in force: see `reward_of`
+            for name in BUCKETS:
+                metrics |= {f"ares/{name}/target": 0.0, f"ares/{name}/alpha": self._of("alpha")}
         line = self.threshold if self.threshold is not None else self._state.threshold.value
         if line is not None:
             metrics["ares/threshold"] = line
