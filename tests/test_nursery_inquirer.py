@@ -1,23 +1,30 @@
-"""The tiny inquirer: any text survives, TRL accepts the template, lessons are real games."""
+"""The tiny inquirer: any text survives, TRL accepts the template, lessons are real games, the asset plays."""
 
 import itertools
+import json
 import random
 import re
+from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl.chat_template_utils import is_chat_template_prefix_preserving, parse_response, supports_tool_calling
 
 from entrl.environments.diagram import DiagramShort, find_world, parse_specification
-from entrl.environments.model_policy import tools_of
+from entrl.environments.model_policy import ModelPolicy, tools_of
+from entrl.environments.play import play
 from entrl.environments.rows import diagram_rows, twenty_questions_rows
 from entrl.environments.tables import find_table, procedural_table
 from entrl.environments.twenty_questions import TwentyQuestions
+from entrl.nursery.build import sha256
 from entrl.nursery.inquirer import InquirerConfig, Script
 from entrl.nursery.inquirer.build import IGNORED, Stage, batches, newborn, sight, tokenizer_of, train
+from entrl.nursery.inquirer.calibration import GAME
 from entrl.nursery.inquirer.lessons import TOOLS as TWENTY
 from entrl.nursery.inquirer.lessons import (
     call,
@@ -31,6 +38,7 @@ from entrl.nursery.inquirer.lessons import (
 )
 from entrl.tasks.rows import digest
 
+ASSET = Path(str(files("entrl") / "assets" / "tiny-inquirer"))
 CONFIG = InquirerConfig()
 TOKENIZER = tokenizer_of(CONFIG)
 PIECES = [" fur", "mizo", "é", "  ", "\n", "漢", "Ġ", "12"]
@@ -230,3 +238,32 @@ def test_options_are_checked() -> None:
         InquirerConfig(curriculum=())
     with pytest.raises(ValueError, match="threads must be >= 1"):
         InquirerConfig(threads=0)
+
+
+@pytest.fixture(scope="module")
+def asset() -> tuple[Any, Any]:
+    return AutoModelForCausalLM.from_pretrained(ASSET), AutoTokenizer.from_pretrained(ASSET)
+
+
+def test_the_asset_is_what_its_manifest_says(asset: tuple[Any, Any]) -> None:
+    manifest = json.loads((ASSET / "manifest.json").read_text())
+    assert manifest["weights_sha256"] == sha256(ASSET / "model.safetensors")
+    assert manifest["tokenizer_sha256"] == sha256(ASSET / "tokenizer.json")
+    assert manifest["parameters"] == asset[0].num_parameters()
+    assert (ASSET / "model.safetensors").stat().st_size < 3_000_000
+    assert asset[1].get_vocab() == TOKENIZER.get_vocab()  # the code still builds the tokenizer that was shipped
+    assert asset[1].chat_template == TOKENIZER.chat_template
+    assert asset[1].response_template == TOKENIZER.response_template
+
+
+def test_the_asset_plays(asset: tuple[Any, Any]) -> None:
+    """60 test games at temperature 1: games end, and it is right far more often than a guess (1/8)."""
+    rows = [dict(r) for r in twenty_questions_rows(split="test", size=60, seed=5, rows=8, columns=8)]
+    model, tokenizer = asset
+    policy = ModelPolicy(model=model, tokenizer=tokenizer, temperature=1.0, max_completion_length=300)
+    episodes = play(GAME, rows, policy, batch=60)
+    assert sum(e.submitted for e in episodes) >= 54
+    assert sum(e.correct for e in episodes) >= 30
+    assert sum(e.invalid for e in episodes) <= 30  # it still asks for words of other tables
+    again = play(GAME, rows[:4], policy, batch=60)
+    assert [e.transcript for e in again] == [e.transcript for e in play(GAME, rows[:4], policy, batch=60)]
