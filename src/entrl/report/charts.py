@@ -54,6 +54,27 @@ SECTIONS: tuple[tuple[str, tuple[Chart, ...]], ...] = (
         ),
     ),
     (
+        "Asking",
+        (
+            Chart(title="Right answers", unit="share", metrics=("information_gain/success",)),
+            Chart(
+                title="Questions",
+                unit="per dialogue",
+                metrics=("information_gain/questions", "information_gain/repeats"),
+                note="and those that were asked before",
+            ),
+            Chart(
+                title="Gain",
+                unit="bits per dialogue",
+                metrics=("information_gain/realised", "information_gain/expected"),
+                note="of what the model saw; their difference is luck",
+            ),
+            Chart(
+                title="Credit of a turn", unit="", metrics=("turns/credit_abs",), note="mean size, before its weight"
+            ),
+        ),
+    ),
+    (
         "Entropy",
         (
             Chart(

@@ -75,6 +75,8 @@ def _rows(runs: list[RunFolder]) -> list[Row]:
         *[Row(f"pass@{k}, %", _field("pass_at_k", str(k)), share=True) for k in ks],
         Row("Length, greedy, tokens", _field("mean_length_greedy"), None, "greedy_length"),
         Row("Length, sampled, tokens", _field("mean_length_sampled"), None, "mean_length"),
+        Row("Questions, greedy", _asked("greedy")),
+        Row("Questions, sampled", _asked("sampled")),
         Row("Entropy, all, nats", _field("entropy", "all"), digits=3),
         Row("Entropy, thinking, nats", _field("entropy", "think"), digits=3),
         Row("Entropy, answer, nats", _field("entropy", "answer"), digits=3),
@@ -82,6 +84,11 @@ def _rows(runs: list[RunFolder]) -> list[Row]:
         Row("Truncated, %", _field("truncation_rate"), share=True),
         Row("Unverified", _field("unverified"), digits=0),
     ]
+
+
+def _asked(way: str) -> Callable[[dict[str, Any]], Any]:
+    """Questions of a dialogue; None for problems answered in one go."""
+    return lambda evaluation: evaluation.get("inquiry", {}).get(way, {}).get("questions", {}).get("mean")
 
 
 def before_after(runs: list[RunFolder]) -> list[TableRow]:
