@@ -52,20 +52,7 @@ STATE = (
 
 def state(env):
     """Everything an episode can change."""
-    names = [
-        "_events",
-        "_target",
-        "_done",
-        "_budget",
-        "_asked",
-        "_correct",
-        "_score",
-        "_invalid",
-        "_refused",
-        "_seed",
-        "_noise",
-    ]
-    return {name: copy.deepcopy(getattr(env, name)) for name in names} | {
+    return {name: copy.deepcopy(getattr(env, name)) for name in STATE} | {
         "belief": env._estimator.belief.probs.tolist(),
         "asked": env._estimator.asked,
     }

@@ -55,21 +55,7 @@ STATE = (
 
 
 def state(env):
-    names = [
-        "_events",
-        "_target",
-        "_done",
-        "_budget",
-        "_asked",
-        "_correct",
-        "_score",
-        "_invalid",
-        "_refused",
-        "_seed",
-        "_noise",
-        "_expertise",
-    ]
-    return {name: copy.deepcopy(getattr(env, name)) for name in names} | {
+    return {name: copy.deepcopy(getattr(env, name)) for name in STATE} | {
         "known": {slot: table.tolist() for slot, table in env._known.items()},
         "belief": {slot: env._marginal(slot).tolist() for slot in env._world.slots},
         "asked": env._estimator.asked,

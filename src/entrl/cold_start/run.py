@@ -45,7 +45,7 @@ def is_made(start: ColdStart) -> bool:
         return False
     anew = "overwrite=true makes it anew, or set another `out`. Runs from the old one do not compare with new ones"
     if found != start.config_hash():
-        changed = ", ".join(_changed(start)) or "the content of a file"
+        changed = ", ".join(changed_settings(start.folder, start.resolved())) or "the content of a file"
         raise ValueError(f"{start.folder} was made with other settings ({changed}); {anew}")
     manifest = read_json(start.folder / "manifest.json")
     for model, was in manifest.get("made_with", {}).items():
@@ -54,11 +54,12 @@ def is_made(start: ColdStart) -> bool:
     return True
 
 
-def _changed(start: ColdStart) -> list[str]:
-    file = start.folder / "recipe.yaml"
+def changed_settings(folder: Path, settings: dict[str, Any]) -> list[str]:
+    """Keys in which the settings that a folder was made with differ from these; where it is written does not count."""
+    file = folder / "recipe.yaml"
     if not file.is_file():
         return []
-    was, is_now = flat(parse_yaml(file.read_text(encoding="utf-8"), name=str(file))), flat(start.resolved())
+    was, is_now = flat(parse_yaml(file.read_text(encoding="utf-8"), name=str(file))), flat(settings)
     return sorted(k for k in was.keys() | is_now.keys() if was.get(k) != is_now.get(k) and k != "out")
 
 

@@ -172,7 +172,7 @@ def manifest_of(
     return {
         "name": "tiny-reasoner",
         "entrl": entrl.__version__,
-        "commit": _commit(),
+        "commit": built_from(Path(__file__).parent, ".", "../tasks"),
         "versions": {name: version(name) for name in LIBRARIES},
         "config": asdict(config),
         "parameters": parameters,
@@ -188,18 +188,15 @@ def sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _commit() -> str | None:
-    """The commit that last touched what builds the base; None outside a checkout, `-dirty` when files differ."""
-    sources = (".", "../tasks")
-    log = _git("log", "-1", "--format=%H", "--", *sources)
-    return f"{log}-dirty" if log and _git("status", "--porcelain", "--", *sources) else log
+def built_from(folder: Path, *sources: str) -> str | None:
+    """The commit that last touched `sources` below folder; None outside a checkout, `-dirty` when files differ."""
+    log = _git(folder, "log", "-1", "--format=%H", "--", *sources)
+    return f"{log}-dirty" if log and _git(folder, "status", "--porcelain", "--", *sources) else log
 
 
-def _git(*arguments: str) -> str | None:
+def _git(folder: Path, *arguments: str) -> str | None:
     try:
-        found = subprocess.run(
-            ["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=30
-        )
+        found = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=30)
     except FileNotFoundError:  # no git on this machine
         return None
     return found.stdout.strip() or None if found.returncode == 0 else None

@@ -18,13 +18,12 @@ from typing import Any
 from rich.console import Console
 
 from entrl import __version__
-from entrl.cold_start.run import _threads, made_from, weights_sha256
+from entrl.cold_start.run import _threads, changed_settings, made_from, weights_sha256
 from entrl.offline.candidates import CandidateSpec, Made, PrefixSpec, make_groups, summary_of, write_groups
 from entrl.offline.pairs import Pair, make_pairs, write_pairs
 from entrl.offline.rollout import OfflineReward, OfflineRollouts, group_rows, group_size
 from entrl.offline.spec import Offline
-from entrl.recipe import parse_yaml
-from entrl.run_folder import append_lines, flat, git_state, now, read_json, versions, write_json, write_text
+from entrl.run_folder import append_lines, git_state, now, read_json, versions, write_json, write_text
 
 DATA = ("candidates.jsonl", "pairs.jsonl", "held_out.jsonl")
 WRITTEN = ("recipe.yaml", "manifest.json", *DATA, "metrics.jsonl", "report.json", "model")
@@ -37,19 +36,11 @@ def is_made(spec: Offline) -> bool:
     if found is None:
         return False
     if found != spec.config_hash():
-        changed = ", ".join(_changed(spec)) or "the content of a file"
+        changed = ", ".join(changed_settings(spec.folder, spec.resolved())) or "the content of a file"
         raise ValueError(
             f"{spec.folder} was made with other settings ({changed}); overwrite=true makes it anew, or set `out` anew"
         )
     return True
-
-
-def _changed(spec: Offline) -> list[str]:
-    file = spec.folder / "recipe.yaml"
-    if not file.is_file():
-        return []
-    was, is_now = flat(parse_yaml(file.read_text(encoding="utf-8"), name=str(file))), flat(spec.resolved())
-    return sorted(k for k in was.keys() | is_now.keys() if was.get(k) != is_now.get(k) and k != "out")
 
 
 def offline(spec: Offline, *, overwrite: bool = False, console: Console | None = None) -> dict[str, Any]:

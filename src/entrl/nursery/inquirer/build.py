@@ -11,7 +11,6 @@ The answers are in the loss although no policy writes them: whoever predicts the
 
 import argparse
 import json
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
@@ -26,7 +25,7 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM,
 
 import entrl
 from entrl.environments.tables import ATTRIBUTES, NAMES
-from entrl.nursery.build import sha256
+from entrl.nursery.build import built_from, sha256
 from entrl.nursery.inquirer.calibration import calibrate, complaints
 from entrl.nursery.inquirer.lessons import DIAGRAM_TOOLS, SENTENCES, TOOLS, Lesson, Script, lessons, words
 from entrl.nursery.inquirer.tokenizer import END, RESULT_END, SPACE, call_opening, inquirer_tokenizer
@@ -336,7 +335,7 @@ def build(out: Path, config: InquirerConfig, *, say: Callable[[str], None] = pri
     manifest = {
         "name": NAME,
         "entrl": entrl.__version__,
-        "commit": _commit(),
+        "commit": built_from(Path(__file__).parent, ".", "../../environments", "../../beliefs"),
         "versions": {name: version(name) for name in LIBRARIES},
         "config": asdict(config),
         "parameters": model.num_parameters(),
@@ -347,23 +346,6 @@ def build(out: Path, config: InquirerConfig, *, say: Callable[[str], None] = pri
     }
     (out / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
     return manifest
-
-
-def _commit() -> str | None:
-    """The commit that last touched what builds the model; None outside a checkout, `-dirty` when files differ."""
-    sources = (".", "../../environments", "../../beliefs")
-    log = _git("log", "-1", "--format=%H", "--", *sources)
-    return f"{log}-dirty" if log and _git("status", "--porcelain", "--", *sources) else log
-
-
-def _git(*arguments: str) -> str | None:
-    try:
-        found = subprocess.run(
-            ["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=30
-        )
-    except FileNotFoundError:  # no git on this machine
-        return None
-    return found.stdout.strip() or None if found.returncode == 0 else None
 
 
 def _parser() -> argparse.ArgumentParser:
