@@ -17,17 +17,13 @@ from entrl.cli import make_parser
 from entrl.environments import DiagramSpecification, TwentyQuestions, find_table, procedural_table
 from entrl.environments.command import parse_policy, run_play
 from entrl.environments.play import play, score
-from entrl.environments.policies import (
+from entrl.environments.policies import GreedyExact, GuessOnly, RandomQuestions, open_gains, open_questions
+from entrl.environments.pursuit import (
     ConformalPursuit,
-    GreedyExact,
-    GuessOnly,
     InformationPursuit,
-    RandomQuestions,
     exact_beliefs,
     flat,
     language_beliefs,
-    open_gains,
-    open_questions,
     pursuit_coverage,
     smallest_set,
 )

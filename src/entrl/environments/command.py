@@ -16,25 +16,16 @@ from typing import Any
 
 from entrl.environments.loader import load_environment
 from entrl.environments.play import Episode, Policy, paired, play, score
-from entrl.environments.policies import (
+from entrl.environments.policies import PLAIN
+from entrl.environments.pursuit import (
     ConformalPursuit,
-    FixedOrder,
-    GreedyExact,
-    GuessOnly,
     InformationPursuit,
-    RandomQuestions,
     exact_beliefs,
     language_beliefs,
     pursuit_coverage,
 )
 from entrl.load import suggest
 
-PLAIN: dict[str, Callable[..., Policy]] = {
-    "guess": GuessOnly,
-    "random": RandomQuestions,
-    "fixed": FixedOrder,
-    "greedy": GreedyExact,
-}
 PURSUITS: dict[str, dict[str, Callable[[str], Any]]] = {
     "ip": {"temperature": float, "eps": float, "model": str},
     "cip": {"temperature": float, "eps": float, "model": str, "alpha": str, "calibration": int},

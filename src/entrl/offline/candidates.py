@@ -30,18 +30,22 @@ from entrl.environments.policies import (
     FixedOrder,
     GreedyExact,
     RandomQuestions,
-    _argument,
-    _Scripted,
-    _turn,
+    ScriptedPolicy,
     most_likely,
     open_gains,
     open_questions,
+    question_argument,
+    scripted_turn,
 )
 from entrl.load import suggest
 
 CERTAIN = 1e-9  # bits; a question worth no more has a known answer, and rewards no further apart are equal
 Kind = Literal["open", "certain", "repeated", "submit"]
-POLICIES: dict[str, Callable[[], _Scripted]] = {"random": RandomQuestions, "fixed": FixedOrder, "greedy": GreedyExact}
+POLICIES: dict[str, Callable[[], ScriptedPolicy]] = {
+    "random": RandomQuestions,
+    "fixed": FixedOrder,
+    "greedy": GreedyExact,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,7 +204,7 @@ def make_groups(
 
 
 def played_prefix(
-    environment: Any, row: Mapping[str, Any], policy: _Scripted, length: int, rng: np.random.Generator
+    environment: Any, row: Mapping[str, Any], policy: ScriptedPolicy, length: int, rng: np.random.Generator
 ) -> list[Message]:
     """Reset the environment and ask up to `length` questions; the messages so far, the environment is left there."""
     messages = opened(list(row["prompt"]), environment.reset(**row))
@@ -213,7 +217,7 @@ def played_prefix(
         question = policy.choose(environment, rng)
         if question is None:
             break
-        messages += _turn(environment, "ask", {_argument(environment): question})
+        messages += scripted_turn(environment, "ask", {question_argument(environment): question})
     return messages
 
 
@@ -244,7 +248,7 @@ def group_of(
             kind="repeated" if question in asked else "certain" if gains[question] <= CERTAIN else "open",
             key=question,
             reward=gains[question],
-            message=_call("ask", {_argument(environment): question}),
+            message=_call("ask", {question_argument(environment): question}),
         )
         for question in _questions(gains, left, asked, spec, rng)
     ]

@@ -97,7 +97,8 @@ def _block(found: Mapping[str, dict[str, Any] | None], metric: str, margin: floa
     for name, one in made.items():
         limit = margin if metric.startswith("success") else None
         one |= {"p_holm": adjusted[name], "verdict": verdict(one["diff"], one["lo"], adjusted[name], limit)}
-    return {"arms": made}
+    base = next(iter(made.values()))["reference"] if made else None
+    return {"reference": base, "arms": made}
 
 
 def _cells(metrics: Mapping[str, Any], arm: str) -> str:
