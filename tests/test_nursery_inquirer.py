@@ -23,12 +23,24 @@ from entrl.environments.tables import find_table, procedural_table
 from entrl.environments.twenty_questions import TwentyQuestions
 from entrl.nursery.build import sha256
 from entrl.nursery.inquirer import InquirerConfig, Script
-from entrl.nursery.inquirer.build import IGNORED, Stage, batches, newborn, sight, tokenizer_of, train
-from entrl.nursery.inquirer.calibration import GAME
+from entrl.nursery.inquirer.build import (
+    IGNORED,
+    NAMES_OF_MODELS,
+    SPECIFIER_CURRICULUM,
+    Stage,
+    batches,
+    newborn,
+    sight,
+    taught_in,
+    tokenizer_of,
+    train,
+)
+from entrl.nursery.inquirer.calibration import INQUIRER, SPECIFIER
 from entrl.nursery.inquirer.lessons import TOOLS as TWENTY
 from entrl.nursery.inquirer.lessons import (
     call,
     diagram_dialogue,
+    diagram_lesson,
     diagram_prompt,
     dialogue,
     drill,
@@ -38,7 +50,7 @@ from entrl.nursery.inquirer.lessons import (
 )
 from entrl.tasks.rows import digest
 
-ASSET = Path(str(files("entrl") / "assets" / "tiny-inquirer"))
+ASSETS = Path(str(files("entrl") / "assets"))
 CONFIG = InquirerConfig()
 TOKENIZER = tokenizer_of(CONFIG)
 PIECES = [" fur", "mizo", "é", "  ", "\n", "漢", "Ġ", "12"]
@@ -144,12 +156,16 @@ def test_lessons_are_the_template_and_the_environment_to_the_letter(seed: int) -
         assert env._invalid == env._refused == 0
 
 
+@pytest.mark.parametrize("named_in_answers", [False, True])
 @pytest.mark.parametrize("seed", range(20))
-def test_diagram_lessons_are_the_template_and_the_environment_to_the_letter(seed: int) -> None:
+def test_diagram_lessons_are_the_template_and_the_environment_to_the_letter(seed: int, named_in_answers: bool) -> None:
     one = dict(diagram_rows(split="train", size=20, seed=4, slots=4)[seed])
-    world, env = find_world(one["table_id"]), DiagramShort()
+    world, env = find_world(one["table_id"]), DiagramShort(slot_in_answer=named_in_answers)
     truth = parse_specification(one["target"], world.slots)
-    text = diagram_dialogue(world, truth, one["named"], random.Random(seed), script=Script(repeat=0.2, early=0.2))
+    script = Script(repeat=0.2, early=0.2)
+    text = diagram_dialogue(
+        world, truth, one["named"], random.Random(seed), script=script, slot_in_answer=named_in_answers
+    )
     env.reset(**(one | {"max_questions": budget_of(text)}))
     messages = replayed(text, env, one["prompt"], {"ask": "slot", "submit": "specification"})
     tools = list(tools_of(env).values())
@@ -159,6 +175,16 @@ def test_diagram_lessons_are_the_template_and_the_environment_to_the_letter(seed
     known = {one["named"], *(slot for tool, slot in CALL.findall(text) if tool == "ask")}
     if known == set(world.slots):
         assert env._correct is True
+
+
+def test_wishes_of_the_specifier_follow_no_rule() -> None:
+    """Uniform values: timelines go left to right in the task, always, and anywhere in these lessons."""
+    rng, seen = random.Random(0), set()
+    for _ in range(3000):
+        text = "".join(diagram_lesson(rng, 1, script=Script(early=0.0), slots=(5,), alone=True).parts)
+        if "kind=timeline" in (answers := re.findall(r"Question \d+ of \d+: (\S+)<?", text)):
+            seen |= {answer for answer in answers if answer.startswith("layout=")}
+    assert len(seen) > 2
 
 
 def test_a_name_is_never_ruled_out_by_the_answers() -> None:
@@ -207,6 +233,20 @@ def test_packed_parts_are_as_if_alone() -> None:
             torch.testing.assert_close(packed[i][own], alone, atol=1e-4, rtol=1e-4)
 
 
+def test_the_first_call_of_a_specifier_is_taught() -> None:
+    config = InquirerConfig(name="tiny-specifier")
+    tokenizer = tokenizer_of(config)
+    taught = taught_in(SPECIFIER_CURRICULUM[0], config, 0)
+    batch = next(batches(tokenizer, taught, 4, tools=config.taught_tools))
+    for ids, labels, parts in zip(batch.ids_BT, batch.labels_BT, batch.parts_BT, strict=True):
+        for part in range(1, int(parts.max()) + 1):
+            own = parts == part
+            text, whole = tokenizer.decode(labels[own & (labels != IGNORED)]), tokenizer.decode(ids[own])
+            assert text.count("<tool_call>") == whole.count("<tool_call>") >= 1
+            assert "Question" not in text
+            assert "Right" not in text
+
+
 def test_what_is_taught() -> None:
     """The model's own tokens and the answers; neither the table nor the environment's wording."""
     taught = lessons(0, ((4, 4),), script=None, drills=0, dialogues=1)
@@ -240,20 +280,37 @@ def test_options_are_checked() -> None:
         InquirerConfig(threads=0)
 
 
+def shipped(name: str) -> tuple[Any, Any]:
+    return AutoModelForCausalLM.from_pretrained(ASSETS / name), AutoTokenizer.from_pretrained(ASSETS / name)
+
+
 @pytest.fixture(scope="module")
 def asset() -> tuple[Any, Any]:
-    return AutoModelForCausalLM.from_pretrained(ASSET), AutoTokenizer.from_pretrained(ASSET)
+    return shipped("tiny-inquirer")
 
 
-def test_the_asset_is_what_its_manifest_says(asset: tuple[Any, Any]) -> None:
-    manifest = json.loads((ASSET / "manifest.json").read_text())
-    assert manifest["weights_sha256"] == sha256(ASSET / "model.safetensors")
-    assert manifest["tokenizer_sha256"] == sha256(ASSET / "tokenizer.json")
-    assert manifest["parameters"] == asset[0].num_parameters()
-    assert (ASSET / "model.safetensors").stat().st_size < 3_000_000
-    assert asset[1].get_vocab() == TOKENIZER.get_vocab()  # the code still builds the tokenizer that was shipped
-    assert asset[1].chat_template == TOKENIZER.chat_template
-    assert asset[1].response_template == TOKENIZER.response_template
+@pytest.mark.parametrize("name", NAMES_OF_MODELS)
+def test_the_assets_are_what_their_manifests_say(name: str) -> None:
+    folder, (model, tokenizer) = ASSETS / name, shipped(name)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["name"] == name
+    assert manifest["weights_sha256"] == sha256(folder / "model.safetensors")
+    assert manifest["tokenizer_sha256"] == sha256(folder / "tokenizer.json")
+    assert manifest["parameters"] == model.num_parameters()
+    assert (folder / "model.safetensors").stat().st_size < 3_000_000
+    built = tokenizer_of(InquirerConfig(name=name))  # the code still builds the tokenizer that was shipped
+    assert tokenizer.get_vocab() == built.get_vocab()
+    assert tokenizer.chat_template == built.chat_template
+    assert tokenizer.response_template == built.response_template
+
+
+def test_the_specifier_plays() -> None:
+    """60 requests at temperature 1: games end, and far more slots are right than the one that the request names."""
+    model, tokenizer = shipped("tiny-specifier")
+    policy = ModelPolicy(model=model, tokenizer=tokenizer, temperature=1.0, max_completion_length=300)
+    episodes = play(SPECIFIER.game, SPECIFIER.games(60), policy, batch=60)
+    assert sum(e.submitted for e in episodes) >= 54
+    assert sum(e.score for e in episodes) >= 0.4 * 60
 
 
 def test_the_asset_plays(asset: tuple[Any, Any]) -> None:
@@ -261,9 +318,9 @@ def test_the_asset_plays(asset: tuple[Any, Any]) -> None:
     rows = [dict(r) for r in twenty_questions_rows(split="test", size=60, seed=5, rows=8, columns=8)]
     model, tokenizer = asset
     policy = ModelPolicy(model=model, tokenizer=tokenizer, temperature=1.0, max_completion_length=300)
-    episodes = play(GAME, rows, policy, batch=60)
+    episodes = play(INQUIRER.game, rows, policy, batch=60)
     assert sum(e.submitted for e in episodes) >= 54
     assert sum(e.correct for e in episodes) >= 30
     assert sum(e.invalid for e in episodes) <= 30  # it still asks for words of other tables
-    again = play(GAME, rows[:4], policy, batch=60)
-    assert [e.transcript for e in again] == [e.transcript for e in play(GAME, rows[:4], policy, batch=60)]
+    again = play(INQUIRER.game, rows[:4], policy, batch=60)
+    assert [e.transcript for e in again] == [e.transcript for e in play(INQUIRER.game, rows[:4], policy, batch=60)]

@@ -1,4 +1,4 @@
-"""Models shipped with the package, by bare name: `tiny-reasoner` and `tiny-inquirer` are folders beside this file."""
+"""Models shipped with the package, by bare name: `tiny-reasoner`, `tiny-inquirer`, `tiny-specifier` lie beside this."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -214,9 +214,11 @@ class DiagramShort(InquiryEnv):
         coarse: float = 0.5,
         unsure: float = 0.4,
         assumed_noise: float | None = None,
+        slot_in_answer: bool = False,
     ) -> None:
         """coarse, unsure: probabilities of the users described above (ours). assumed_noise: what the belief takes the
-        user's noise to be; None: what it is.
+        user's noise to be; None: what it is. slot_in_answer: answers to "what is it?" read "layout=radial" and not
+        "radial", as submissions are written, which spares a small model to look up what it had asked.
         """
         if belief not in ("factored", "exact"):
             raise ValueError(f"belief must be 'factored' or 'exact', got {belief!r}")
@@ -225,6 +227,7 @@ class DiagramShort(InquiryEnv):
                 raise InvalidDistribution(f"{name} must be in [0, 1], got {value}")
         self._belief_kind = belief
         self._coarse, self._unsure, self._assumed = coarse, unsure, assumed_noise
+        self._slot_in_answer = slot_in_answer
         super().__init__(on_contradiction=on_contradiction)
 
     def reset(self, **row: Any) -> None:
@@ -314,7 +317,9 @@ class DiagramShort(InquiryEnv):
         elif not seen.contradiction and not seen.repeated:
             self._known[slot] = _learned(self._known[slot], told[:, :, answer])
         resolved = max(len(self._certain() - before), 0)
-        return self._question(tool, key, answers[seen.answer], seen, best_expected=best, resolved=resolved)
+        said = answers[seen.answer]
+        text = f"{slot}={said}" if self._slot_in_answer and tool == "ask" else said
+        return self._question(tool, key, text, seen, best_expected=best, resolved=resolved)
 
     def _best_expected(self, slot: str, key: str, likelihood: Array) -> float:
         """Of "what is it?" about each slot not asked that way yet, and of this question."""

@@ -1,9 +1,10 @@
-"""The tiny inquirer: a small model that calls tools, warm-started on twenty questions that a script plays badly.
+"""The tiny inquirer and the tiny specifier: small models that call tools, warm-started on games a script plays badly.
 
-    entrl nursery --model tiny-inquirer --out DIR
+    entrl nursery --model tiny-inquirer --out DIR      twenty questions
+    entrl nursery --model tiny-specifier --out DIR     the diagram game
 
 `tokenizer` makes the phrases and the chat template, `lessons` the dialogues, `calibration` measures what came out,
-`build` teaches and writes. The shipped model lies in `entrl/assets/tiny-inquirer`.
+`build` teaches and writes. The shipped models lie in `entrl/assets`.
 """
 
 from entrl.nursery.inquirer.build import InquirerConfig, Stage, main

@@ -1,8 +1,8 @@
-"""`entrl nursery --model tiny-inquirer`: teach a small Qwen3 to play twenty questions badly, measure it, write it.
+"""`entrl nursery --model tiny-inquirer` (or `tiny-specifier`): teach a small Qwen3 to ask badly, measure it, write it.
 
 The same config, library versions and kind of processor give the same weights, byte for byte; the manifest holds their
-SHA-256. Lessons come from the train side of the task `twenty_questions`; the measurement plays the test side, on tables
-no lesson was about, through the tool loop that RL uses.
+SHA-256. Lessons come from the train side of the task `twenty_questions` (diagram game: from other worlds than the
+task's); the measurement plays the test side, on rows no lesson was about, through the tool loop that RL uses.
 
     L = mean over the model's own tokens and the answers it is given of -log p
 
@@ -26,11 +26,22 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM,
 import entrl
 from entrl.environments.tables import ATTRIBUTES, NAMES
 from entrl.nursery.build import built_from, sha256
-from entrl.nursery.inquirer.calibration import calibrate, complaints
-from entrl.nursery.inquirer.lessons import DIAGRAM_TOOLS, SENTENCES, TOOLS, Lesson, Script, lessons, words
+from entrl.nursery.inquirer.calibration import INQUIRER, SPECIFIER, Measured, calibrate
+from entrl.nursery.inquirer.lessons import (
+    DIAGRAM_TOOLS,
+    SENTENCES,
+    SLOT_PHRASES,
+    TOOLS,
+    Lesson,
+    Script,
+    Tools,
+    diagram_lessons,
+    lessons,
+    words,
+)
 from entrl.nursery.inquirer.tokenizer import END, RESULT_END, SPACE, call_opening, inquirer_tokenizer
 
-NAME = "tiny-inquirer"
+NAMES_OF_MODELS = ("tiny-inquirer", "tiny-specifier")
 LIBRARIES = ("torch", "transformers", "trl", "tokenizers", "numpy")
 IGNORED = -100
 CALM = 0.15  # of the last norm at birth: a copier that is sure of itself takes long to unlearn
@@ -51,9 +62,6 @@ class Stage:
     practice: bool  # dialogues of random length instead of the script's
 
 
-SMALL = ((3, 3), (4, 4))
-# Look-ups first: without them the step from "some name of this table" to "a name that has the word" did not come in
-# 700 steps, with them it comes after about 450.
 SMALL = ((4, 4), (6, 6), (8, 8))
 CURRICULUM = (
     Stage(steps=1200, batch=12, sizes=SMALL, drills=12, dialogues=0, diagrams=0.0, practice=True),
@@ -62,10 +70,17 @@ CURRICULUM = (
 )
 
 
+SPECIFIER_CURRICULUM = (Stage(steps=1000, batch=8, sizes=(), drills=0, dialogues=6, diagrams=1.0, practice=False),)
+
+
 @dataclass(frozen=True, kw_only=True)
 class InquirerConfig:
-    """How the model is built. Widths, rates and the curriculum are ours, chosen for about 20 minutes on one core."""
+    """How the model is built. Widths, rates and the curriculum are ours, chosen for about 20 minutes on one core.
 
+    name: `tiny-inquirer` learns twenty questions, `tiny-specifier` the diagram game (about 5 minutes).
+    """
+
+    name: str = NAMES_OF_MODELS[0]
     seed: int = 0
     curriculum: tuple[Stage, ...] = CURRICULUM
     learning_rate: float = 3e-3  # AdamW's
@@ -87,11 +102,26 @@ class InquirerConfig:
         for name in ("threads", "games", "layers", "width", "heads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
+        if self.name not in NAMES_OF_MODELS:
+            raise ValueError(f"name must be one of {', '.join(NAMES_OF_MODELS)}; got {self.name!r}")
         if not self.curriculum:
             raise ValueError("the curriculum is empty; give it at least one stage")
         for name in ("learning_rate", "embedding_std"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be > 0, got {getattr(self, name)}")
+
+    @property
+    def specifies(self) -> bool:
+        return self.name == "tiny-specifier"
+
+    @property
+    def taught_tools(self) -> Tools:
+        """Whose calls are taught from the first token of a dialogue on."""
+        return DIAGRAM_TOOLS if self.specifies else TOOLS
+
+    @property
+    def measured(self) -> Measured:
+        return SPECIFIER if self.specifies else INQUIRER
 
     @property
     def steps(self) -> int:
@@ -108,7 +138,8 @@ class Batch(NamedTuple):
 
 
 def tokenizer_of(config: InquirerConfig) -> PreTrainedTokenizerFast:
-    return inquirer_tokenizer(words(), TOOLS + DIAGRAM_TOOLS, SENTENCES, max_length=config.max_positions)
+    sentences = SENTENCES + SLOT_PHRASES if config.specifies else SENTENCES
+    return inquirer_tokenizer(words(), TOOLS + DIAGRAM_TOOLS, sentences, max_length=config.max_positions)
 
 
 def newborn(tokenizer: Any, config: InquirerConfig) -> Qwen3ForCausalLM:
@@ -142,7 +173,7 @@ def newborn(tokenizer: Any, config: InquirerConfig) -> Qwen3ForCausalLM:
         embedding_VD.normal_(std=config.embedding_std)
         space_D = torch.randn(config.width) * config.embedding_std
         for piece, index in vocabulary.items():
-            if piece.startswith(SPACE) and (bare := vocabulary.get(piece[1:])) is not None:
+            if piece.startswith((SPACE, " ")) and (bare := vocabulary.get(piece[1:])) is not None:
                 embedding_VD[index] = embedding_VD[bare] + space_D
         for kind in (NAMES, [word for level in ATTRIBUTES for word in level]):
             shared_D = torch.randn(config.width) * config.embedding_std
@@ -162,14 +193,17 @@ def newborn(tokenizer: Any, config: InquirerConfig) -> Qwen3ForCausalLM:
     return model
 
 
-def batches(tokenizer: Any, taught: Iterator[Lesson], size: int) -> Iterator[Batch]:
-    """Lessons `size` at a time, with what they teach: the model's tokens, and the answers."""
+def batches(tokenizer: Any, taught: Iterator[Lesson], size: int, *, tools: Tools = TOOLS) -> Iterator[Batch]:
+    """Lessons `size` at a time, with what they teach: the model's tokens, and the answers.
+
+    tools: a part that begins with a call of one of these is a dialogue, and its first call is taught as well.
+    """
 
     def one(text: str) -> int:
         (token,) = tokenizer.encode(text, add_special_tokens=False)
         return token
 
-    opens = {one(call_opening(*tool)) for tool in TOOLS}
+    opens = {one(call_opening(*tool)) for tool in tools}
     marks = Marks(
         opens=opens,
         answers={one(" yes"), one(" no")},
@@ -230,26 +264,33 @@ def train(
     optimiser = _optimiser(model, config)
     started, step, losses = time.perf_counter(), 0, []
     for number, stage in enumerate(config.curriculum):
-        script = None if stage.practice else config.script
-        taught = lessons(
-            config.seed * 1000 + number,
-            stage.sizes,
-            script=script,
-            drills=stage.drills,
-            dialogues=stage.dialogues,
-            diagrams=stage.diagrams,
-        )
-        for batch in islice(batches(tokenizer, taught, stage.batch), stage.steps):
+        taught = taught_in(stage, config, config.seed * 1000 + number)
+        for batch in islice(batches(tokenizer, taught, stage.batch, tools=config.taught_tools), stage.steps):
             losses.append(_learn(model, batch, optimiser, config, factor=_factor(step, config)))
             step += 1
             if step % 50 == 0:
-                means = " ".join(f"{name} {value:.3f}" for name, value in _named(losses, tokenizer).items())
+                named = _named(losses, tokenizer, config.taught_tools)
+                means = " ".join(f"{name} {value:.3f}" for name, value in named.items())
                 say(f"step {step}/{config.steps} {means} nats, {time.perf_counter() - started:.0f} s")
                 losses = []
             if checkpoints is not None and step % 500 == 0:
                 model.save_pretrained(checkpoints)
                 tokenizer.save_pretrained(checkpoints)
     return model.eval(), tokenizer
+
+
+def taught_in(stage: Stage, config: InquirerConfig, seed: int) -> Iterator[Lesson]:
+    """The lessons of a stage, without end."""
+    if config.specifies:
+        return diagram_lessons(seed, stage.dialogues, script=config.script)
+    return lessons(
+        seed,
+        stage.sizes,
+        script=None if stage.practice else config.script,
+        drills=stage.drills,
+        dialogues=stage.dialogues,
+        diagrams=stage.diagrams,
+    )
 
 
 class Learnt(NamedTuple):
@@ -260,12 +301,15 @@ class Learnt(NamedTuple):
     before_N: Tensor
 
 
-def _named(steps: list[Learnt], tokenizer: PreTrainedTokenizerFast) -> dict[str, float]:
-    """Mean nats of all taught tokens, and of those that tell whether it reads the table."""
+def _named(steps: list[Learnt], tokenizer: PreTrainedTokenizerFast, tools: Tools) -> dict[str, float]:
+    """Mean nats of all taught tokens, and of those that tell whether it reads the prompt."""
     loss_N, label_N, before_N = (torch.cat(part) for part in zip(*steps, strict=True))
-    ask, submit = (tokenizer.encode(call_opening(*tool), add_special_tokens=False)[0] for tool in TOOLS)
+    ask, submit = (tokenizer.encode(call_opening(*tool), add_special_tokens=False)[0] for tool in tools)
     answers = torch.tensor([tokenizer.encode(a, add_special_tokens=False)[0] for a in (" yes", " no")])
     kinds = {"answers": torch.isin(label_N, answers), "questions": before_N == ask, "names": before_N == submit}
+    vocabulary = tokenizer.get_vocab()
+    slots = torch.tensor([vocabulary[phrase] for phrase in SLOT_PHRASES if phrase in vocabulary])
+    kinds["values"] = torch.isin(before_N, slots)
     means = {name: loss_N[kind].mean().item() for name, kind in kinds.items() if kind.any()}
     return {"all": loss_N.mean().item()} | means
 
@@ -331,9 +375,9 @@ def build(out: Path, config: InquirerConfig, *, say: Callable[[str], None] = pri
     model.save_pretrained(out)
     (out / "model.safetensors").chmod(0o644)  # written for its owner alone, and a wheel would keep that
     tokenizer.save_pretrained(out)
-    measured = calibrate(model, tokenizer, games=config.games, seed=config.seed)
+    measured = calibrate(model, tokenizer, config.measured, games=config.games, seed=config.seed)
     manifest = {
-        "name": NAME,
+        "name": config.name,
         "entrl": entrl.__version__,
         "commit": built_from(Path(__file__).parent, ".", "../../environments", "../../beliefs"),
         "versions": {name: version(name) for name in LIBRARIES},
@@ -350,7 +394,9 @@ def build(out: Path, config: InquirerConfig, *, say: Callable[[str], None] = pri
 
 def _parser() -> argparse.ArgumentParser:
     defaults = InquirerConfig()
-    parser = argparse.ArgumentParser(prog=f"entrl nursery --model {NAME}", description="Build the tiny inquirer.")
+    parser = argparse.ArgumentParser(
+        prog="entrl nursery --model MODEL", description=f"Build a model that asks: {' or '.join(NAMES_OF_MODELS)}."
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder to write; must not hold a model yet")
     parser.add_argument("--seed", type=int, default=defaults.seed)
     parser.add_argument("--share", type=float, default=1.0, help="of the curriculum's steps: quicker, worse")
@@ -359,22 +405,25 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: list[str] | None = None) -> int:
-    """The command; returns 1 when the model is no good start for RL."""
+def main(argv: list[str] | None = None, *, name: str = NAMES_OF_MODELS[0]) -> int:
+    """The command for the model of this name; returns 1 when what came out is no good start for RL."""
     parser = _parser()
     options = parser.parse_args(argv)
     if (options.out / "model.safetensors").exists():
         parser.error(f"{options.out} already holds a model; name another folder, or remove it first")
     if not 0 < options.share <= 1:
         parser.error(f"--share must be in (0, 1], got {options.share}")
-    stages = tuple(replace(stage, steps=max(1, round(stage.steps * options.share))) for stage in CURRICULUM)
+    curriculum = CURRICULUM if name == NAMES_OF_MODELS[0] else SPECIFIER_CURRICULUM
+    stages = tuple(replace(stage, steps=max(1, round(stage.steps * options.share))) for stage in curriculum)
     try:
-        config = InquirerConfig(seed=options.seed, curriculum=stages, threads=options.threads, games=options.games)
+        config = InquirerConfig(
+            name=name, seed=options.seed, curriculum=stages, threads=options.threads, games=options.games
+        )
     except ValueError as error:
         parser.error(str(error))
     manifest = build(options.out, config, say=lambda line: print(line, flush=True))
     print(json.dumps({key: manifest[key] for key in ("parameters", "training_seconds", "calibration")}, indent=2))
-    found = complaints(manifest["calibration"])
+    found = config.measured.complaints(manifest["calibration"])
     for complaint in found:
         print(f"not a good start for RL: {complaint}")
     return 1 if found else 0

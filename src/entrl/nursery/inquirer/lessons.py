@@ -4,7 +4,8 @@
     script     random questions, now and then one that was asked before; the name when one row is left, mostly,
                and sometimes earlier, one of the rows that are left
     diagram    random slots, now and then one that is known; all slots once they are known, mostly, and sometimes
-               earlier, with values drawn for the rest
+               earlier, with values drawn for the rest. One lesson in ten of the inquirer's last stage: too few to
+               learn the game, which the tiny specifier is taught and nothing else
 
 The script never looks at what a question is worth: it asks the words that are true of one row, or of all, as readily as
 those that split the table. So a policy that starts from it has something to learn: better questions, fewer of them, no
@@ -55,6 +56,7 @@ SENTENCES = (
     "I need a diagram",
     "Ask me about one slot at a time, then submit all slots as slot=value; slot=value.\n\n",
 )
+SLOT_PHRASES = tuple(phrase for slot in SLOTS for phrase in (f"{slot}=", f" {slot}="))
 BUDGETS = (4, 6, 8, 20, 20, 20, 20, 20)  # questions a lesson allows, mostly the task's default
 DIAGRAM_BUDGETS = (2, 3, 4, 6, 6, 6)
 
@@ -172,9 +174,15 @@ def diagram_prompt(world: World, truth: Mapping[str, str], named: str) -> str:
 
 
 def diagram_dialogue(
-    world: World, truth: Mapping[str, str], named: str, rng: random.Random, *, script: Script | None
+    world: World,
+    truth: Mapping[str, str],
+    named: str,
+    rng: random.Random,
+    *,
+    script: Script | None,
+    slot_in_answer: bool = False,
 ) -> str:
-    """What follows the prompt of a request by a user who knows."""
+    """What follows the prompt of a request by a user who knows. slot_in_answer: the option of the environment."""
     script = script or Script()
     slots = list(world.slots)
     known = [named]
@@ -186,20 +194,34 @@ def diagram_dialogue(
         again = slot in asked
         known.append(slot)
         asked.append(slot)
-        text += call(DIAGRAM_TOOLS[0], slot) + answered(len(asked), budget, truth[slot], again=again)
+        said = f"{slot}={truth[slot]}" if slot_in_answer else truth[slot]
+        text += call(DIAGRAM_TOOLS[0], slot) + answered(len(asked), budget, said, again=again)
     given = {slot: truth[slot] if slot in known else rng.choice(world.slots[slot]) for slot in slots}
     right = sum(given[slot] == truth[slot] for slot in slots)
     verdict = f"{RESULT}Right: {right} of {len(slots)}.{RESULT_END}"
     return text + call(DIAGRAM_TOOLS[1], written(given)) + verdict + END
 
 
-def diagram_lesson(rng: random.Random, dialogues: int, *, script: Script | None) -> Lesson:
-    """A world of 3 or 4 slots with marginals of its own. World 0 is left to the task."""
-    slots = rng.sample(list(SLOTS), rng.choice((3, 4)))
-    world = find_world(world_id(slots=slots, world=rng.randrange(1, 1000)))
+def diagram_lesson(
+    rng: random.Random,
+    dialogues: int,
+    *,
+    script: Script | None,
+    slots: Sequence[int] = (3, 4),
+    alone: bool = False,
+) -> Lesson:
+    """A world of so many slots with marginals of its own. World 0 is left to the task.
+
+    alone: lessons of a model that is taught nothing else. Answers repeat their slot, and wishes are uniform, so that
+    no value can be guessed: neither the marginals nor the rules are learnt before RL.
+    """
+    names = rng.sample(list(SLOTS), rng.choice(slots))
+    world = find_world(world_id(slots=names, world=rng.randrange(1, 1000)))
     truth = world.specification(rng.random())
+    if alone:
+        truth = {slot: rng.choice(values) for slot, values in world.slots.items()}
     named = rng.choice(list(world.slots))
-    parts = [diagram_dialogue(world, truth, named, rng, script=script) for _ in range(dialogues)]
+    parts = [diagram_dialogue(world, truth, named, rng, script=script, slot_in_answer=alone) for _ in range(dialogues)]
     return Lesson(prompt=diagram_prompt(world, truth, named), parts=tuple(parts))
 
 
@@ -215,6 +237,13 @@ def drill(table: Table, rng: random.Random) -> str:
     out = {name for part in said for name in part}
     name = rng.choice([name for name in names if name not in out])
     return "".join(map(ruled_out, said)) + call_opening(*TOOLS[1]) + name + CALL_END
+
+
+def diagram_lessons(seed: int, dialogues: int, *, script: Script, slots: Sequence[int] = (3, 4, 5)) -> Iterator[Lesson]:
+    """Without end; for the tiny specifier."""
+    rng = random.Random(seed)
+    while True:
+        yield diagram_lesson(rng, dialogues, script=script, slots=slots, alone=True)
 
 
 def lessons(

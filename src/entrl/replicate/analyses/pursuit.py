@@ -104,7 +104,8 @@ def _saw(found: Mapping[str, Mapping[str, float]]) -> str:
     return (
         f"right {share('success')} %, {asked['mean']:.2f} [{asked['lo']:.2f}, {asked['hi']:.2f}] questions, "
         f"conformal coverage {share('coverage, calibration-like')} % of fresh histories and "
-        f"{share('coverage, self-chosen')} % of its own (the model's probabilities: {share('naive, calibration-like')} and {share('naive, self-chosen')})"
+        f"{share('coverage, self-chosen')} % of its own "
+        f"(the model's probabilities: {share('naive, calibration-like')} and {share('naive, self-chosen')})"
     )
 
 
