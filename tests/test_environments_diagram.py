@@ -20,7 +20,9 @@ from entrl.environments.diagram import (
     written,
 )
 from entrl.environments.events import BadArguments
+from entrl.environments.independence import independence_cost
 from entrl.environments.joint import JointBelief
+from entrl.environments.rows import diagram_rows
 from entrl.tasks import load_task
 
 SMALL = world_id(slots=["kind", "layout", "connector"])
@@ -540,3 +542,35 @@ def test_rows_play_and_the_target_is_right():
 def test_task_options_that_make_no_sense(options, message):
     with pytest.raises(ValueError, match=message):
         load_task({"task": "diagram", **options}, size=2)
+
+
+def test_answers_can_name_their_slot():
+    rows = diagram_rows(split="test", size=5, seed=0, slots=4)
+    for row in rows:
+        plain, named = DiagramShort(), DiagramSpecification(slot_in_answer=True)
+        for env in (plain, named):
+            env.reset(**row)
+        said, told = plain.ask("layout"), named.ask("layout")
+        assert told == said.replace(": ", ": layout=")
+        assert named._gains() == plain._gains()
+        assert "=" not in named.ask_choice("kind", ["tree", "venn"])  # which is not "what is it?"
+
+
+def test_what_independence_costs_by_hand():
+    """Two slots, rules between them: the joint asks no second question about a timeline's layout, and is paid less."""
+    found = independence_cost(budget=2, size=40, slots=["kind", "layout"], opening=False)
+    world = find_world(diagram_rows(split="test", size=1, seed=0, slots=["kind", "layout"])[0]["table_id"])
+    assert found["dependence_bits"] == pytest.approx(world.dependence_bits())
+    assert found["h0"]["factored"] - found["h0"]["exact"] == pytest.approx(world.dependence_bits())
+    assert found["slots right"]["factored"] == found["slots right"]["exact"] == 1  # two questions tell everything
+    assert found["questions"]["diff"] < 0
+    # both end knowing everything, so the factored belief is overpaid by just what its prior overstates
+    assert found["overpaid bits"]["diff"] == pytest.approx(world.dependence_bits())
+    assert found["overpaid bits"]["lo"] == pytest.approx(found["overpaid bits"]["hi"])
+
+
+def test_independence_costs_nothing_without_rules():
+    found = independence_cost(budget=2, size=20, slots=3, dependencies=False)
+    assert found["other questions"] == 0
+    assert all(found[what]["diff"] == pytest.approx(0, abs=1e-12) for what in ("slots right", "questions"))
+    assert found["overpaid bits"]["diff"] == pytest.approx(0, abs=1e-9)

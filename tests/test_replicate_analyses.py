@@ -4,23 +4,29 @@ The folders hold made-up numbers in the real format; the real thing, trained, is
 """
 
 import html.parser
+import itertools
 import json
 import math
 import random
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from rich.console import Console
 
 from entrl.controllers.hooks import Rows
+from entrl.environments.play import play, score
+from entrl.environments.policies import GreedyExact
+from entrl.recipe import load_recipe
 from entrl.replicate import check_same_schedule, load_study, replicate
-from entrl.replicate.analyses import analyse_all, check, known
+from entrl.replicate.analyses import analyse_all, check, known, policies, pursuit
 from entrl.replicate.analyses.predicted_change import monitored_points, window_pairs
 from entrl.replicate.drawing import round_ticks
-from entrl.replicate.folders import series
+from entrl.replicate.folders import NotMeasured, TaskRuns, series
 from entrl.replicate.names import find_study
+from entrl.replicate.plots import BY_ANALYSIS
 from entrl.replicate.study import Study
 from entrl.window_log import LoggedWindow, StepOptions, save_window
 
@@ -155,9 +161,12 @@ def test_every_analysis_says_what_it_asks():
         "by_level",
         "comparison",
         "dose_response",
+        "independence",
         "law_forecast",
         "micro_batch",
+        "policies",
         "predicted_change",
+        "pursuit",
     ]
 
 
@@ -291,9 +300,71 @@ def test_asking(tmp_path):
     assert "cut-16: questions not told apart, success held" in since
 
 
+def test_asking_shows_the_share_that_is_right_where_answers_have_parts(tmp_path):
+    study = with_dialogues(written_study(tmp_path, "  - {use: asking, reference: cut-16, arms: [low]}\n"))
+    assert "score, sampled" not in only(study)["metrics"]
+    for folder in study.out.iterdir():
+        for name in ("eval_before.json", "eval_after.json"):
+            found = json.loads((folder / name).read_text())
+            for i, problem in enumerate(found["problems"]):
+                more = folder.name.startswith("low-") and name == "eval_after.json"
+                problem |= {"mean_score": 0.5 + 0.1 * more, "greedy_score": 0.25 * (i % 4)}
+            (folder / name).write_text(json.dumps(found))
+    again = only(study)
+    assert again["reference"] == "cut-16"
+    assert again["metrics"]["score, sampled"]["arms"]["low"]["diff"] == pytest.approx(0.1)
+    assert "share right higher" in again["verdict"]
+    assert "score, sampled" in BY_ANALYSIS["asking"](again)
+
+
 def test_asking_needs_dialogues(tmp_path):
     found = only(written_study(tmp_path, "  - asking\n"))
     assert "holds no dialogues" in found["verdict"]
+
+
+def test_policies_play_the_rows_that_the_arms_were_evaluated_on(tmp_path):
+    """An arm that asks one question more than greedy exact on every row, and one that is always right."""
+    recipe = load_recipe(ROOT / "recipes" / "twenty-questions" / "outcome.yaml", ["eval.size=12"])
+    rows = list(recipe.load_eval_data())
+    best = play(recipe.build_environment(), rows, GreedyExact())
+    folders: dict[str, dict[int, Path]] = {"outcome": {}, "more": {}}
+    for arm, seed in itertools.product(folders, (1, 2)):
+        folder = folders[arm][seed] = tmp_path / f"{arm}-{seed}"
+        folder.mkdir()
+        (folder / "recipe.yaml").write_text(recipe.to_yaml())
+        extra = arm == "more"
+        inquiry = {w: {"questions": {"mean": 3.0 + extra}} for w in ("greedy", "sampled")}
+        problems = [
+            {"id": e.problem_id, "n_correct": 2, "n_samples": 2, "mean_questions": e.questions + extra} for e in best
+        ]
+        (folder / "eval_after.json").write_text(json.dumps({"inquiry": inquiry, "problems": problems}))
+    runs = TaskRuns(task="", folders=folders, reference="outcome", margin=0.03)
+    found = policies.analyse(runs, policies=["random", "guess"])
+    assert found["players"]["policy: greedy"]["questions"] == score(best)["questions"]
+    assert found["players"]["policy: guess"]["questions"]["mean"] == 0
+    assert found["players"]["more, sampled"]["questions"] == {"mean": 4.0, "lo": 4.0, "hi": 4.0, "n": 2}
+    asked = found["metrics"]["questions, sampled"]
+    assert asked["reference"] == pytest.approx(np.mean([e.questions for e in best]))
+    assert asked["arms"]["outcome"]["diff"] == 0
+    assert (asked["arms"]["more"]["diff"], asked["arms"]["more"]["verdict"]) == (1, "higher")
+    assert "policy: guess" in BY_ANALYSIS["policies"](found)
+    with pytest.raises(ValueError, match="no policy 'gredy'; there are guess, random, fixed, greedy"):
+        policies.analyse(runs, policies=["gredy"])
+
+
+def test_c_ip_against_ip_on_a_few_tables():
+    runs = TaskRuns(task="", folders={}, reference="", margin=0.5)
+    options = {"games": 4, "rows": 6, "columns": 6, "max_questions": 4}
+    found = pursuit.analyse(runs, tables=[1, 2], **options)
+    assert {len(own) for own in found["values"].values()} == {2}
+    assert found == pursuit.analyse(runs, tables=[1, 2], **options)
+    right = found["c-ip_less_ip"]["over-confident"]["success"]
+    ip, cip = (found["values"][f"{name}, over-confident"] for name in ("ip", "c-ip"))
+    assert right["mean"] == pytest.approx(np.mean([c["success"] - i["success"] for i, c in zip(ip, cip, strict=True)]))
+    assert "C-IP" in found["verdict"] or "not told apart" in found["verdict"]
+    assert "over-confident" in BY_ANALYSIS["pursuit"](found)
+    with pytest.raises(NotMeasured, match="needs two tables, got"):
+        pursuit.analyse(runs, tables=[1])
 
 
 def test_micro_batches(tmp_path):
@@ -426,6 +497,7 @@ def test_a_bare_name_is_a_folder_under_recipes(tmp_path, monkeypatch):
 ASKED = {
     "entropy-mechanism": {"comparison", "dose_response", "law_forecast", "micro_batch", "predicted_change"},
     "ares": {"by_level", "comparison"},
+    "information-gain": {"asking", "policies", "independence", "pursuit"},
 }
 
 
@@ -439,6 +511,26 @@ def test_the_shipped_studies_are_sound(folder, name):
     for arm in study.arms if name == "study" and folder == "ares" else []:
         assert len(study.seeds_of(arm)) >= 8, arm.name
     assert name == "quick" or len(study.seeds) >= 8
+
+
+@pytest.mark.slow
+def test_the_quick_information_gain_study_runs_every_arm(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = replicate("information-gain", quick=True, jobs=2, console=Console(quiet=True))
+    assert all(found["measured"] for a in result["analyses"] for found in a["tasks"].values())
+    asking, policies, independence, pursuit = (a["tasks"] for a in result["analyses"])
+    for task in ("questions", "diagram"):
+        arms = set(result["tasks"][task]["values"])
+        assert set(asking[task]["since_start"]["questions, sampled"]["arms"]) == arms
+        assert set(policies[task]["metrics"]["questions, sampled"]["arms"]) == arms
+        best = policies[task]["players"]["policy: greedy"]
+        assert best["success"]["mean"] >= policies[task]["players"]["policy: random"]["success"]["mean"]
+    assert "score, sampled" in asking["diagram"]["metrics"]  # slots right; a game of names has no parts
+    assert "score, sampled" not in asking["questions"]["metrics"]
+    learnt = json.loads(Path("runs/information-gain/quick/questions/dpo-1-offline/report.json").read_text())
+    assert learnt
+    assert len(independence["diagram"]["worlds"]["five slots"]) == 2
+    assert set(pursuit["questions"]["c-ip_less_ip"]) == {"exact", "over-confident"}
 
 
 @pytest.mark.slow

@@ -93,6 +93,8 @@ def _problem(
         "n_samples": len(often),
         "greedy_length": length,
         "mean_length": fmean(lengths[: len(often)]),
+        "greedy_score": once.score,
+        "mean_score": fmean(e.score for e in often),
         "greedy_questions": once.questions,
         "mean_questions": fmean(e.questions for e in often),
     }

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ SMOOTH = 0.06  # share of a run over which curves are averaged
 POINTS = 120  # of a curve
 FOREST = (
     *("greedy_accuracy", "sampled_accuracy", "pass@", "entropy", "length", "distinct-2", "edit distance"),
-    *("success", "questions"),
+    *("success", "score", "questions"),
 )
 VERDICT_COLOUR = {"higher": "var(--run2)", "lower": "var(--run1)", "non-inferior": "var(--run0)"}
 UNITS = {"entropy": "nats", "length": "tokens"}  # by a word of a metric's name
@@ -87,7 +88,7 @@ def forest(found: Mapping[str, Any]) -> str:
         if not metric.startswith(FOREST):
             continue
         arms = block["arms"]
-        scale = 100 if metric.startswith(("greedy", "sampled", "pass", "success")) else 1
+        scale = 100 if metric.startswith(("greedy", "sampled", "pass", "success", "score")) else 1
         names = list(reversed(arms))
         ends = [scale * arms[n][k] for n in names for k in ("lo", "hi")]
         frame = Frame(
@@ -254,6 +255,55 @@ def micro_batch(found: Mapping[str, Any]) -> str:
     return f'{keys(list(sides), [colour(1), colour(0)])}<div class="charts">{html}</div>'
 
 
+def players(found: Mapping[str, Any]) -> str:
+    """What every player reached, and the arms against the greedy exact policy."""
+    return _reached(found["players"], ("success", "score", "questions", "gain_per_question", "repeat_rate")) + forest(
+        found
+    )
+
+
+def independence(found: Mapping[str, Any]) -> str:
+    """Both beliefs at each budget."""
+    html = ""
+    for world, costs in found["worlds"].items():
+        lines = {
+            f"{cost['budget']} questions, {what}": {
+                "factored": {"mean": cost[what]["factored"]},
+                "joint": {"mean": cost[what]["exact"]},
+                "difference": {"mean": cost[what]["diff"], **{k: cost[what][k] for k in ("lo", "hi")}},
+            }
+            for cost in costs
+            for what in ("slots right", "exact match", "overpaid bits")
+        }
+        html += f"<h3>{escape(world)}</h3>" + _reached(lines, ("factored", "joint", "difference"))
+    return html
+
+
+def pursuit(found: Mapping[str, Any]) -> str:
+    """Each policy with each model, means over tables."""
+    return _reached(found["means"], tuple(next(iter(found["means"].values()))))
+
+
+def _reached(lines: Mapping[str, Mapping[str, Any]], columns: Sequence[str]) -> str:
+    """A table of means with their intervals where there is one."""
+
+    def cell(value: Mapping[str, Any] | None) -> str:
+        if value is None or value.get("mean") is None:
+            return "<td>-</td>"
+        gap = f'<span class="gap">[{value["lo"]:.3g}, {value["hi"]:.3g}]</span>' if "lo" in value else ""
+        return f"<td>{value['mean']:.3g}{gap}</td>"
+
+    head = "".join(f'<th scope="col">{escape(c.replace("_", " "))}</th>' for c in columns)
+    rows = "".join(
+        f'<tr><th scope="row">{escape(name)}</th>{"".join(cell(own.get(c)) for c in columns)}</tr>'
+        for name, own in lines.items()
+    )
+    return (
+        f'<div class="scroll"><table><thead><tr><th scope="col"></th>{head}</tr></thead>'
+        f"<tbody>{rows}</tbody></table></div>"
+    )
+
+
 BY_ANALYSIS = {
     "law_forecast": law,
     "predicted_change": predicted,
@@ -262,4 +312,7 @@ BY_ANALYSIS = {
     "asking": forest,
     "comparison": forest,
     "micro_batch": micro_batch,
+    "policies": players,
+    "independence": independence,
+    "pursuit": pursuit,
 }

@@ -5,9 +5,9 @@ A module has
     PAPER       what the paper says, in our words, with its section or table
     analyse(runs: TaskRuns, *, options) -> dict    JSON-able, with `saw` (what was measured) and `verdict`, both text
 
-It reads run folders only. What the runs do not hold raises NotMeasured, which is recorded as such: no number is made
-up. A study names a module and its options: `analyses: [{use: dose_response, groups: {...}}]`; `title` replaces TITLE,
-`tasks` restricts it.
+It reads run folders only, or plays what needs no training (`policies`, `independence`, `pursuit`). What the runs do not
+hold raises NotMeasured, which is recorded as such: no number is made up. A study names a module and its options:
+`analyses: [{use: dose_response, groups: {...}}]`; `title` replaces TITLE, `tasks` restricts it.
 """
 
 import importlib

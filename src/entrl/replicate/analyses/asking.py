@@ -5,12 +5,15 @@ the answer, from each difference's own 95 % interval, which is not adjusted for 
 
     fewer       the interval of the difference in questions lies below 0        more    above 0
     held        the interval of the difference in success lies above -margin
+    share right the share of a submission that is right, where an answer has parts (a diagram's slots)
 
 "Fewer questions at equal success" needs both. In the tables p is adjusted by Holm over the arms.
 """
 
 import json
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,25 +33,40 @@ Score = Callable[[Mapping[str, Any]], float]
 SCORES: dict[str, Score] = {
     "success, greedy": lambda p: number(p.get("greedy_correct")),
     "success, sampled": lambda p: pass_at(p, 1),
+    "score, greedy": lambda p: number(p.get("greedy_score")),
+    "score, sampled": lambda p: number(p.get("mean_score")),
     "questions, greedy": lambda p: number(p.get("greedy_questions")),
     "questions, sampled": lambda p: number(p.get("mean_questions")),
 }
+SHARES = ("success", "score")  # shown in points and held against the margin
 
 
-def analyse(runs: TaskRuns, *, arms: list[str] | None = None) -> dict[str, Any]:
-    """arms: None = every arm; against the start the reference as well."""
+def scores_of(problems: Sequence[Mapping[str, Any]]) -> dict[str, Score]:
+    """The scores that these problems hold; `score` (share of the answer that is right) only where it is not success."""
+    own = dict(SCORES)
+    for way in ("greedy", "sampled"):
+        success, share = ([SCORES[f"{kind}, {way}"](p) for p in problems] for kind in SHARES)
+        if any(math.isnan(value) for value in share) or success == share:
+            del own[f"score, {way}"]
+    return own
+
+
+def analyse(runs: TaskRuns, *, arms: list[str] | None = None, reference: str | None = None) -> dict[str, Any]:
+    """arms: None = every arm; against the start the reference as well. reference: None = the study's."""
+    runs = replace(runs, reference=reference or runs.reference)
     names = list(arms or runs.folders)
     first = next(iter(runs.arm(runs.reference).values()))
     if "inquiry" not in evaluation(first):
         raise NotMeasured("the evaluation holds no dialogues; use it in a study of recipes with an environment")
     others = [n for n in names if n != runs.reference]
+    scores = scores_of(evaluation(first)["problems"])
     against = {
         metric: _block({n: by_problem_difference(runs, n, score) for n in others}, metric, runs.margin)
-        for metric, score in SCORES.items()
+        for metric, score in scores.items()
     }
     trained = {
         metric: _block({n: _since_start(runs, n, score) for n in names}, metric, runs.margin)
-        for metric, score in SCORES.items()
+        for metric, score in scores.items()
     }
     saw = "; ".join(f"{n}: {_cells(against, n)}" for n in others)
     return {
@@ -95,7 +113,7 @@ def _block(found: Mapping[str, dict[str, Any] | None], metric: str, margin: floa
     made = {name: one for name, one in found.items() if one is not None}
     adjusted = holm({name: one["p"] for name, one in made.items()})
     for name, one in made.items():
-        limit = margin if metric.startswith("success") else None
+        limit = margin if metric.startswith(SHARES) else None
         one |= {"p_holm": adjusted[name], "verdict": verdict(one["diff"], one["lo"], adjusted[name], limit)}
     base = next(iter(made.values()))["reference"] if made else None
     return {"reference": base, "arms": made}
@@ -103,9 +121,9 @@ def _block(found: Mapping[str, dict[str, Any] | None], metric: str, margin: floa
 
 def _cells(metrics: Mapping[str, Any], arm: str) -> str:
     cells = []
-    for metric in SCORES:
-        if (d := metrics[metric]["arms"].get(arm)) is not None:
-            scale, unit = (100, " points") if metric.startswith("success") else (1, "")
+    for metric, block in metrics.items():
+        if (d := block["arms"].get(arm)) is not None:
+            scale, unit = (100, " points") if metric.startswith(SHARES) else (1, "")
             cells.append(f"{metric} {scale * d['diff']:+.2f} [{scale * d['lo']:+.2f}, {scale * d['hi']:+.2f}]{unit}")
     return ", ".join(cells) or "not measured"
 
@@ -118,6 +136,9 @@ def _answer(metrics: Mapping[str, Any], arm: str, margin: float) -> str:
         "fewer questions" if asked["hi"] < 0 else "more questions" if asked["lo"] > 0 else "questions not told apart"
     )
     held = "success held" if success["lo"] > -margin else "success not shown to hold"
-    more = ", success higher" if success["lo"] > 0 else ""
+    more = ", success higher" if success["lo"] > 0 else ", success lower" if success["hi"] < 0 else ""
+    if (share := metrics.get("score, sampled", {}).get("arms", {}).get(arm)) is not None:
+        told = "higher" if share["lo"] > 0 else "lower" if share["hi"] < 0 else "not told apart"
+        more += f", share right {told}"
     equal = " (fewer questions at equal success)" if asked["hi"] < 0 and success["lo"] > -margin else ""
     return f"{words}, {held}{more}{equal}"

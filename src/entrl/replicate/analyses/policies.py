@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 
-from entrl.environments.loader import load_environment
 from entrl.environments.play import play, score
 from entrl.environments.policies import PLAIN
 from entrl.intervals import clustered_difference, holm, seed_differences, verdict
@@ -45,8 +44,8 @@ def analyse(runs: TaskRuns, *, policies: Sequence[str] = tuple(PLAIN), seed: int
     if "inquiry" not in evaluation(first):
         raise NotMeasured("the evaluation holds no dialogues; use it in a study of recipes with an environment")
     recipe = load_recipe(first / "recipe.yaml")
-    assert recipe.environment is not None, "dialogues were evaluated without an environment"
-    factory = load_environment(recipe.environment.use, recipe.environment.args)
+    factory = recipe.build_environment()
+    assert factory is not None, "dialogues were evaluated, so the recipe has an environment"
     rows = list(recipe.load_eval_data())
     names = list(dict.fromkeys([*policies, BEST]))
     played = {name: play(factory, rows, PLAIN[name](name=name, seed=seed)) for name in names}
