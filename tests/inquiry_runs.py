@@ -60,7 +60,8 @@ class Played(EntropyGRPOTrainer):
         else:
             going = [i for i, lines in enumerate(self.playing) if turns[0] <= len(lines)]
             assert len(going) == len(texts)
-        said = [self.playing[i][turn] if turn < len(self.playing[i]) else END for i, turn in zip(going, turns, strict=True)]
+        lines = [self.playing[i] for i in going]
+        said = [own[turn] if turn < len(own) else END for own, turn in zip(lines, turns, strict=True)]
         return [self._tokenizer.encode(text, add_special_tokens=False) for text in said], None
 
     def _generate_and_score_completions(self, inputs: list[dict]) -> dict:
