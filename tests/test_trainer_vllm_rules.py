@@ -1,9 +1,14 @@
 """Engine, sampler and correction: what is refused before anything is built, and that the rest is let through."""
 
+from pathlib import Path
+
 import pytest
 
-from entrl.trainers import EntropyGRPOConfig
-from entrl.trainers.vllm_rules import truncations, vllm_problems
+from entrl.environments import TwentyQuestions
+from entrl.plan.checks import prepare
+from entrl.recipe import load_recipe
+from entrl.trainers import EntropyGRPOConfig, EntropyGRPOTrainer
+from entrl.trainers.vllm_rules import tool_problems, truncations, vllm_problems
 
 
 def problems(tmp_path, *, entropy_aware: bool = True, **options) -> list[str]:
@@ -11,6 +16,7 @@ def problems(tmp_path, *, entropy_aware: bool = True, **options) -> list[str]:
     return vllm_problems(EntropyGRPOConfig(str(tmp_path), **given), entropy_aware=entropy_aware)
 
 
+RECIPES = Path(__file__).parents[1] / "recipes"
 COLOCATED = {"use_vllm": True, "vllm_mode": "colocate"}
 TOKEN = {"vllm_importance_sampling_mode": "token_truncate"}
 REPLICAS = {"use_vllm": True, "vllm_mode": "server", "vllm_replicas": ["http://127.0.0.1:8000"]}
@@ -90,3 +96,29 @@ def test_neutral_values_are_no_truncation(tmp_path):
 def test_values_no_run_could_mean_are_refused_where_they_are_given(tmp_path, option, value, words):
     with pytest.raises(ValueError, match=words):
         EntropyGRPOConfig(str(tmp_path), use_cpu=True, bf16=False, **{option: value})
+
+
+def test_a_dialogue_is_more_than_one_engine_call(tmp_path):
+    """The sampler's records are of one call each, so what reads them is refused before an engine is built."""
+
+    def found(**options) -> list[str]:
+        given = {"use_cpu": True, "report_to": "none", "bf16": False} | options
+        return tool_problems(EntropyGRPOConfig(str(tmp_path), **given))
+
+    assert found() == found(**COLOCATED) == found(**COLOCATED, **TOKEN, top_p=0.9, truncation_correction="weigh") == []
+    (recorded,) = found(**COLOCATED, entropy_source="sampler")
+    assert "entropy_source: scoring" in recorded
+    (restored,) = found(**REPLICAS, top_p=0.9, truncation_correction="restore")
+    assert "truncation_correction: weigh" in restored
+    model, rows = "none", [{"prompt": "?"}]
+    args = EntropyGRPOConfig(str(tmp_path), use_cpu=True, report_to="none", **COLOCATED, entropy_source="sampler")
+    with pytest.raises(ValueError, match="with tools or an environment a completion is written in several"):
+        EntropyGRPOTrainer(model, [], args, train_dataset=rows, environment_factory=TwentyQuestions)
+
+
+def test_a_recipe_with_an_environment_is_told_when_it_is_planned():
+    recipe = load_recipe(
+        RECIPES / "twenty-questions" / "turn.yaml",
+        ["trainer.use_vllm=true", "trainer.vllm_mode=colocate", "trainer.entropy_source=sampler"],
+    )
+    assert any("entropy_source: sampler reads what the sampler recorded" in p for p in prepare(recipe).problems)

@@ -97,6 +97,10 @@ def prepare(recipe: Recipe, *, world_size: int | None = None) -> Prepared:
         size = world_size or out.args.world_size
         out.problems += schedule_problems(out, size) + launch_problems(recipe, size)
         out.problems += evaluation_problems(recipe, out.args)
+        if recipe.environment is not None:
+            from entrl.trainers.vllm_rules import tool_problems
+
+            out.problems += tool_problems(out.args)
         if world_size is None:
             out.problems += launcher_problems(out.args.world_size, os.environ.get("WORLD_SIZE"))
     return out

@@ -46,6 +46,7 @@ from entrl.trainers.schedule import check_schedule, describe_schedule
 from entrl.trainers.surroundings import check_surroundings, refuse_dropout
 from entrl.trainers.turns import turn_options
 from entrl.trainers.vllm import generating_with
+from entrl.trainers.vllm_rules import tool_problems
 
 
 class EntropyGRPOTrainer(RolloutHalf):
@@ -83,6 +84,9 @@ class EntropyGRPOTrainer(RolloutHalf):
     ) -> None:
         self.controllers = list(controllers or [])
         listed = reward_funcs if isinstance(reward_funcs, list) else [reward_funcs] if reward_funcs else []
+        speaks = any(trl_kwargs.get(name) for name in ("tools", "environment_factory"))
+        if args is not None and speaks and (problems := tool_problems(args)):
+            raise ValueError("; and ".join(problems))
         if args is not None:
             self._refuse(args, listed)
         # What the overrides below hand to each other. Set before super().__init__, which may call some of them.

@@ -51,6 +51,22 @@ def vllm_problems(args: Any, *, entropy_aware: bool) -> list[str]:
     return out
 
 
+def tool_problems(args: Any) -> list[str]:
+    """What cannot be had where completions are dialogues: the engine writes them turn by turn, a call for each."""
+    if not args.use_vllm:
+        return []
+    asked = {
+        "entropy_source: sampler": getattr(args, "entropy_source", "scoring") == "sampler",
+        "truncation_correction: restore": getattr(args, "truncation_correction", None) == "restore",
+    }
+    return [
+        f"{name} reads what the sampler recorded of a completion in one call, and with tools or an environment a "
+        "completion is written in several; take entropy_source: scoring, and truncation_correction: weigh"
+        for name, wanted in asked.items()
+        if wanted
+    ]
+
+
 def _source_problems(args: Any) -> list[str]:
     out = []
     replicas = getattr(args, "vllm_replicas", None)
