@@ -220,6 +220,23 @@ def test_recipe_that_is_no_mapping(tmp_path: Path):
         load_recipe(tmp_path / "x.yaml")
 
 
+def test_tables_are_looked_for_beside_the_recipe_and_opened_from_anywhere(tmp_path: Path, monkeypatch):
+    (tmp_path / "own.json").write_text('{"hypotheses": ["a", "b"], "questions": ["q"], "values": [[1], [0]]}')
+    content = parse_yaml(SMALL)
+    content["data"] = {"task": "twenty_questions", "train_size": 2, "args": {"tables": "loaded:own.json"}}
+    content["environment"] = {"use": "twenty_questions"}
+    recipe = make_recipe(content, name="own", base=tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    game = recipe.build_environment()()
+    game.reset(**recipe.load_data()[0])
+    assert game.ask("q").startswith("Question 1 of")
+    content["data"]["args"] = {"tables": "loaded:x.csv"}
+    missing = make_recipe(content, name="own", base=tmp_path)
+    with pytest.raises(FileNotFoundError, match="no file 'x.csv' in .*write the path relative to the recipe"):
+        missing.load_data()
+
+
 def test_jsonl_is_looked_for_beside_the_recipe(tmp_path: Path):
     (tmp_path / "problems.jsonl").write_text('{"prompt": "1+1=", "answer": 2}\n')
     content = parse_yaml(SMALL)

@@ -279,14 +279,21 @@ class Recipe:
 
 
 def load_rows(task: str, spec: "DataSpec | EvalSpec", *, size: int | None, base: Path | None) -> Any:
-    """entrl.tasks.load_task, with the file of `jsonl:PATH` looked for beside the recipe first."""
+    """entrl.tasks.load_task, with the files of `jsonl:PATH` and of a table, `loaded:PATH`, looked for beside the recipe.
+
+    A table's path becomes part of its rows, which environments open later, so it is made absolute here.
+    """
     from entrl.tasks import load_task
 
     kind, _, path = task.partition(":")
     if kind == "jsonl" and path:
         task = f"jsonl:{find_file(path, base)}"
     split: Any = spec.split
-    return load_task({"task": task, **spec.args}, split=split, size=size, seed=spec.seed)
+    args = dict(spec.args)
+    kind, _, path = str(args.get("tables", "")).partition(":")
+    if kind == "loaded" and path.endswith((".json", ".csv")):
+        args["tables"] = f"loaded:{find_file(path, base)}"
+    return load_task({"task": task, **args}, split=split, size=size, seed=spec.seed)
 
 
 def _plain(value: Any) -> Any:
