@@ -233,7 +233,7 @@ def test_tables_are_looked_for_beside_the_recipe_and_opened_from_anywhere(tmp_pa
     assert game.ask("q").startswith("Question 1 of")
     content["data"]["args"] = {"tables": "loaded:x.csv"}
     missing = make_recipe(content, name="own", base=tmp_path)
-    with pytest.raises(FileNotFoundError, match="no file 'x.csv' in .*write the path relative to the recipe"):
+    with pytest.raises(FileNotFoundError, match=r"no file 'x.csv' in .*write the path relative to the recipe"):
         missing.load_data()
 
 

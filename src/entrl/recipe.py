@@ -279,7 +279,7 @@ class Recipe:
 
 
 def load_rows(task: str, spec: "DataSpec | EvalSpec", *, size: int | None, base: Path | None) -> Any:
-    """entrl.tasks.load_task, with the files of `jsonl:PATH` and of a table, `loaded:PATH`, looked for beside the recipe.
+    """entrl.tasks.load_task, the files of `jsonl:PATH` and of a table, `loaded:PATH`, looked for beside the recipe.
 
     A table's path becomes part of its rows, which environments open later, so it is made absolute here.
     """
