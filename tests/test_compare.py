@@ -201,6 +201,20 @@ def test_compare_runs(tmp_path):
     assert "logged only by b[red]: kl_cov/selected" in text
 
 
+def test_dialogues_are_compared_by_their_questions_too(tmp_path):
+    runs = [make_run(tmp_path / name, steps=10) for name in ("a", "b")]
+    assert "mean_questions" not in compare_runs(*runs)["evaluation"]["metrics"]
+    for asked, run in zip((5.0, 3.5), runs, strict=True):
+        file = run / "eval_after.json"
+        found = json.loads(file.read_text())
+        for problem in found["problems"]:
+            problem |= {"greedy_questions": asked, "mean_questions": asked - 1, "greedy_score": 1.0, "mean_score": 0.5}
+        file.write_text(json.dumps(found | {"inquiry": {"greedy": {}, "sampled": {}}}))
+    metrics = compare_runs(*runs)["evaluation"]["metrics"]
+    assert metrics["greedy_questions"]["diff"] == metrics["mean_questions"]["hi"] == -1.5
+    assert metrics["mean_score"]["diff"] == 0
+
+
 def test_compare_without_evaluations_or_seconds(tmp_path, capsys):
     a, b = (make_run(tmp_path / name, steps=5, with_eval=name == "a") for name in "ab")
     (b / "metrics.jsonl").write_text('{"step": 1, "kind": "train", "reward": 0.5}\n')

@@ -24,6 +24,7 @@ from rich.table import Table
 from rich.text import Text
 
 from entrl.intervals import (
+    DIALOGUE_METRICS,
     PROBLEM_METRICS,
     PairedDifference,
     SeedDifference,
@@ -133,7 +134,8 @@ def _evaluations(a: RunFolder, b: RunFolder) -> dict[str, Any]:
     if a.eval_after is None or b.eval_after is None:
         return {"why": f"eval_after.json is missing in {', '.join(lacking)}", "metrics": {}}
     metrics: dict[str, Any] = {}
-    for metric in PROBLEM_METRICS:
+    asked = all("inquiry" in found for found in (a.eval_after, b.eval_after))
+    for metric in PROBLEM_METRICS if asked else [m for m in PROBLEM_METRICS if m not in DIALOGUE_METRICS]:
         try:
             metrics[metric] = paired_difference(a.eval_after, b.eval_after, metric)._asdict()
         except ValueError as reason:

@@ -34,7 +34,14 @@ PROBLEM_METRICS = {
     "sampled_accuracy": "n_correct / n_samples",
     "greedy_length": "greedy_length",
     "mean_length": "mean_length",
+    # of dialogues (`inquiry` in the evaluation)
+    "greedy_questions": "greedy_questions",
+    "mean_questions": "mean_questions",
+    "greedy_score": "greedy_score",
+    "mean_score": "mean_score",
 }
+DIALOGUE_METRICS = ("greedy_questions", "mean_questions", "greedy_score", "mean_score")
+SAMPLED_METRICS = ("sampled_accuracy", "mean_length", "mean_questions", "mean_score")
 SAME_FIELDS = ("task", "split", "seed", "max_new_tokens")  # differ in one of these, and the questions differ
 SAMPLING_FIELDS = ("temperature", "top_p", "samples")  # these must agree as well where completions were sampled
 
@@ -88,7 +95,7 @@ def paired_difference(
     """b - a over the problems of two evaluations of the same task."""
     if metric not in PROBLEM_METRICS:
         raise ValueError(f"metric must be one of {', '.join(PROBLEM_METRICS)}, got {metric!r}")
-    problems_a, problems_b = _paired_problems(eval_a, eval_b, sampled=metric in {"sampled_accuracy", "mean_length"})
+    problems_a, problems_b = _paired_problems(eval_a, eval_b, sampled=metric in SAMPLED_METRICS)
     values_a = [problem_value(problem, metric) for problem in problems_a.values()]
     values_b = [problem_value(problems_b[key], metric) for key in problems_a]
     d_N = np.array(
