@@ -15,7 +15,8 @@ from entrl.cold_start.spec import LessonsSpec, SampleSpec, SamplingSpec, make_co
 from entrl.curation import pass_rates
 from entrl.evaluate import load_policy
 from entrl.nursery.tokenizer import character_tokenizer
-from entrl.recipe import load_recipe, parse_yaml
+from entrl.recipe import load_recipe
+from entrl.settings import parse_yaml
 
 RECIPES = Path(__file__).parents[1] / "recipes" / "ares"
 QUIET = Console(quiet=True)

@@ -7,7 +7,8 @@ from tiny_model import saved_model
 
 from entrl.load import Loaded
 from entrl.plan import Plan, build_args, column_problems, count_parameters, launcher_problems, plan, prepare
-from entrl.recipe import Recipe, apply_override, load_recipe, make_recipe, parse_yaml
+from entrl.recipe import Recipe, load_recipe, make_recipe
+from entrl.settings import apply_override, parse_yaml
 
 ROOT = Path(__file__).parents[1] / "recipes"
 SMALL = """

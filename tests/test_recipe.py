@@ -4,15 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from entrl.recipe import (
-    REMOVED_TRAINER_KEYS,
-    Recipe,
-    apply_override,
-    load_recipe,
-    make_recipe,
-    parse_yaml,
-    trainer_fields,
-)
+from entrl.recipe import REMOVED_TRAINER_KEYS, Recipe, load_recipe, make_recipe, trainer_fields
+from entrl.settings import apply_override, parse_yaml
 
 ROOT = Path(__file__).parents[1] / "recipes"
 # a study names recipes, and a cold start or an offline run makes what a recipe trains; none of them is one

@@ -217,7 +217,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 def split_overrides(words: Sequence[str]) -> tuple[list[str], dict[str, bool]]:
     """(recipe overrides, run options) of the key=value words."""
-    from entrl.recipe import parse_yaml
+    from entrl.settings import parse_yaml
 
     overrides, options = [], {}
     for word in words:
@@ -288,9 +288,10 @@ def run_serve(options: argparse.Namespace) -> int:
 
 def run_eval(options: argparse.Namespace) -> int:
     from entrl.evaluate import evaluate, load_policy
-    from entrl.recipe import EvalSpec, load_rows, parse_yaml
+    from entrl.recipe import EvalSpec, load_rows
     from entrl.run_folder import write_json
     from entrl.run_log import be_quiet
+    from entrl.settings import parse_yaml
 
     ks = parse_ks(options.k)
     spec = EvalSpec(

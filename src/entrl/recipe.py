@@ -17,8 +17,6 @@ recipe with the next move. YAML is read as YAML 1.2 reads scalars: `1e-4` is a n
 import dataclasses
 import hashlib
 import json
-import re
-import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,7 +25,8 @@ from typing import Any
 
 import yaml
 
-from entrl.load import Loaded, find_file, load_controller, load_reward, suggest
+from entrl.load import Loaded, find_file, load_controller, load_reward
+from entrl.settings import Dumper, build, build_list, check, check_keys, plain, read_settings, typed
 
 # Keys people carry over from older TRL or transformers; none is a field in TRL 1.16 with transformers 5.17.
 REMOVED_TRAINER_KEYS = {
@@ -97,11 +96,6 @@ NEVER = 10**9  # steps; beyond every run
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
-def _check(good: bool, message: str) -> None:
-    if not good:
-        raise ValueError(message)
-
-
 @dataclass(frozen=True, kw_only=True)
 class ModelSpec:
     path: str  # shipped asset by bare name (tiny-reasoner), folder, or hub id
@@ -112,8 +106,8 @@ class ModelSpec:
     tokenizer: str | None = None  # None: the model's own
 
     def __post_init__(self) -> None:
-        _check(bool(self.path), "model.path is empty; give an asset name, a folder or a hub id")
-        _check(self.dtype in DTYPES, f"model.dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
+        check(bool(self.path), "model.path is empty; give an asset name, a folder or a hub id")
+        check(self.dtype in DTYPES, f"model.dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +120,7 @@ class DataSpec:
 
     def __post_init__(self) -> None:
         size = self.train_size
-        _check(size is None or size > 0, f"data.train_size must be at least 1, got {size}")
+        check(size is None or size > 0, f"data.train_size must be at least 1, got {size}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,20 +161,20 @@ class EvalSpec:
     args: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        _check(self.size is None or self.size > 0, f"eval.size must be at least 1, got {self.size}")
-        _check(self.samples > 0, f"eval.samples must be at least 1, got {self.samples}")
-        _check(self.batch_size > 0, f"eval.batch_size must be at least 1, got {self.batch_size}")
-        _check(
+        check(self.size is None or self.size > 0, f"eval.size must be at least 1, got {self.size}")
+        check(self.samples > 0, f"eval.samples must be at least 1, got {self.samples}")
+        check(self.batch_size > 0, f"eval.batch_size must be at least 1, got {self.batch_size}")
+        check(
             self.temperature > 0, f"eval.temperature must be above 0, got {self.temperature}; greedy is always reported"
         )
-        _check(0 < self.top_p <= 1, f"eval.top_p must be in (0, 1], got {self.top_p}")
+        check(0 < self.top_p <= 1, f"eval.top_p must be in (0, 1], got {self.top_p}")
         bad = [k for k in self.k if not 1 <= k <= self.samples]
-        _check(not bad, f"eval.k must lie in 1..samples ({self.samples}), got {bad}; raise eval.samples")
+        check(not bad, f"eval.k must lie in 1..samples ({self.samples}), got {bad}; raise eval.samples")
         if isinstance(self.at, list):
             good = bool(self.at) and all(isinstance(s, int) and not isinstance(s, bool) and s >= 1 for s in self.at)
-            _check(good, f"eval.at must list optimiser steps from 1 on, got {self.at}; eval.before covers step 0")
+            check(good, f"eval.at must list optimiser steps from 1 on, got {self.at}; eval.before covers step 0")
         else:
-            _check(self.at in (None, "early"), f"eval.at must be a list of steps or early, got {self.at!r}")
+            check(self.at in (None, "early"), f"eval.at must be a list of steps or early, got {self.at!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,11 +184,9 @@ class LaunchSpec:
 
     def __post_init__(self) -> None:
         size = self.world_size
-        _check(size is None or size > 0, f"launch.world_size must be at least 1, got {size}")
+        check(size is None or size > 0, f"launch.world_size must be at least 1, got {size}")
         known = ("gloo", "nccl", "mpi", "xccl")
-        _check(
-            self.backend in (None, *known), f"launch.backend must be one of {', '.join(known)}, got {self.backend!r}"
-        )
+        check(self.backend in (None, *known), f"launch.backend must be one of {', '.join(known)}, got {self.backend!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,10 +212,10 @@ class Recipe:
     def resolved(self) -> dict[str, Any]:
         """The recipe with every default of ours filled in; reading it back gives the same recipe."""
         skip = {"name", "base"}
-        return {f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self) if f.name not in skip}
+        return {f.name: plain(getattr(self, f.name)) for f in dataclasses.fields(self) if f.name not in skip}
 
     def to_yaml(self) -> str:
-        return yaml.dump(self.resolved(), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+        return yaml.dump(self.resolved(), Dumper=Dumper, sort_keys=False, allow_unicode=True)
 
     def config_hash(self) -> str:
         """Of everything that decides the numbers; not of where the run is written."""
@@ -296,191 +288,53 @@ def load_rows(task: str, spec: "DataSpec | EvalSpec", *, size: int | None, base:
     return load_task({"task": task, **args}, split=split, size=size, seed=spec.seed)
 
 
-def _plain(value: Any) -> Any:
-    """Dataclasses, tuples and paths as what YAML and JSON hold."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
-    return str(value) if isinstance(value, Path) else value
-
-
-# --- YAML -------------------------------------------------------------------------------------------------------
-
-
-class _Loader(yaml.SafeLoader):
-    """SafeLoader with YAML 1.2 scalars and no duplicate keys."""
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key_node, _ in node.value:
-            key = str(key_node.value)
-            if key in seen and key != "<<":
-                raise ValueError(f"{self.name}: line {key_node.start_mark.line + 1}: key {key!r} is written twice")
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-    def construct_number(self, node: Any) -> int | float:
-        text = str(self.construct_scalar(node)).replace("_", "").lower()
-        if text.lstrip("+-") in (".inf", ".nan"):
-            return float(text.replace(".", ""))
-        if re.fullmatch(r"[-+]?0[xo][0-9a-f]+", text):
-            return int(text, 0)
-        return int(text) if re.fullmatch(r"[-+]?[0-9]+", text) else float(text)
-
-
-class _Dumper(yaml.SafeDumper):
-    """Writes what `_Loader` reads back: quotes exactly the strings `_Loader` would take for something else."""
-
-
-_INT = r"[-+]?[0-9][0-9_]*|0x[0-9a-fA-F]+|0o[0-7]+"
-_FLOAT = r"[-+]?(?:\.[0-9]+|[0-9][0-9_]*(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)"
-for _class in (_Loader, _Dumper):
-    _class.yaml_implicit_resolvers = {}
-    _class.add_implicit_resolver("tag:yaml.org,2002:merge", re.compile(r"^(?:<<)$"), ["<"])
-    _class.add_implicit_resolver("tag:yaml.org,2002:null", re.compile(r"^(?:~|null|Null|NULL|)$"), ["~", "n", "N", ""])
-    _class.add_implicit_resolver(
-        "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
-    )
-    _class.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(f"^(?:{_INT})$"), list("-+0123456789"))
-    _class.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(f"^(?:{_FLOAT})$"), list("-+0123456789."))
-for _tag in ("int", "float"):
-    _Loader.add_constructor(f"tag:yaml.org,2002:{_tag}", _Loader.construct_number)
-
-
-def parse_yaml(text: str, *, name: str = "recipe") -> Any:
-    """YAML text -> plain objects; errors say where."""
-    loader = _Loader(text)
-    loader.name = name
-    try:
-        return loader.get_single_data()
-    except yaml.YAMLError as error:
-        raise ValueError(f"{name} is not valid YAML: {' '.join(str(error).split())}") from error
-    finally:
-        loader.dispose()
-
-
-# --- reading ----------------------------------------------------------------------------------------------------
-
-
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe file, apply `key=value` overrides, check everything that needs no model."""
     path = Path(path)
     return make_recipe(read_settings(path, overrides, what="recipe"), name=path.stem, base=path.resolve().parent)
 
 
-def read_settings(path: Path, overrides: Sequence[str], *, what: str) -> dict[str, Any]:
-    """The groups of a YAML file, with `key=value` overrides applied; `what` names its kind in an error."""
-    if not path.is_file():
-        raise FileNotFoundError(f"no {what} {path}{_nearby(path)}")
-    content = parse_yaml(path.read_text(encoding="utf-8"), name=str(path))
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a {type(content).__name__}, not a mapping of groups")
-    for override in overrides:
-        apply_override(content, override)
-    return content
-
-
-def _nearby(path: Path) -> str:
-    folder = path.parent
-    if not folder.is_dir():
-        return f": there is no folder {folder}"
-    known = [p.name for p in folder.glob("*.yaml")]
-    return f".{suggest(path.name, known)} There are {', '.join(sorted(known))}" if known else ""
-
-
 def make_recipe(content: Mapping[str, Any], *, name: str, base: Path) -> Recipe:
     """Plain objects -> `Recipe`."""
     known = [f.name for f in dataclasses.fields(Recipe) if f.name not in ("name", "base")]
-    _check_keys(content, known, where="recipe")
+    check_keys(content, known, where="recipe", elsewhere=_elsewhere)
     for group in ("model", "data", "rewards"):
-        _check(content.get(group) is not None, f"the recipe has no {group!r} group; see recipes/README.md")
+        check(content.get(group) is not None, f"the recipe has no {group!r} group; see recipes/README.md")
     return Recipe(
         name=name,
         base=base,
-        model=_build(ModelSpec, content["model"], "model", removed=REMOVED_MODEL_KEYS),
-        data=_build(DataSpec, content["data"], "data"),
-        rewards=_build_list(RewardSpec, content["rewards"], "rewards", at_least=1),
-        controllers=_build_list(ControllerSpec, content.get("controllers") or [], "controllers"),
-        environment=_build_environment(content.get("environment")),
-        lora=_checked_lora(content.get("lora")),
-        eval=None if content.get("eval") is None else _build(EvalSpec, content["eval"], "eval"),
-        launch=_build(LaunchSpec, content.get("launch") or {}, "launch"),
+        model=build(ModelSpec, content["model"], "model", removed=REMOVED_MODEL_KEYS),
+        data=build(DataSpec, content["data"], "data"),
+        rewards=build_list(RewardSpec, content["rewards"], "rewards", at_least=1),
+        controllers=build_list(ControllerSpec, content.get("controllers") or [], "controllers"),
+        environment=build_environment_spec(content.get("environment")),
+        lora=checked_lora(content.get("lora")),
+        eval=None if content.get("eval") is None else build(EvalSpec, content["eval"], "eval"),
+        launch=build(LaunchSpec, content.get("launch") or {}, "launch"),
         trainer=_checked_trainer(content.get("trainer") or {}, run_dir=f"runs/{name}"),
     )
 
 
-def _build_environment(group: Any) -> EnvironmentSpec | None:
+def _elsewhere(key: str) -> str:
+    if key in ("arms", "seeds", "recipe"):
+        return " This looks like a study, which `entrl replicate` runs."
+    if key in ("answers", "sft", "curation"):
+        return " This looks like a cold start, which `entrl cold-start` makes."
+    return f" Did you mean 'trainer.{key}'?" if key in trainer_fields() else ""
+
+
+def build_environment_spec(group: Any) -> EnvironmentSpec | None:
     if group is None:
         return None
-    return _build(EnvironmentSpec, {"use": group} if isinstance(group, str) else group, "environment")
+    return build(EnvironmentSpec, {"use": group} if isinstance(group, str) else group, "environment")
 
 
-def _check_keys(group: Any, known: Sequence[str], *, where: str, removed: Mapping[str, str] | None = None) -> None:
-    _check(isinstance(group, Mapping), f"{where} must be a mapping, got {group!r}")
-    for key in group:
-        if removed and key in removed:
-            raise ValueError(f"{where}.{key} is gone: {removed[key]}")
-        if key not in known:
-            hint = suggest(str(key), known)
-            if where == "recipe" and key in ("arms", "seeds", "recipe"):
-                hint = " This looks like a study, which `entrl replicate` runs."
-            if where == "recipe" and key in ("answers", "sft", "curation"):
-                hint = " This looks like a cold start, which `entrl cold-start` makes."
-            if where == "recipe" and not hint and key in trainer_fields():
-                hint = f" Did you mean 'trainer.{key}'?"
-            listing = f" Valid keys: {', '.join(known)}" if len(known) <= 30 else ""
-            raise ValueError(f"unknown key {key!r} in {where}.{hint}{listing}")
-
-
-def _build(cls: type, group: Any, where: str, removed: Mapping[str, str] | None = None) -> Any:
-    """A spec dataclass from a mapping, every value checked against its annotation."""
-    fields = {f.name: f for f in dataclasses.fields(cls)}
-    _check_keys(group, list(fields), where=where, removed=removed)
-    hints = typing.get_type_hints(cls)
-    values = {key: _typed(value, hints[key], f"{where}.{key}") for key, value in group.items()}
-    for f in fields.values():
-        required = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
-        _check(not required or f.name in values, f"{where} needs a {f.name!r}")
-    return cls(**values)
-
-
-def _build_list(cls: type, group: Any, where: str, at_least: int = 0) -> list[Any]:
-    """Rewards and controllers: a list; a bare word stands for {use: word}."""
-    _check(isinstance(group, list), f"{where} must be a list like [{{use: name}}], got {group!r}")
-    _check(len(group) >= at_least, f"{where} is empty; name at least one")
-    items = [{"use": item} if isinstance(item, str) else item for item in group]
-    return [_build(cls, item, f"{where}.{i}") for i, item in enumerate(items)]
-
-
-def _typed(value: Any, hint: Any, where: str) -> Any:
-    """`value` if it fits a simple annotation; int is welcome where float is asked; unknown annotations pass."""
-    options = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
-    for option in options:
-        kind = typing.get_origin(option) or option
-        if kind is float and isinstance(value, int) and not isinstance(value, bool):
-            return float(value)
-        if kind in (Any, typing.Literal) or not isinstance(kind, type):
-            return value
-        if isinstance(value, kind) and not (isinstance(value, bool) and kind is int):
-            return value
-    names = " or ".join(
-        "null" if o is type(None) else getattr(typing.get_origin(o) or o, "__name__", str(o)) for o in options
-    )
-    hint_text = (
-        f"; write {where.rsplit('.', 1)[-1]}: true or false" if bool in options and isinstance(value, str) else ""
-    )
-    raise ValueError(f"{where} must be {names}, got {value!r}{hint_text}")
-
-
-def _checked_lora(group: Any) -> dict[str, Any] | None:
+def checked_lora(group: Any) -> dict[str, Any] | None:
     if group is None:
         return None
     from peft import LoraConfig
 
-    _check_keys(group, [f.name for f in dataclasses.fields(LoraConfig)], where="lora")
+    check_keys(group, [f.name for f in dataclasses.fields(LoraConfig)], where="lora")
     return dict(group)
 
 
@@ -495,52 +349,11 @@ def trainer_fields() -> dict[str, Any]:
 def _checked_trainer(group: Any, *, run_dir: str) -> dict[str, Any]:
     """The `trainer` group with our defaults: every step logged, nobody else's tracker, run folder by recipe name."""
     known = trainer_fields()
-    _check(isinstance(group, Mapping), f"trainer must be a mapping, got {group!r}")
+    check(isinstance(group, Mapping), f"trainer must be a mapping, got {group!r}")
     for key in group:
         if key in OWNED_TRAINER_KEYS:
             raise ValueError(f"trainer.{key} is set elsewhere: {OWNED_TRAINER_KEYS[key]}")
     removed = {k: v for k, v in REMOVED_TRAINER_KEYS.items() if k not in known}
-    _check_keys(group, list(known), where="trainer", removed=removed)
+    check_keys(group, list(known), where="trainer", removed=removed)
     values = {"output_dir": run_dir, "logging_steps": 1, "report_to": "none", "disable_tqdm": True, **group}
-    return {key: _typed(value, known[key], f"trainer.{key}") for key, value in values.items()}
-
-
-# --- overrides --------------------------------------------------------------------------------------------------
-
-SHORT_OVERRIDES = {"world_size": "launch.world_size", "backend": "launch.backend"}
-
-
-def apply_override(content: dict[str, Any], override: str) -> None:
-    """Set `a.b.0.c=value` in place; missing groups are made, lists may grow by one."""
-    key, equals, text = override.partition("=")
-    key = key.strip()
-    _check(bool(equals and key), f"override {override!r} should read key=value, such as trainer.learning_rate=1e-5")
-    parts = SHORT_OVERRIDES.get(key, key).split(".")
-    value = parse_yaml(text, name=f"override {override!r}")
-    target: Any = content
-    for i, part in enumerate(parts[:-1]):
-        child = _child(target, part, override)
-        if child is None:
-            child = [] if parts[i + 1].isdigit() else {}
-            _put(target, part, child, override)
-        target = child
-    _put(target, parts[-1], value, override)
-
-
-def _child(target: Any, part: str, override: str) -> Any:
-    if isinstance(target, list):
-        _check(part.isdigit(), f"override {override!r}: {part!r} should be a position in a list of {len(target)}")
-        return target[int(part)] if int(part) < len(target) else None
-    _check(isinstance(target, dict), f"override {override!r}: nothing can be set below {target!r}")
-    return target.get(part)
-
-
-def _put(target: Any, part: str, value: Any, override: str) -> None:
-    if isinstance(target, list):
-        _check(
-            part.isdigit() and int(part) <= len(target), f"override {override!r}: the list has {len(target)} entries"
-        )
-        target[int(part) : int(part) + 1] = [value]
-        return
-    _check(isinstance(target, dict), f"override {override!r}: nothing can be set below {target!r}")
-    target[part] = value
+    return {key: typed(value, known[key], f"trainer.{key}") for key, value in values.items()}

@@ -23,7 +23,8 @@ from typing import Any
 import torch
 
 from entrl import __version__
-from entrl.recipe import Recipe, make_recipe, parse_yaml
+from entrl.recipe import Recipe, make_recipe
+from entrl.settings import parse_yaml
 
 OURS = (
     "recipe.yaml",

@@ -20,8 +20,8 @@ from rich.console import Console
 from entrl import __version__
 from entrl.answer_files import choose, print_choice, write_choice
 from entrl.cold_start.spec import ColdStart
-from entrl.recipe import parse_yaml
 from entrl.run_folder import flat, git_state, now, read_json, versions, write_json, write_text
+from entrl.settings import parse_yaml
 
 WRITTEN = ("recipe.yaml", "manifest.json", "train.jsonl", "report.json", "model")
 

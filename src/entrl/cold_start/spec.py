@@ -27,17 +27,9 @@ import yaml
 from entrl.curation import CurationSpec
 from entrl.load import find_file
 from entrl.nursery.traces import Mixture
-from entrl.recipe import (
-    REMOVED_MODEL_KEYS,
-    ModelSpec,
-    _build,
-    _check_keys,
-    _Dumper,
-    _plain,
-    _typed,
-    read_settings,
-)
+from entrl.recipe import REMOVED_MODEL_KEYS, ModelSpec
 from entrl.run_folder import flat
+from entrl.settings import Dumper, build, check_keys, plain, read_settings, typed
 
 OWNED_SFT_KEYS = {
     "output_dir": "set `out`",
@@ -157,10 +149,10 @@ class ColdStart:
     def resolved(self) -> dict[str, Any]:
         """With our defaults filled in; reading it back gives the same cold start."""
         skip = ("name", "base")
-        return {f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self) if f.name not in skip}
+        return {f.name: plain(getattr(self, f.name)) for f in dataclasses.fields(self) if f.name not in skip}
 
     def to_yaml(self) -> str:
-        return yaml.dump(self.resolved(), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+        return yaml.dump(self.resolved(), Dumper=Dumper, sort_keys=False, allow_unicode=True)
 
     def config_hash(self) -> str:
         """Of everything that decides the weights, the content of an answers file included; not of `out`.
@@ -191,7 +183,7 @@ def load_cold_start(path: str | Path, overrides: Sequence[str] = ()) -> ColdStar
 def make_cold_start(content: Mapping[str, Any], *, name: str, base: Path) -> ColdStart:
     """Plain objects -> `ColdStart`."""
     known = [f.name for f in dataclasses.fields(ColdStart) if f.name not in ("name", "base")]
-    _check_keys(content, known, where="cold start")
+    check_keys(content, known, where="cold start")
     for group in ("model", "answers", "out"):
         if content.get(group) is None:
             raise ValueError(f"the cold start {name} has no {group!r}; see docs/cold_start.md")
@@ -199,20 +191,20 @@ def make_cold_start(content: Mapping[str, Any], *, name: str, base: Path) -> Col
     return ColdStart(
         name=name,
         base=base,
-        model=_build(ModelSpec, content["model"], "model", removed=REMOVED_MODEL_KEYS),
+        model=build(ModelSpec, content["model"], "model", removed=REMOVED_MODEL_KEYS),
         answers=_answers(content["answers"]),
-        curation=None if curation is None else _build(CurationSpec, curation, "curation"),
-        out=_typed(content["out"], str, "out"),
+        curation=None if curation is None else build(CurationSpec, curation, "curation"),
+        out=typed(content["out"], str, "out"),
         sft=_checked_sft(content.get("sft") or {}),
-        threads=_typed(content.get("threads"), int | None, "threads"),
+        threads=typed(content.get("threads"), int | None, "threads"),
     )
 
 
 def _answers(group: Any) -> AnswersSpec:
-    _check_keys(group, [f.name for f in dataclasses.fields(AnswersSpec)], where="answers")
+    check_keys(group, [f.name for f in dataclasses.fields(AnswersSpec)], where="answers")
     kinds = {"sample": SampleSpec, "lessons": LessonsSpec, "pass_rate": SamplingSpec}
-    built = {k: _build(cls, group[k], f"answers.{k}") for k, cls in kinds.items() if group.get(k) is not None}
-    return AnswersSpec(file=_typed(group.get("file"), str | None, "answers.file"), **built)
+    built = {k: build(cls, group[k], f"answers.{k}") for k, cls in kinds.items() if group.get(k) is not None}
+    return AnswersSpec(file=typed(group.get("file"), str | None, "answers.file"), **built)
 
 
 def _checked_sft(group: Any) -> dict[str, Any]:
@@ -226,5 +218,5 @@ def _checked_sft(group: Any) -> dict[str, Any]:
             raise ValueError(f"sft.{key} is set elsewhere: {OWNED_SFT_KEYS[key]}")
     hints = typing.get_type_hints(SFTConfig)
     known = [f.name for f in dataclasses.fields(SFTConfig) if f.init]
-    _check_keys(group, known, where="sft")
-    return {key: _typed(value, hints.get(key, Any), f"sft.{key}") for key, value in {**SFT_DEFAULTS, **group}.items()}
+    check_keys(group, known, where="sft")
+    return {key: typed(value, hints.get(key, Any), f"sft.{key}") for key, value in {**SFT_DEFAULTS, **group}.items()}

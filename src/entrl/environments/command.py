@@ -50,9 +50,9 @@ SHOWN = ("success", "questions", "gain_per_question", "normalised_gain", "entrop
 def run_play(options: argparse.Namespace) -> int:
     """What the command does with its parsed arguments; see `entrl.cli`."""
     from entrl.evaluate import _commit
-    from entrl.recipe import parse_yaml
     from entrl.run_folder import finite, write_json
     from entrl.run_log import be_quiet
+    from entrl.settings import parse_yaml
     from entrl.tasks import load_task
 
     be_quiet()

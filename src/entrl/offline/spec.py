@@ -36,19 +36,13 @@ from entrl.recipe import (
     ControllerSpec,
     EnvironmentSpec,
     ModelSpec,
-    _build,
-    _build_environment,
-    _build_list,
-    _check_keys,
-    _checked_lora,
-    _Dumper,
-    _plain,
-    _typed,
+    build_environment_spec,
+    checked_lora,
     load_rows,
-    read_settings,
     trainer_fields,
 )
 from entrl.run_folder import flat
+from entrl.settings import Dumper, build, build_list, check_keys, plain, read_settings, typed
 
 METHODS = {"grpo": "EntropyGRPOConfig", "dpo": "trl.DPOConfig"}
 OWNED = {
@@ -171,10 +165,10 @@ class Offline:
     def resolved(self) -> dict[str, Any]:
         """With our defaults filled in; reading it back gives the same run."""
         skip = ("name", "base")
-        return {f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self) if f.name not in skip}
+        return {f.name: plain(getattr(self, f.name)) for f in dataclasses.fields(self) if f.name not in skip}
 
     def to_yaml(self) -> str:
-        return yaml.dump(self.resolved(), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+        return yaml.dump(self.resolved(), Dumper=Dumper, sort_keys=False, allow_unicode=True)
 
     def config_hash(self) -> str:
         """Of everything that decides the weights, a user's own files included; not of `out`."""
@@ -207,7 +201,7 @@ def load_offline(path: str | Path, overrides: Sequence[str] = ()) -> Offline:
 def make_offline(content: Mapping[str, Any], *, name: str, base: Path) -> Offline:
     """Plain objects -> `Offline`."""
     known = [f.name for f in dataclasses.fields(Offline) if f.name not in ("name", "base")]
-    _check_keys(content, known, where="offline run")
+    check_keys(content, known, where="offline run")
     for group in ("model", "data", "method", "out"):
         if content.get(group) is None:
             raise ValueError(f"the offline run {name} has no {group!r}; see docs/offline.md")
@@ -223,33 +217,33 @@ def make_offline(content: Mapping[str, Any], *, name: str, base: Path) -> Offlin
     return Offline(
         name=name,
         base=base,
-        model=_build(ModelSpec, content["model"], "model", removed=REMOVED_MODEL_KEYS),
+        model=build(ModelSpec, content["model"], "model", removed=REMOVED_MODEL_KEYS),
         data=data,
         held_out=_held_out(content),
-        environment=_build_environment(content.get("environment")),
+        environment=build_environment_spec(content.get("environment")),
         method=method,
-        pairs=_build(PairSpec, content.get("pairs") or {}, "pairs") if method == "dpo" else None,
-        controllers=_build_list(ControllerSpec, content.get("controllers") or [], "controllers"),
-        lora=_checked_lora(content.get("lora")),
+        pairs=build(PairSpec, content.get("pairs") or {}, "pairs") if method == "dpo" else None,
+        controllers=build_list(ControllerSpec, content.get("controllers") or [], "controllers"),
+        lora=checked_lora(content.get("lora")),
         trainer=_trainer(content.get("trainer") or {}, method, data.candidates),
-        threads=_typed(content.get("threads"), int | None, "threads"),
-        out=_typed(content["out"], str, "out"),
+        threads=typed(content.get("threads"), int | None, "threads"),
+        out=typed(content["out"], str, "out"),
     )
 
 
 def _data(group: Any) -> OfflineData:
     """The `data` group with its two inner ones."""
-    _check_keys(group, [f.name for f in dataclasses.fields(OfflineData)], where="data")
+    check_keys(group, [f.name for f in dataclasses.fields(OfflineData)], where="data")
     inner = {"prefixes": PrefixSpec, "candidates": CandidateSpec}
-    built = {name: _build(cls, group.get(name) or {}, f"data.{name}") for name, cls in inner.items()}
-    plain = _build(OfflineData, {k: v for k, v in group.items() if k not in inner}, "data")
+    built = {name: build(cls, group.get(name) or {}, f"data.{name}") for name, cls in inner.items()}
+    plain = build(OfflineData, {k: v for k, v in group.items() if k not in inner}, "data")
     return dataclasses.replace(plain, **built)
 
 
 def _held_out(content: Mapping[str, Any]) -> HeldOut | None:
     if "held_out" in content and content["held_out"] is None:
         return None
-    return _build(HeldOut, content.get("held_out") or {}, "held_out")
+    return build(HeldOut, content.get("held_out") or {}, "held_out")
 
 
 def _trainer(group: Any, method: str, candidates: CandidateSpec) -> dict[str, Any]:
@@ -272,7 +266,7 @@ def _trainer(group: Any, method: str, candidates: CandidateSpec) -> dict[str, An
                 "candidates of a prefix, so leave num_generations out or make them equal"
             )
         values["num_generations"] = candidates.count
-    return {key: _typed(value, known[key], f"trainer.{key}") for key, value in values.items()}
+    return {key: typed(value, known[key], f"trainer.{key}") for key, value in values.items()}
 
 
 def _refuse(key: str, method: str, fields: Mapping[str, Mapping[str, Any]]) -> None:

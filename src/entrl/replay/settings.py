@@ -15,7 +15,7 @@ from typing import Any
 
 from entrl.controllers.hooks import Controller
 from entrl.load import load_controller
-from entrl.recipe import parse_yaml
+from entrl.settings import parse_yaml
 
 PLAIN = "none"
 

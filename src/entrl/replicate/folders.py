@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from entrl.recipe import parse_yaml
 from entrl.run_folder import flat
+from entrl.settings import parse_yaml
 
 ENTROPY = "policy_entropy/token_mean"
 ACCURACY = "rewards/accuracy/mean"

@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from entrl.cold_start import ColdStart, is_made, load_cold_start
-from entrl.recipe import parse_yaml
 from entrl.replicate.study import Run, Study
 from entrl.run_folder import flat
+from entrl.settings import parse_yaml
 
 PRELOAD = ["entrl.run", "entrl.trainers", "entrl.evaluate", "entrl.report", "entrl_rewards.accuracy", "reasoning_gym"]
 PATIENCE_S = 20.0  # for an interrupted run to write its manifest before it is killed

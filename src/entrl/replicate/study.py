@@ -30,8 +30,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from entrl.recipe import Recipe, load_recipe, parse_yaml
+from entrl.recipe import Recipe, load_recipe
 from entrl.run_folder import flat
+from entrl.settings import parse_yaml
 
 NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")  # of arms and tasks: they become folders
 STUDY_KEYS = frozenset(
