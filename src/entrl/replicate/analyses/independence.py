@@ -10,7 +10,10 @@ from entrl.environments.independence import independence_cost
 from entrl.replicate.folders import TaskRuns
 
 TITLE = "The cost of independent slots, against the exact joint"
-PAPER = "Nous' belief is factored over attributes; what that costs is not reported in what we read (reviews, abstract)."
+PAPER = (
+    "Nous factors its belief over attributes; independence is a limit its reviewers name, and what it costs is not "
+    "reported in what we read."
+)
 
 
 def analyse(

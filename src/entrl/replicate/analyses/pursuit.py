@@ -18,8 +18,9 @@ from entrl.tasks import load_task
 
 TITLE = "C-IP against IP with an over-confident answer model"
 PAPER = (
-    "Sets calibrated by split conformal prediction keep their coverage where a language model's own entropies mislead; "
-    "C-IP asks better questions than IP on 20 Questions and MediQ (arXiv 2507.03279; figures, no intervals)."
+    "C-IP against IP, 20 questions with Llama-3.1-8B, five runs: success 0.83 +- 0.05 against 0.65 +- 0.18 (open "
+    "questions, free text), 0.83 against 0.71 (closed, free text), 0.37 against 0.31 and 0.29 against 0.29 (yes/no); "
+    "alike on MediQ; coverage is not promised on histories that C-IP chose (arXiv 2507.03279, Tables 1-2, section F)."
 )
 POLICIES = {"ip": InformationPursuit, "c-ip": ConformalPursuit}
 
