@@ -222,7 +222,7 @@ def test_world_size_other_than_asked(model: str, tmp_path: Path):
 
 def qwen3_like(folder: Path) -> str:
     """A random Qwen3 behind Qwen3's own chat template and a byte-level BPE that has its special tokens."""
-    words = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>"]
+    words = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>", "<tool_call>", "</tool_call>"]
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
@@ -272,6 +272,33 @@ def test_qwen3_recipe_is_constructed_and_steps_with_a_random_model(name: str, tm
     sample = lines(tmp_path / "run" / "completions.jsonl")[0]
     assert "<|im_start|>user" in sample["prompt"]
     assert sample["entropies"] is not None
+
+
+@pytest.mark.slow
+def test_qwen3_dialogues_are_constructed_and_step_with_a_random_model(tmp_path: Path):
+    """The recipe with tools but for scale: Qwen3's template with its tool schemas, LoRA, credit per turn, dialogues."""
+    games = "task: twenty_questions, args: {rows: 4, columns: 4, max_questions: 3}"
+    words = [
+        f"model={{path: {qwen3_like(tmp_path / 'model')}, dtype: float32}}",
+        f"data={{{games}, train_size: 64}}",
+        f"eval={{{games}, split: test, size: 3, samples: 2, k: [1, 2], max_new_tokens: 6}}",
+        "world_size=1",
+        "trainer.use_vllm=false",
+        "trainer.per_device_train_batch_size=1",
+        "trainer.gradient_accumulation_steps=8",
+        "trainer.max_completion_length=6",
+        "trainer.max_steps=2",
+        f"trainer.output_dir={tmp_path / 'run'}",
+    ]
+    result = quietly(load_recipe(RECIPES / "qwen3" / "twenty-questions.yaml", words))
+    found = lines(tmp_path / "run" / "metrics.jsonl")
+    assert [r["step"] for r in found] == [1, 2]
+    assert found[0]["information_gain/submitted"] == 0  # random bytes call nothing
+    assert found[0]["turns/per_completion"] == 1
+    assert result.eval_after is not None
+    assert result.eval_after["inquiry"]["greedy"]["questions"]["mean"] == 0
+    sample = lines(tmp_path / "run" / "completions.jsonl")[0]
+    assert '"name": "ask"' in sample["prompt"]
 
 
 def test_lines_instead_of_a_bar_where_there_is_no_terminal(model: str, tmp_path: Path):
