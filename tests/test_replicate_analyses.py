@@ -275,7 +275,7 @@ def with_dialogues(study: Study) -> Study:
     """The same runs as if they had been dialogues: `low` asks two questions less than before, others as many."""
     for folder in study.out.iterdir():
         found = json.loads((folder / "eval_after.json").read_text())
-        rng = random.Random(folder.name)
+        rng = random.Random(folder.name.rpartition("-")[2])  # all arms of a seed begin as one model
         for problem in found["problems"]:
             problem |= {"greedy_questions": 5, "mean_questions": 5 + rng.gauss(0, 0.1)}
         found["inquiry"] = {"greedy": {}, "sampled": {"questions": {"mean": 5.0}, "success": {"mean": 0.5}}}
@@ -298,6 +298,15 @@ def test_asking(tmp_path):
     since = found["verdict"].split("since the start: ")[1]
     assert "low: fewer questions, success held (fewer questions at equal success)" in since
     assert "cut-16: questions not told apart, success held" in since
+
+
+def test_an_arm_taught_offline_is_held_against_where_the_reference_began(tmp_path):
+    study = with_dialogues(written_study(tmp_path, "  - {use: asking, arms: [low]}\n"))
+    for folder in study.out.iterdir():  # its own start is what it was taught, so nothing would change since
+        if folder.name.startswith("low-"):
+            (folder / "eval_before.json").write_text((folder / "eval_after.json").read_text())
+    start = only(study)["since_start"]["questions, sampled"]["arms"]["low"]
+    assert start["diff"] == pytest.approx(-2)
 
 
 def test_asking_shows_the_share_that_is_right_where_answers_have_parts(tmp_path):

@@ -84,10 +84,13 @@ def analyse(runs: TaskRuns, *, arms: list[str] | None = None, reference: str | N
 
 
 def _since_start(runs: TaskRuns, arm: str, score: Score) -> dict[str, Any] | None:
-    """After training against before, over the seeds of an arm; None for an arm that did not measure its start."""
+    """After training against before, over the seeds of an arm; None for an arm that did not measure its start.
+
+    Before is where the reference began with the seed: an arm that `entrl offline` taught began as something else.
+    """
     tables: tuple[list[dict], list[dict]] = ([], [])
-    for folder in runs.arm(arm).values():
-        before = folder / "eval_before.json"
+    for seed, folder in runs.arm(arm).items():
+        before = runs.arm(runs.reference).get(seed, folder) / "eval_before.json"
         if not before.is_file():
             return None
         for table, found in zip(tables, (_read(before), evaluation(folder)), strict=True):
