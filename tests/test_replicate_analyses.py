@@ -277,7 +277,7 @@ def with_dialogues(study: Study) -> Study:
         found = json.loads((folder / "eval_after.json").read_text())
         rng = random.Random(folder.name.rpartition("-")[2])  # all arms of a seed begin as one model
         for problem in found["problems"]:
-            problem |= {"greedy_questions": 5, "mean_questions": 5 + rng.gauss(0, 0.1)}
+            problem |= {"greedy_questions": 5, "mean_questions": 5 + rng.gauss(0, 0.1), "n_correct": rng.randint(0, 8)}
         found["inquiry"] = {"greedy": {}, "sampled": {"questions": {"mean": 5.0}, "success": {"mean": 0.5}}}
         (folder / "eval_before.json").write_text(json.dumps(found))
         for problem in found["problems"]:
