@@ -214,6 +214,20 @@ def make():
 """
 
 
+def test_noise_stays_among_the_answers_that_a_question_has(tmp_path):
+    """`wings` and `legs` share an alphabet: nobody is wrong about wings by saying "four"."""
+    csv = "name,wings,legs,fins\ncat,no,four,no\nowl,yes,two,no\nman,no,two,no\n"
+    table = load_table(written(tmp_path, "mixed.csv", csv))
+    assert set(table.answers) == {"no", "yes", "two", "four"}
+    order = {answer: table.answers.index(answer) for answer in table.answers}
+    wings, legs, fins = (table.likelihood(question, noise=0.3) for question in table.questions)
+    np.testing.assert_allclose(wings[0][[order["no"], order["yes"]]], [0.7, 0.3])
+    np.testing.assert_allclose(legs[0][[order["four"], order["two"]]], [0.7, 0.3])
+    np.testing.assert_allclose(fins[0][[order["no"], order["yes"]]], [0.7, 0.3])  # never yes here, and could be
+    for one in (wings, legs, fins):
+        np.testing.assert_allclose(one.sum(1), 1)
+
+
 def test_three_ways_to_write_the_same_table(tmp_path):
     prior = [0.25, 0.75]
     full = {"hypotheses": ["cat", "owl"], "questions": ["fur", "flies"], "values": [[1, 0], [0, 1]], "prior": prior}

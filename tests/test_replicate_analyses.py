@@ -17,11 +17,14 @@ import torch
 from rich.console import Console
 
 from entrl.controllers.hooks import Rows
+from entrl.environments.diagram import find_world, world_id
+from entrl.environments.joint import JointBelief
 from entrl.environments.play import play, score
 from entrl.environments.policies import GreedyExact
+from entrl.intervals import seed_differences
 from entrl.recipe import load_recipe
 from entrl.replicate import check_same_schedule, load_study, replicate
-from entrl.replicate.analyses import analyse_all, check, known, policies, pursuit
+from entrl.replicate.analyses import analyse_all, check, independence, known, policies, pursuit
 from entrl.replicate.analyses.predicted_change import monitored_points, window_pairs
 from entrl.replicate.drawing import round_ticks
 from entrl.replicate.folders import NotMeasured, TaskRuns, series
@@ -359,6 +362,27 @@ def test_policies_play_the_rows_that_the_arms_were_evaluated_on(tmp_path):
     assert "policy: guess" in BY_ANALYSIS["policies"](found)
     with pytest.raises(ValueError, match="no policy 'gredy'; there are guess, random, fixed, greedy"):
         policies.analyse(runs, policies=["gredy"])
+
+
+def test_policies_of_the_diagram_game_hold_the_exact_joint():
+    recipe = load_recipe(ROOT / "recipes" / "diagram" / "outcome.yaml")
+    env = policies.exact_environment(recipe)()
+    env.reset(**recipe.load_eval_data()[0])
+    assert isinstance(env._estimator.belief, JointBelief)
+    assert "grouping=" in env.ask("grouping")  # the recipe's other options are kept
+
+
+def test_independence_is_averaged_over_draws_of_the_world():
+    runs = TaskRuns(task="", folders={}, reference="", margin=0.5)
+    worlds = {"two": {"slots": ["kind", "layout"], "opening": False}}
+    (cost,) = independence.analyse(runs, budgets=[2], size=10, draws=[0, 1, 2], worlds=worlds)["worlds"]["two"]
+    each = [find_world(world_id(slots=["kind", "layout"], world=draw)).dependence_bits() for draw in cost["draws"]]
+    assert cost["dependence_bits"] == pytest.approx(np.mean(each))
+    # two questions about two slots tell everything, so what is overpaid is what the prior overstates
+    assert cost["overpaid bits"]["diff"] == pytest.approx(np.mean(each))
+    assert cost["overpaid bits"]["hi"] == pytest.approx(seed_differences([0.0] * 3, each).hi)
+    with pytest.raises(NotMeasured, match="two draws"):
+        independence.analyse(runs, draws=[0], worlds=worlds)
 
 
 def test_c_ip_against_ip_on_a_few_tables():

@@ -211,6 +211,21 @@ def test_unknown_tools_bad_arguments_and_refusals():
     assert by_turn == pytest.approx([-1, -1, -1, gain, -1, 0, 0, 0])
 
 
+def test_malformed_calls_are_counted_and_charged():
+    """TRL reads a call it cannot parse as text, and the dialogue ends: breaking the syntax is no cheap way out."""
+    broken = '<tool_call>\n{"name": "ask", "arguments": {"attribute": }\n</tool_call>'
+    dialogue = played([[ask(questions()[0])], broken])
+    logged = {}
+    (got,) = rewards_of([dialogue], InformationGain(credit="none", invalid_penalty=0.5), log_metric=logged.__setitem__)
+    assert (got, logged["information_gain/invalid"]) == (-0.5, 1)
+    _, (by_turn,) = turn_rewards([dialogue], invalid_penalty=0.5, gain_weight=0.0)
+    assert by_turn == [0.0, -0.5]
+    (published,) = rewards_of([dialogue], InformationGain(preset="delta_belief", gain_weight=0.0, question_cost=0.0))
+    assert published == -5
+    gave_up = played([[ask(questions()[0])], "I give up."])
+    assert rewards_of([gave_up], InformationGain(credit="none", invalid_penalty=1)) == [0]
+
+
 def test_invalid_calls_that_were_taken_back_are_charged_to_the_last_turn():
     dialogue = played([[ask(questions()[0])], [ask("nonsense"), ask("rubbish")]], drop_last=True)
     _, (by_turn,) = turn_rewards([dialogue], invalid_penalty=1.0, gain_weight=0.0)

@@ -275,9 +275,15 @@ def test_qwen3_recipe_is_constructed_and_steps_with_a_random_model(name: str, tm
 
 
 @pytest.mark.slow
-def test_qwen3_dialogues_are_constructed_and_step_with_a_random_model(tmp_path: Path):
+@pytest.mark.parametrize(
+    ("name", "games"),
+    [
+        ("twenty-questions", "task: twenty_questions, args: {rows: 4, columns: 4, max_questions: 3}"),
+        ("diagram", "task: diagram, args: {slots: 3, expertise: mixed, max_questions: 3}"),
+    ],
+)
+def test_qwen3_dialogues_are_constructed_and_step_with_a_random_model(name: str, games: str, tmp_path: Path):
     """The recipe with tools but for scale: Qwen3's template with its tool schemas, LoRA, credit per turn, dialogues."""
-    games = "task: twenty_questions, args: {rows: 4, columns: 4, max_questions: 3}"
     words = [
         f"model={{path: {qwen3_like(tmp_path / 'model')}, dtype: float32}}",
         f"data={{{games}, train_size: 64}}",
@@ -290,7 +296,7 @@ def test_qwen3_dialogues_are_constructed_and_step_with_a_random_model(tmp_path: 
         "trainer.max_steps=2",
         f"trainer.output_dir={tmp_path / 'run'}",
     ]
-    result = quietly(load_recipe(RECIPES / "qwen3" / "twenty-questions.yaml", words))
+    result = quietly(load_recipe(RECIPES / "qwen3" / f"{name}.yaml", words))
     found = lines(tmp_path / "run" / "metrics.jsonl")
     assert [r["step"] for r in found] == [1, 2]
     assert found[0]["information_gain/submitted"] == 0  # random bytes call nothing

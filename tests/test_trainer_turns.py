@@ -11,6 +11,12 @@ from tiny_model import digits, options
 from trl import GRPOTrainer
 from turn_runs import TurnReward, dialogue, dialogues, turn_run
 
+from entrl.controllers.ce_gppo import CEGPPO
+from entrl.controllers.clip_cov import ClipCov
+from entrl.controllers.cw_grpo import CWGRPO
+from entrl.controllers.std_floor import StdFloor
+from entrl.controllers.steer import Steer
+from entrl.controllers.w_reinforce import WReinforce
 from entrl.trainers.schedule import check_schedule
 
 REPOSITORY = Path(__file__).parents[1]
@@ -45,8 +51,8 @@ def rows_of(seen):
 
 
 def test_every_token_gets_its_turns_credit_and_tools_get_none(tmp_path):
-    plain = turn_run(tmp_path, **CUT, reward=plain_reward(), controllers=0, turn_credit=None)["seen"][0]
-    seen = turn_run(tmp_path, **CUT, controllers=0)["seen"][0]
+    plain = turn_run(tmp_path, **CUT, reward=plain_reward(), controllers=(), turn_credit=None)["seen"][0]
+    seen = turn_run(tmp_path, **CUT, controllers=())["seen"][0]
     assert seen["advantages"].shape == seen["completion_ids"].shape
     ids_B, mask_B = rows_of(seen)
     credit = slow_credit(seen["prompts"], ids_B, mask_B, weight=0.7)
@@ -66,9 +72,9 @@ def plain_reward():
 
 @pytest.mark.parametrize("loss_type", ["grpo", "dapo", "dr_grpo"])
 def test_a_weight_of_zero_is_plain_grpo_bit_for_bit(tmp_path, loss_type):
-    zero = turn_run(tmp_path, **CUT, controllers=0, turn_credit_weight=0.0, loss_type=loss_type)
-    plain = turn_run(tmp_path, **CUT, controllers=0, turn_credit=None, reward=plain_reward(), loss_type=loss_type)
-    credited = turn_run(tmp_path, **CUT, controllers=0, loss_type=loss_type)
+    zero = turn_run(tmp_path, **CUT, controllers=(), turn_credit_weight=0.0, loss_type=loss_type)
+    plain = turn_run(tmp_path, **CUT, controllers=(), turn_credit=None, reward=plain_reward(), loss_type=loss_type)
+    credited = turn_run(tmp_path, **CUT, controllers=(), loss_type=loss_type)
     assert zero["seen"][0]["advantages"].dim() == 1
     assert torch.equal(zero["parameters"], plain["parameters"])
     for a, b in zip(zero["gradients"], plain["gradients"], strict=True):
@@ -90,8 +96,8 @@ class Replaced(GRPOTrainer):
 
 
 def test_gradients_are_stock_trls_with_those_advantages(tmp_path):
-    stock = turn_run(tmp_path, **CUT, controllers=0, turn_credit=None, reward=plain_reward(), cls=Replaced)
-    ours = turn_run(tmp_path, **CUT, controllers=0)
+    stock = turn_run(tmp_path, **CUT, controllers=(), turn_credit=None, reward=plain_reward(), cls=Replaced)
+    ours = turn_run(tmp_path, **CUT, controllers=())
     for a, b in zip(ours["gradients"], stock["gradients"], strict=True):
         torch.testing.assert_close(a, b, atol=1e-7, rtol=1e-5)
 
@@ -104,6 +110,31 @@ def test_micro_batches_do_not_matter_with_a_controller_beside_it(tmp_path, cut):
     for a, b in zip(whole["gradients"], other["gradients"], strict=True):
         torch.testing.assert_close(a, b, atol=1e-6, rtol=0)
     assert whole["metrics"][0]["kl_cov/selected"] == 3
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        lambda: ClipCov(fraction=0.05, lower=0.0, upper=50.0, seed=3),
+        CWGRPO,
+        lambda: Steer(w_min=0.5),
+        CEGPPO,
+        WReinforce,
+        lambda: StdFloor(floor=0.5),
+    ],
+    ids=["clip_cov", "cw_grpo", "steer", "ce_gppo", "w_reinforce", "std_floor"],
+)
+def test_every_kind_of_controller_works_on_advantages_of_turns(tmp_path, made):
+    """The cut does not matter, and the turns' credit is still in the gradient."""
+    scaling = {"scale_rewards": "none"} if made is WReinforce else {}
+    whole, other = (
+        turn_run(tmp_path, **cut, controllers=[made()], **scaling) for cut in (CUT, {"rows": 6, "slices": 2})
+    )
+    for a, b in zip(whole["gradients"], other["gradients"], strict=True):
+        torch.testing.assert_close(a, b, atol=1e-6, rtol=0)
+    plain = turn_run(tmp_path, **CUT, controllers=[made()], turn_credit=None, reward=plain_reward(), **scaling)
+    assert whole["seen"][0]["advantages"].dim() == 2
+    assert not torch.allclose(whole["gradients"][0], plain["gradients"][0], atol=1e-4)
 
 
 @pytest.mark.multiprocess
@@ -141,7 +172,7 @@ def same_dialogue(prompts, run):
 
 
 def test_identical_rollouts_get_exactly_nothing(tmp_path):
-    seen = turn_run(tmp_path, **CUT, rollout_func=same_dialogue, controllers=0)["seen"][0]
+    seen = turn_run(tmp_path, **CUT, rollout_func=same_dialogue, controllers=())["seen"][0]
     assert torch.equal(seen["advantages"], torch.zeros_like(seen["advantages"]))
 
 
@@ -149,13 +180,13 @@ def test_identical_rollouts_get_exactly_nothing(tmp_path):
     "estimator", ["turnwise_masked", "zero_padded", "joint_norm", "turn_group_sqrt", "first_turn_norm"]
 )
 def test_the_published_estimators_run(tmp_path, estimator):
-    seen = turn_run(tmp_path, **CUT, turn_credit=estimator, controllers=0)["seen"][0]
+    seen = turn_run(tmp_path, **CUT, turn_credit=estimator, controllers=())["seen"][0]
     assert seen["advantages"].isfinite().all()
     assert seen["advantages"].std(1).max() > 0
 
 
 def test_length_weighting_gives_turns_of_a_row_one_weight(tmp_path):
-    common = {**CUT, "controllers": 0, "scale_rewards": "none"}
+    common = {**CUT, "controllers": (), "scale_rewards": "none"}
     base = turn_run(tmp_path, **common, turn_credit_weight=0.0)["seen"][0]["advantages"]
     plain = turn_run(tmp_path, **common)["seen"][0]["advantages"]
     weighed = turn_run(tmp_path, **common, turn_length_weighting=True)["seen"][0]

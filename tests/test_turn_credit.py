@@ -231,12 +231,21 @@ def test_permuting_rollouts_permutes_the_credit(estimator):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("estimator", [return_to_go, turnwise_masked, zero_padded])
+@pytest.mark.parametrize("estimator", [return_to_go, turnwise_masked, zero_padded, turn_group_sqrt])
 def test_identical_rollouts_get_exactly_nothing(estimator, dtype):
     """0.1 three times has a float mean that is not 0.1, which 1/eps would make a visible advantage."""
     reward_BS = torch.tensor([[0.1, 0.7, math.nan]] * 3, dtype=dtype)
     turn_BS = torch.tensor([[True, True, False]] * 3)
     assert not estimator(reward_BS, turn_BS, group_size=3).any()
+
+
+@pytest.mark.parametrize("estimator", [joint_norm, first_turn_norm])
+def test_two_reproductions_pay_identical_rollouts(estimator):
+    """As published, and said in the module: neither compares a turn with the same turn of the others."""
+    reward_BS = torch.tensor([[0.1, 0.7]] * 4, dtype=torch.float64)
+    advantage_BS = estimator(reward_BS, torch.ones_like(reward_BS, dtype=torch.bool), group_size=4)
+    assert (advantage_BS == advantage_BS[0]).all()
+    assert advantage_BS.abs().max() > (1e5 if estimator is first_turn_norm else 0.5)
 
 
 def test_identical_rollouts_get_nothing_from_their_total():

@@ -7,6 +7,7 @@ import random
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import torch
 from tiny_model import trainer
@@ -84,8 +85,8 @@ class Seen(EntropyGRPOTrainer):
         return output
 
 
-def turn_run(folder: Path, *, rows: int, slices: int, world: int = 1, controllers: int = 1, **options) -> dict:
-    """Two optimiser steps over one window of dialogues."""
+def turn_run(folder: Path, *, rows: int, slices: int, world: int = 1, controllers: Any = None, **options) -> dict:
+    """Two optimiser steps over one window of dialogues; controllers: None = KL-Cov."""
     gradients = Gradients()
     settings = WHOLE | options
     reward = settings.pop("reward", None) or TurnReward()
@@ -95,7 +96,7 @@ def turn_run(folder: Path, *, rows: int, slices: int, world: int = 1, controller
         folder,
         reward,
         cls=settings.pop("cls", Seen),
-        controllers=[KLCov(fraction=0.05)] if controllers else (),
+        controllers=[KLCov(fraction=0.05)] if controllers is None else controllers,
         **{"loss_type": "dapo", "max_completion_length": 64, **window, **settings},
     )
     run.add_callback(gradients)

@@ -118,7 +118,7 @@ class InformationGain:
     outcome: Literal["correct", "score"] = "correct"  # score: the share of the submission that is right
     question_cost: float | None = None  # per question asked, repeats included; default 0
     repeat_penalty: float | None = None  # default 0
-    invalid_penalty: float | None = None  # per call with bad arguments or to an unknown tool; default 0
+    invalid_penalty: float | None = None  # per call that is malformed, has bad arguments or names no tool; default 0
     pay: Literal["episode", "turn"] = "episode"
     seen_only: bool = True  # False pays answers that the model never saw
     # NEGATIVE CONTROL, not a method: each rollout is paid the gains of another one of its group (costs and outcome stay
@@ -346,8 +346,12 @@ def log2_size(estimator: Any) -> float:
 
 
 def invalid_turns(dialogue: Dialogue, environment: Any) -> list[int]:
-    """The turn of each call with bad arguments or to an unknown tool; those that were taken back count for the last."""
-    turns = [turn for turn, text in dialogue.other if text.startswith((TRL_ERROR, ENVIRONMENT_ERROR))]
+    """The turn of each call that is malformed, has bad arguments or names no tool.
+
+    Calls that were taken back count for the last turn.
+    """
+    turns = [*dialogue.unread]
+    turns += [turn for turn, text in dialogue.other if text.startswith((TRL_ERROR, ENVIRONMENT_ERROR))]
     shown = sum(text.startswith(ENVIRONMENT_ERROR) for _, text in dialogue.other)
     return turns + [max(dialogue.turns - 1, 0)] * max(environment._invalid - shown, 0)
 

@@ -15,6 +15,7 @@ from typing import Any
 
 ENVIRONMENT_ERROR = "Error: "  # how an environment answers bad arguments
 TRL_ERROR = "{'error': "  # how the tool loop's own messages begin: unknown tool, wrong arguments, a tool that raised
+CALL_MARK = "<tool_call>"  # left over in a message's text, it is a call that no parser could read (Qwen's templates)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +26,7 @@ class Dialogue:
     turn_E: tuple[int, ...]  # the turn that made the call
     seen_E: tuple[bool, ...]  # the observation is in the completion
     other: tuple[tuple[int, str], ...]  # (turn, text) of tool messages that no event wrote
+    unread: tuple[int, ...] = ()  # turns whose call was malformed: TRL takes it for text, and the dialogue ends there
 
 
 def follow(completion: Any, events: Sequence[Any]) -> Dialogue:
@@ -37,10 +39,12 @@ def follow(completion: Any, events: Sequence[Any]) -> Dialogue:
         raise TypeError("a completion is plain text, without tool messages; use prompts that are lists of messages")
     turn, at = -1, 0
     turn_of: dict[int, int] = {}
-    other = []
+    other, unread = [], []
     for message in completion:
         if message["role"] == "assistant":
             turn += 1
+            if not message.get("tool_calls") and CALL_MARK in str(message.get("content") or ""):
+                unread.append(turn)
         if message["role"] != "tool":
             continue
         text = message["content"]
@@ -55,4 +59,5 @@ def follow(completion: Any, events: Sequence[Any]) -> Dialogue:
         turn_E=tuple(turn_of.get(i, last) for i in range(len(events))),
         seen_E=tuple(i in turn_of for i in range(len(events))),
         other=tuple(other),
+        unread=tuple(unread),
     )

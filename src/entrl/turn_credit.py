@@ -25,7 +25,9 @@ Differs: the default estimator, which is ours
 Needs:   torch only
 
 P prompts, G rollouts of one prompt, B rows (P*G, a group's G in a row), S turns, T tokens. Standard deviations have
-ddof 1. A turn that never happened has advantage 0; so has everything where there is nothing to compare with.
+ddof 1. A turn that never happened has advantage 0; so has everything where there is nothing to compare with. Identical
+rollouts get 0, but for two reproductions: `joint_norm` compares turns with one another, and `first_turn_norm` divides
+later turns by a spread of first turns that is 0 (to 1e-6, so its advantages can be of the order 1e5).
 """
 
 import math

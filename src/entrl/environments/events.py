@@ -8,7 +8,8 @@ tools. Everything else starts with an underscore, since TRL shows every other me
     after the budget or after `submit`   -> a fixed text, no event, `_refused` + 1
 
 The counter makes observations unique in an episode, so a reward can match tool messages to events by their text, also
-when TRL drops a tool result that did not fit. Unknown tools and malformed calls never get here: TRL answers them.
+when TRL drops a tool result that did not fit. Unknown tools never get here: TRL answers
+them. Nor do malformed calls, which TRL takes for text: the dialogue ends, and the reward counts them as invalid.
 
 Source:  method card information-gain, sections 6 to 8
 Needs:   numpy

@@ -25,6 +25,7 @@ from entrl.intervals import bootstrap_interval
 from entrl.tasks import load_task
 
 CHOICE = {"slots right": "score", "exact match": "correct", "questions": "questions"}  # what -> field of an episode
+OVERPAID = "overpaid bits"
 
 
 def independence_cost(
@@ -50,7 +51,7 @@ def independence_cost(
     for what, field in CHOICE.items():
         a, b = ([float(getattr(e, field)) for e in played] for played in (by_slots, by_joint))
         found[what] = {"factored": fmean(a), "exact": fmean(b), **_mean([y - x for x, y in zip(a, b, strict=True)])}
-    found["overpaid bits"] = {
+    found[OVERPAID] = {
         "factored": fmean(claimed),
         "exact": fmean(replayed),
         **_mean([x - y for x, y in zip(claimed, replayed, strict=True)]),

@@ -17,7 +17,7 @@ import numpy as np
 
 from entrl.beliefs import Contradiction, GainStep, ShapeMismatch, UnknownHypothesis
 from entrl.beliefs.estimators import Observation, OnContradiction, _Inquiry
-from entrl.beliefs.information import Array, checked_likelihood, entropy_bits, expected_gain_bits
+from entrl.beliefs.information import Array, checked_likelihood, entropy_bits, expected_gain_bits, not_negative
 
 
 class JointBelief:
@@ -75,7 +75,7 @@ class JointBelief:
             h_before=before,
             h_after=self._entropy,
             realised=before - self._entropy,
-            kl=max(float((after * np.where(after > 0, bits, 0.0)).sum()), 0.0),
+            kl=not_negative(float((after * np.where(after > 0, bits, 0.0)).sum())),
             expected=expected_gain_bits(marginal, table),
             evidence_bits=float(-np.log2(predictive[answer])) + 0.0,
             answer_entropy=float(entropy_bits(predictive)),

@@ -233,7 +233,24 @@ def _hard(
         for name, row in zip(names, cells, strict=True)
     ]
     array = np.array(values, dtype=np.int64).reshape(len(names), len(questions))
-    return Table(table_id=table_id, hypotheses=names, questions=questions, values=array, answers=given, prior=prior)
+    return Table(
+        table_id=table_id,
+        hypotheses=names,
+        questions=questions,
+        values=array,
+        answers=given,
+        prior=prior,
+        own_answers=None if answers is not None else _own_answers(array, given),
+    )
+
+
+def _own_answers(values: Any, answers: tuple[str, ...]) -> tuple[tuple[int, ...], ...] | None:
+    """Of an alphabet that was collected from all columns, what each column has; a yes or no brings the other along."""
+    if len(answers) <= 2:
+        return None
+    truth = {0, 1} if answers[:2] == YES_NO else set()
+    found = [set(column.tolist()) for column in values.T]
+    return tuple(tuple(sorted(own | (truth if own & truth else set()))) for own in found)
 
 
 _TRUTH = {"0": 0, "false": 0, "no": 0, "1": 1, "true": 1, "yes": 1}

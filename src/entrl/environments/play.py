@@ -49,7 +49,7 @@ class Episode:
     questions: int
     repeats: int
     contradictions: int
-    invalid: int  # calls with bad arguments, or to a tool that is not there
+    invalid: int  # calls that are malformed, have bad arguments, or name a tool that is not there
     refused: int  # calls after the budget or after the answer
     budget: int
     h0: float
@@ -98,6 +98,10 @@ def episode(environment: Any, row: Mapping[str, Any], policy: str, messages: Seq
     asked = [event for event in environment._events if event.correct is None]
     steps = [event.step for event in asked]
     unknown_tools = sum(m["role"] == "tool" and m["content"].startswith("{'error': ") for m in messages)
+    unread = sum(
+        m["role"] == "assistant" and not m.get("tool_calls") and "<tool_call>" in str(m.get("content") or "")
+        for m in messages
+    )
     return Episode(
         problem_id=row.get("problem_id"),
         table_id=row.get("table_id"),
@@ -108,7 +112,7 @@ def episode(environment: Any, row: Mapping[str, Any], policy: str, messages: Seq
         questions=len(asked),
         repeats=sum(event.repeated for event in asked),
         contradictions=sum(event.contradiction for event in asked),
-        invalid=environment._invalid + unknown_tools,
+        invalid=environment._invalid + unknown_tools + unread,
         refused=environment._refused,
         budget=environment._budget,
         h0=environment._prior_entropy(),

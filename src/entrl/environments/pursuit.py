@@ -217,16 +217,19 @@ def pursuit_coverage(
     played: Sequence[Episode],
     *,
     count: int = 200,
+    alpha: str = "0.1",
+    calibration: int = 200,
 ) -> dict[str, Any]:
     """Coverage by history length over all tables of the rows: of `count` fresh histories of each table and length, and
     of those in the episodes, which the policy chose.
 
-    Only the first are promised 1 - alpha. A policy without sets of its own is measured with C-IP's default ones.
+    Only the first are promised 1 - alpha. A policy without sets of its own is measured with C-IP's, of this `alpha` and
+    `calibration`, which C-IP itself has its own of.
     """
     if isinstance(policy, ConformalPursuit):
         sets_of = policy
     else:
-        sets_of = ConformalPursuit(beliefs=policy.beliefs, seed=policy.seed)
+        sets_of = ConformalPursuit(beliefs=policy.beliefs, seed=policy.seed, alpha=alpha, calibration=calibration)
         sets_of._models = policy._models
     fresh: list[Covered] = []
     chosen: list[Covered] = []

@@ -72,6 +72,9 @@ class Table:
     answers: tuple[str, ...] = YES_NO
     prior: Array | None = None  # (K,), None: all alike
     likelihoods: Array | None = None  # (Q, K, A) where answers are uncertain by themselves; `values` are their modes
+    # (Q,) the answers a question can have, where questions share an alphabet that means nothing to some: nobody is
+    # wrong about wings by saying "four". None, and a question with fewer than two: all.
+    own_answers: tuple[tuple[int, ...], ...] | None = None
     rendering: Callable[[str, int], str] | None = None  # the user's own wording of (question, answer)
 
     def __post_init__(self) -> None:
@@ -95,12 +98,18 @@ class Table:
                 raise ShapeMismatch(f"a likelihood has not one column for each of {list(self.answers)}")
             object.__setattr__(self, "likelihoods", np.stack(tables))
 
+        if self.own_answers is not None and len(self.own_answers) != shape[1]:
+            raise ShapeMismatch(f"{len(self.own_answers)} sets of answers for {shape[1]} questions")
+
     @functools.cached_property
     def _columns(self) -> dict[str, int]:
         return {question: column for column, question in enumerate(self.questions)}
 
     def likelihood(self, question: str, *, noise: float = 0.0) -> Array:
-        """(K, A): P(answer | hypothesis), `noise` of the mass moved to the other answers. UnknownAnswer."""
+        """(K, A): P(answer | hypothesis). UnknownAnswer.
+
+        noise: share of the mass that goes to the other answers of the question (`own_answers`).
+        """
         if question not in self._columns:
             raise UnknownAnswer(f"unknown question {question!r}; {self.table_id} has {len(self.questions)} others")
         return self.tensor(noise)[self._columns[question]]
@@ -120,7 +129,11 @@ def _tensor(table: Table, noise: float) -> Array:
     if not 0 <= noise <= 1 or (noise > 0 and count == 1):
         raise InvalidDistribution(f"noise must be in [0, 1] (and 0 for a single answer), got {noise}")
     sure = np.eye(count)[table.values.T] if table.likelihoods is None else table.likelihoods
-    noisy = sure if noise == 0 else (1 - noise) * sure + noise * (1 - sure) / (count - 1)
+    if noise == 0 or table.own_answers is None:
+        noisy = sure if noise == 0 else (1 - noise) * sure + noise * (1 - sure) / (count - 1)
+    else:
+        own_Q1A = np.array([[a in own or len(own) < 2 for a in range(count)] for own in table.own_answers])[:, None]
+        noisy = (1 - noise) * sure + noise * own_Q1A * (1 - sure) / (own_Q1A.sum(2, keepdims=True) - 1)
     noisy.flags.writeable = False
     return noisy
 

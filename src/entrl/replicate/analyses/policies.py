@@ -3,23 +3,26 @@
     guess, random, fixed, greedy    `entrl.environments.policies`
     start, and each arm             eval_before.json and eval_after.json of the runs, greedy and sampled
 
-Players have means with 95 % intervals: over rows for the policies (which have no seed, or one), over seeds for the
-arms. `metrics` compares each arm's sampled dialogues with the greedy exact policy, row by row, clustered by seed and
-by row.
+The policies hold the exact belief, so their bits are the joint's; an arm's bits are those of its own environment's
+belief, factored in the diagram game unless it says otherwise. Players have means with 95 % intervals: over rows for the
+policies (which have no seed, or one), over seeds for the arms. `metrics` compares each arm's sampled dialogues with the
+greedy exact policy, row by row, clustered by seed and by row.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import numpy as np
 
+from entrl.environments.diagram import DiagramShort
+from entrl.environments.loader import load_environment
 from entrl.environments.play import play, score
 from entrl.environments.policies import PLAIN
 from entrl.intervals import clustered_difference, holm, seed_differences, verdict
-from entrl.recipe import load_recipe
+from entrl.recipe import Recipe, load_recipe
 from entrl.replicate.analyses.asking import SCORES
 from entrl.replicate.folders import NotMeasured, TaskRuns, evaluation
 
@@ -44,8 +47,7 @@ def analyse(runs: TaskRuns, *, policies: Sequence[str] = tuple(PLAIN), seed: int
     if "inquiry" not in evaluation(first):
         raise NotMeasured("the evaluation holds no dialogues; use it in a study of recipes with an environment")
     recipe = load_recipe(first / "recipe.yaml")
-    factory = recipe.build_environment()
-    assert factory is not None, "dialogues were evaluated, so the recipe has an environment"
+    factory = exact_environment(recipe)
     rows = list(recipe.load_eval_data())
     names = list(dict.fromkeys([*policies, BEST]))
     played = {name: play(factory, rows, PLAIN[name](name=name, seed=seed)) for name in names}
@@ -71,6 +73,16 @@ def analyse(runs: TaskRuns, *, policies: Sequence[str] = tuple(PLAIN), seed: int
         "verdict": "against greedy exact: "
         + "; ".join(f"{arm}: {_words(metrics, arm)}" for arm in metrics["questions, sampled"]["arms"]),
     }
+
+
+def exact_environment(recipe: Recipe) -> Callable[[], Any]:
+    """The recipe's environment, with the exact joint as belief where its own is factored."""
+    spec, factory = recipe.environment, recipe.build_environment()
+    assert spec is not None, "dialogues were evaluated, so the recipe has an environment"
+    assert factory is not None
+    if not isinstance(factory(), DiagramShort):
+        return factory
+    return load_environment(spec.use, {**spec.args, "belief": "exact"}, base=recipe.base)
 
 
 def _before(folder: Path) -> Mapping[str, Any] | None:

@@ -50,7 +50,7 @@ def analyse(
             beliefs = functools.partial(exact_beliefs, temperature=warmth)
             for name, made in POLICIES.items():
                 policy = made(beliefs=beliefs, seed=seed, **({"alpha": alpha} if made is ConformalPursuit else {}))
-                values.setdefault(f"{name}, {model}", []).append(_one(policy, factory, games_of))
+                values.setdefault(f"{name}, {model}", []).append(_one(policy, factory, games_of, alpha))
     differences = {
         model: _differences(values[f"ip, {model}"], values[f"c-ip, {model}"]) for model in ("exact", "over-confident")
     }
@@ -68,11 +68,11 @@ def analyse(
     }
 
 
-def _one(policy: InformationPursuit, factory: Any, games: Sequence[Any]) -> dict[str, float]:
+def _one(policy: InformationPursuit, factory: Any, games: Sequence[Any], alpha: str) -> dict[str, float]:
     """The games of one table."""
     played = play(factory, games, policy)
     scores = [values_of(episode) for episode in played]
-    coverage = pursuit_coverage(policy, factory, games, played)
+    coverage = pursuit_coverage(policy, factory, games, played, alpha=alpha)
     found = {name: sum(s[name] or 0.0 for s in scores) / len(scores) for name in ("success", "questions")}
     for kind in ("calibration-like", "self-chosen"):
         groups = coverage[kind].values()
