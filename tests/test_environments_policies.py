@@ -21,6 +21,7 @@ from entrl.environments.policies import GreedyExact, GuessOnly, RandomQuestions,
 from entrl.environments.pursuit import (
     ConformalPursuit,
     InformationPursuit,
+    covered,
     exact_beliefs,
     flat,
     language_beliefs,
@@ -237,3 +238,24 @@ def test_policies_that_do_not_exist(spec, match):
 def test_the_same_policy_twice_is_a_mistake():
     with pytest.raises(ValueError, match="given twice"):
         run_play(arguments("--policy", "greedy", "--policy", "greedy"))
+
+
+def test_sets_can_be_calibrated_on_played_dialogues():
+    """C-IP's second way: thresholds from logged games, here greedy ones, in place of random histories."""
+    rows = [
+        dict(r)
+        for r in twenty_questions_rows(
+            split="test", size=40, seed=0, tables="procedural:rows=16,columns=16,seed=5", user_noise=0.1
+        )
+    ]
+    games = play(TwentyQuestions, rows, GreedyExact())
+    logged = [(list(game.history), game.target) for game in games]
+    policy = ConformalPursuit(beliefs=OVERCONFIDENT, logged=lambda table: logged)
+    env = TwentyQuestions()
+    env.reset(**(rows[0] | {"max_questions": 3}))
+    sets = policy.size(env)
+    assert sets.thresholds.at(2).n == 40
+    random_ones = ConformalPursuit(beliefs=OVERCONFIDENT).size(env)
+    assert sets.thresholds.at(2).value != random_ones.thresholds.at(2).value
+    hits = [covered(sets, game.history[:2], game.target).hit for game in games]
+    assert np.mean(hits) >= 0.9  # on the dialogues it was calibrated on, by construction

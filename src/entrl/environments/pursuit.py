@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from entrl.beliefs import AnswerModel, CandidateScores, ConformalSize, History, random_histories
+from entrl.beliefs import AnswerModel, CandidateScores, ConformalSize, History, logged_histories, random_histories
 from entrl.beliefs.estimators import TIE
 from entrl.beliefs.information import Array
 from entrl.environments.play import Episode, Message, history_of
@@ -99,6 +99,8 @@ class ConformalPursuit(InformationPursuit):
     name: str = "c-ip"
     alpha: str = "0.1"  # share of sets that may miss, a decimal
     calibration: int = 200  # histories of each length
+    # Of a table, played dialogues (history, truth) to calibrate on, such as `logged_histories` takes; None: random ones
+    logged: Callable[[Table], Sequence[tuple[History, int | str]]] | None = None
     _sizes: dict[Any, ConformalSize] = field(default_factory=dict, init=False, repr=False)
 
     def size(self, environment: Any) -> ConformalSize:
@@ -106,7 +108,9 @@ class ConformalPursuit(InformationPursuit):
         table, noise = environment._table, environment._noise
         key = (table.table_id, noise, environment._budget)
         if key not in self._sizes:
-            sample = random_histories(Noisy(table, noise), count=self.calibration, seed=self.seed)
+            sample: Any = random_histories(Noisy(table, noise), count=self.calibration, seed=self.seed)
+            if self.logged is not None:
+                sample = logged_histories(self.logged(table))
             lengths = range(1, min(environment._budget, len(table.questions)) + 1)
             self._sizes[key] = ConformalSize.calibrated(self.model(environment), sample, lengths, self.alpha)
         return self._sizes[key]
