@@ -280,7 +280,8 @@ def with_dialogues(study: Study) -> Study:
         found = json.loads((folder / "eval_after.json").read_text())
         rng = random.Random(folder.name.rpartition("-")[2])  # all arms of a seed begin as one model
         for problem in found["problems"]:
-            problem |= {"greedy_questions": 5, "mean_questions": 5 + rng.gauss(0, 0.1), "n_correct": rng.randint(0, 8)}
+            problem |= {"greedy_questions": 5, "mean_questions": 5 + rng.gauss(0, 0.1)}
+            problem |= {"greedy_correct": rng.random() < 0.5, "n_correct": rng.randint(0, 8)}
         found["inquiry"] = {"greedy": {}, "sampled": {"questions": {"mean": 5.0}, "success": {"mean": 0.5}}}
         (folder / "eval_before.json").write_text(json.dumps(found))
         for problem in found["problems"]:
@@ -299,8 +300,9 @@ def test_asking(tmp_path):
     assert start["questions, sampled"]["arms"]["cut-16"]["diff"] == 0
     assert start["success, sampled"]["arms"]["low"]["diff"] == 0
     since = found["verdict"].split("since the start: ")[1]
-    assert "low: fewer questions, success held (fewer questions at equal success)" in since
-    assert "cut-16: questions not told apart, success held" in since
+    fewer = "sampled fewer questions with success held (fewer questions at equal success)"
+    assert f"low: {fewer}, greedy questions not told apart with success held" in since
+    assert "cut-16: questions not told apart with success held;" in since
 
 
 def test_an_arm_taught_offline_is_held_against_where_the_reference_began(tmp_path):

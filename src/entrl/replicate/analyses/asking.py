@@ -132,16 +132,24 @@ def _cells(metrics: Mapping[str, Any], arm: str) -> str:
 
 
 def _answer(metrics: Mapping[str, Any], arm: str, margin: float) -> str:
-    success, asked = (metrics[m]["arms"].get(arm) for m in ("success, sampled", "questions, sampled"))
+    """Of sampled dialogues and of greedy ones; where both say the same, once."""
+    words = {way: _words(metrics, arm, margin, way) for way in ("sampled", "greedy")}
+    if len(set(words.values())) == 1:
+        return words["sampled"]
+    return f"sampled {words['sampled']}, greedy {words['greedy']}"
+
+
+def _words(metrics: Mapping[str, Any], arm: str, margin: float, way: str) -> str:
+    success, asked = (metrics[f"{what}, {way}"]["arms"].get(arm) for what in ("success", "questions"))
     if success is None or asked is None:
         return "not measured"
     words = (
         "fewer questions" if asked["hi"] < 0 else "more questions" if asked["lo"] > 0 else "questions not told apart"
     )
     held = "success held" if success["lo"] > -margin else "success not shown to hold"
-    more = ", success higher" if success["lo"] > 0 else ", success lower" if success["hi"] < 0 else ""
-    if (share := metrics.get("score, sampled", {}).get("arms", {}).get(arm)) is not None:
+    more = " and higher" if success["lo"] > 0 else " and lower" if success["hi"] < 0 else ""
+    if (share := metrics.get(f"score, {way}", {}).get("arms", {}).get(arm)) is not None:
         told = "higher" if share["lo"] > 0 else "lower" if share["hi"] < 0 else "not told apart"
-        more += f", share right {told}"
+        more += ", share right " + told
     equal = " (fewer questions at equal success)" if asked["hi"] < 0 and success["lo"] > -margin else ""
-    return f"{words}, {held}{more}{equal}"
+    return f"{words} with {held}{more}{equal}"
