@@ -168,10 +168,11 @@ def test_a_model_plays_as_trl_lets_it(tmp_path, iterations):
     realised = [e.step.realised for e in forever]
     assert gains[3].tolist() == pytest.approx([*realised[:2], *[0.0] * (len(gains[3]) - 2)], abs=1e-6)
     assert len(gains[3]) == sum(m["role"] == "assistant" for m in seen["completions"][3])
-    # an unknown tool and a wrong argument name never reach the environment, and are charged
-    assert episodes[1].invalid == episodes[2].invalid == 1
+    # an unknown tool, a wrong argument name and broken JSON never reach the environment, and are charged
+    assert (episodes[1].invalid, episodes[2].invalid) == (1, 2)
     assert gains[1][1].item() == pytest.approx(-10.0)
     assert gains[2][0].item() == pytest.approx(-10.0)
+    assert gains[2][-1].item() == pytest.approx(-10.0)
     assert seen["rewards"] == [0.0, 0.0, 0.0, 0.0, 1.0, 0.0]
 
 
