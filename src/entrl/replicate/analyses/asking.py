@@ -125,6 +125,8 @@ def _block(found: Mapping[str, dict[str, Any] | None], metric: str, margin: floa
 def _cells(metrics: Mapping[str, Any], arm: str) -> str:
     cells = []
     for metric, block in metrics.items():
+        if metric.endswith(", greedy"):
+            continue  # in `metrics` and the plots; a sentence of everything is not read
         if (d := block["arms"].get(arm)) is not None:
             scale, unit = (100, " points") if metric.startswith(SHARES) else (1, "")
             cells.append(f"{metric} {scale * d['diff']:+.2f} [{scale * d['lo']:+.2f}, {scale * d['hi']:+.2f}]{unit}")

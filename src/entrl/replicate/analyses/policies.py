@@ -69,7 +69,9 @@ def analyse(runs: TaskRuns, *, policies: Sequence[str] = tuple(PLAIN), seed: int
         "rows": len(rows),
         "players": {name: {m: found[m] for m in METRICS if m in found} for name, found in players.items()},
         "metrics": metrics,
-        "saw": "; ".join(f"{name}: {_cell(found)}" for name, found in players.items()),
+        "saw": "; ".join(  # the arms stand in the table
+            f"{name}: {_cell(found)}" for name, found in players.items() if name.startswith(("policy", "start"))
+        ),
         "verdict": "against greedy exact: "
         + "; ".join(f"{arm}: {_words(metrics, arm)}" for arm in metrics["questions, sampled"]["arms"]),
     }
