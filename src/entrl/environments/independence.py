@@ -35,7 +35,9 @@ def independence_cost(
 
     environment: constructor arguments other than `belief`.
     """
-    rows = list(load_task({"task": "diagram", "max_questions": budget, **task}, split="test", size=size, seed=seed))
+    rows: list[Any] = list(
+        load_task({"task": "diagram", "max_questions": budget, **task}, split="test", size=size, seed=seed)
+    )
     factored = partial(DiagramShort, **(environment or {}), belief="factored")
     exact = partial(DiagramShort, **(environment or {}), belief="exact")
     by_slots, by_joint = (play(made, rows, GreedyExact()) for made in (factored, exact))
@@ -64,7 +66,7 @@ def _gains(environment: DiagramShort, row: Mapping[str, Any], episode: Episode) 
     environment.reset(**row)
     for slot, _ in episode.asked:
         environment.ask(slot)
-    return sum(event.step.realised for event in environment._events)
+    return sum(event.step.realised for event in environment._events if event.step is not None)
 
 
 def _mean(values: Sequence[float]) -> dict[str, float]:
