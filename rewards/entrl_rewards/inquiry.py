@@ -6,16 +6,17 @@ event). Observations carry the environment's counter and are unique in an episod
 settle it.
 
 Source:  TRL 1.16, GRPOTrainer._tool_call_loop; method card information-gain, sections 6.6, 6.7 and 7.3
-Needs:   nothing
+Needs:   numpy, through entrl.environments
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from entrl.environments.events import malformed_call
+
 ENVIRONMENT_ERROR = "Error: "  # how an environment answers bad arguments
 TRL_ERROR = "{'error': "  # how the tool loop's own messages begin: unknown tool, wrong arguments, a tool that raised
-CALL_MARK = "<tool_call>"  # left over in a message's text, it is a call that no parser could read (Qwen's templates)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +44,7 @@ def follow(completion: Any, events: Sequence[Any]) -> Dialogue:
     for message in completion:
         if message["role"] == "assistant":
             turn += 1
-            if not message.get("tool_calls") and CALL_MARK in str(message.get("content") or ""):
+            if malformed_call(message):
                 unread.append(turn)
         if message["role"] != "tool":
             continue

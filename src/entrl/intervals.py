@@ -192,6 +192,11 @@ def seed_differences(
     return SeedDifference(mean, mean - half, mean + half)
 
 
+def seed_mean(values: Sequence[float], *, confidence: float = CONFIDENCE) -> SeedDifference:
+    """Mean over seeds with the same interval: the difference from 0."""
+    return seed_differences([0.0] * len(values), values, confidence=confidence)
+
+
 def paired_p(values_a: Sequence[float], values_b: Sequence[float]) -> float:
     """Two-sided p of the paired t test that the mean of b - a over seeds is 0; the interval is `seed_differences`.
 

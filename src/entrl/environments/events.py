@@ -19,7 +19,7 @@ Bits.
 
 import hashlib
 import operator
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, get_args
 
@@ -50,6 +50,16 @@ class TurnEvent:
     correct: bool | None = None  # of a submission
     best_expected: float | None = None  # bits: the largest expected gain of any open question before this one
     resolved: int = 0  # slots that became certain with this answer; for one table 1 when the whole belief did
+
+
+CALL_MARK = "<tool_call>"  # left over in a message's text, it is a call that no parser could read (Qwen's templates)
+
+
+def malformed_call(message: Mapping[str, Any]) -> bool:
+    """Whether an assistant message holds a call that was not read as one: TRL takes it for text."""
+    if message["role"] != "assistant" or message.get("tool_calls"):
+        return False
+    return CALL_MARK in str(message.get("content") or "")
 
 
 class BadArguments(ValueError):

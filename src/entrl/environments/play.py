@@ -19,6 +19,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from entrl.environments.events import malformed_call
 from entrl.intervals import bootstrap_interval
 
 Message = dict[str, Any]
@@ -98,10 +99,6 @@ def episode(environment: Any, row: Mapping[str, Any], policy: str, messages: Seq
     asked = [event for event in environment._events if event.correct is None]
     steps = [event.step for event in asked]
     unknown_tools = sum(m["role"] == "tool" and m["content"].startswith("{'error': ") for m in messages)
-    unread = sum(
-        m["role"] == "assistant" and not m.get("tool_calls") and "<tool_call>" in str(m.get("content") or "")
-        for m in messages
-    )
     return Episode(
         problem_id=row.get("problem_id"),
         table_id=row.get("table_id"),
@@ -112,7 +109,7 @@ def episode(environment: Any, row: Mapping[str, Any], policy: str, messages: Seq
         questions=len(asked),
         repeats=sum(event.repeated for event in asked),
         contradictions=sum(event.contradiction for event in asked),
-        invalid=environment._invalid + unknown_tools + unread,
+        invalid=environment._invalid + unknown_tools + sum(map(malformed_call, messages)),
         refused=environment._refused,
         budget=environment._budget,
         h0=environment._prior_entropy(),

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -104,9 +104,9 @@ def _json(file: Path, stamp: int) -> Any:
     return json.loads(file.read_text(encoding="utf-8"))
 
 
-def evaluation(folder: Path) -> dict[str, Any]:
-    """eval_after.json of a run."""
-    file = folder / "eval_after.json"
+def evaluation(folder: Path, when: Literal["before", "after"] = "after") -> dict[str, Any]:
+    """eval_after.json of a run, or eval_before.json."""
+    file = folder / f"eval_{when}.json"
     return _json(file, file.stat().st_mtime_ns)
 
 

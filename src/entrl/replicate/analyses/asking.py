@@ -10,17 +10,15 @@ the answer, from each difference's own 95 % interval, which is not adjusted for 
 "Fewer questions at equal success" needs both. In the tables p is adjusted by Holm over the arms.
 """
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from entrl.intervals import clustered_difference, holm, verdict
-from entrl.replicate.analyses.comparison import by_problem_difference, number, pass_at
+from entrl.intervals import holm, verdict
+from entrl.replicate.analyses.comparison import by_problem_difference, clustered_entry, number, pass_at
 from entrl.replicate.folders import NotMeasured, TaskRuns, evaluation
 
 TITLE = "Asking: success and questions"
@@ -61,11 +59,11 @@ def analyse(runs: TaskRuns, *, arms: list[str] | None = None, reference: str | N
     others = [n for n in names if n != runs.reference]
     scores = scores_of(evaluation(first)["problems"])
     against = {
-        metric: _block({n: by_problem_difference(runs, n, score) for n in others}, metric, runs.margin)
+        metric: judged({n: by_problem_difference(runs, n, score) for n in others}, metric, runs.margin)
         for metric, score in scores.items()
     }
     trained = {
-        metric: _block({n: _since_start(runs, n, score) for n in names}, metric, runs.margin)
+        metric: judged({n: _since_start(runs, n, score) for n in names}, metric, runs.margin)
         for metric, score in scores.items()
     }
     saw = "; ".join(f"{n}: {_cells(against, n)}" for n in others)
@@ -90,29 +88,20 @@ def _since_start(runs: TaskRuns, arm: str, score: Score) -> dict[str, Any] | Non
     """
     tables: tuple[list[dict], list[dict]] = ([], [])
     for seed, folder in runs.arm(arm).items():
-        before = runs.arm(runs.reference).get(seed, folder) / "eval_before.json"
-        if not before.is_file():
+        start = runs.arm(runs.reference).get(seed, folder)
+        if not (start / "eval_before.json").is_file():
             return None
-        for table, found in zip(tables, (_read(before), evaluation(folder)), strict=True):
+        for table, found in zip(tables, (evaluation(start, "before"), evaluation(folder)), strict=True):
             table.append({p["id"]: score(p) for p in found["problems"]})
     ids = list(tables[0][0])
     a_SP, b_SP = (np.array([[own[i] for i in ids] for own in table]) for table in tables)
     if len(a_SP) < 2:
         return None
-    found = clustered_difference(a_SP, b_SP)
-    return {
-        "reference": float(np.nanmean(a_SP)),
-        "value": float(np.nanmean(b_SP)),
-        "diff": found.mean,
-        **{k: getattr(found, k) for k in ("lo", "hi", "p", "seeds", "problems")},
-    }
+    return clustered_entry(a_SP, b_SP)
 
 
-def _read(file: Path) -> dict[str, Any]:
-    return json.loads(file.read_text(encoding="utf-8"))
-
-
-def _block(found: Mapping[str, dict[str, Any] | None], metric: str, margin: float) -> dict[str, Any]:
+def judged(found: Mapping[str, dict[str, Any] | None], metric: str, margin: float) -> dict[str, Any]:
+    """A metric of several arms: p adjusted by Holm over them, and a verdict for each that was measured."""
     made = {name: one for name, one in found.items() if one is not None}
     adjusted = holm({name: one["p"] for name, one in made.items()})
     for name, one in made.items():

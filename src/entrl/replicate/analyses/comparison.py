@@ -103,6 +103,11 @@ def by_problem_difference(
     a_SP, b_SP = (np.array([[own[i] for i in ids] for own in table]) for table in tables)
     if np.isfinite(b_SP - a_SP).any(1).sum() < 2 or np.isfinite(b_SP - a_SP).any(0).sum() < 2:
         return None
+    return clustered_entry(a_SP, b_SP)
+
+
+def clustered_entry(a_SP: np.ndarray, b_SP: np.ndarray) -> dict[str, Any]:
+    """Means of both (seeds, problems) tables and `clustered_difference` of them, as an arm's entry of a metric."""
     found = clustered_difference(a_SP, b_SP)
     return {
         "reference": float(np.nanmean(a_SP)),

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from entrl.intervals import seed_differences
+from entrl.intervals import seed_mean
 from entrl.law import BASELINES, judge_many, law_series
 from entrl.replicate.folders import ACCURACY, EDGE, ENTROPY, NotMeasured, TaskRuns, early_mean, late_mean, rows, series
 
@@ -76,7 +76,7 @@ def _over_seeds(values: list[float]) -> dict[str, Any]:
     """Mean over seeds with its t interval; lo and hi None with fewer than two."""
     if len(values) < 2:
         return {"mean": values[0] if values else None, "lo": None, "hi": None, "values": values}
-    found = seed_differences([0.0] * len(values), values)
+    found = seed_mean(values)
     return {"mean": found.mean, "lo": found.lo, "hi": found.hi, "values": values}
 
 

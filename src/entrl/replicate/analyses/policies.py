@@ -9,7 +9,6 @@ policies (which have no seed, or one), over seeds for the arms. `metrics` compar
 greedy exact policy, row by row, clustered by seed and by row.
 """
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -21,9 +20,10 @@ from entrl.environments.diagram import DiagramShort
 from entrl.environments.loader import load_environment
 from entrl.environments.play import play, score
 from entrl.environments.policies import PLAIN
-from entrl.intervals import clustered_difference, holm, seed_differences, verdict
+from entrl.intervals import seed_mean
 from entrl.recipe import Recipe, load_recipe
-from entrl.replicate.analyses.asking import SCORES
+from entrl.replicate.analyses.asking import SCORES, judged
+from entrl.replicate.analyses.comparison import clustered_entry
 from entrl.replicate.folders import NotMeasured, TaskRuns, evaluation
 
 TITLE = "Trained models beside random, fixed-order and greedy exact questions"
@@ -33,10 +33,7 @@ PAPER = (
 )
 METRICS = ("success", "score", "questions", "gain_per_question", "normalised_gain", "entropy_area", "repeat_rate")
 BEST = "greedy"
-COMPARED = {
-    "success, sampled": "correct",
-    "questions, sampled": "questions",
-}  # score of `asking` -> field of an episode
+COMPARED = {"success, sampled": "correct", "questions, sampled": "questions"}  # of `asking` -> field of an episode
 
 
 def analyse(runs: TaskRuns, *, policies: Sequence[str] = tuple(PLAIN), seed: int = 0) -> dict[str, Any]:
@@ -88,8 +85,7 @@ def exact_environment(recipe: Recipe) -> Callable[[], Any]:
 
 
 def _before(folder: Path) -> Mapping[str, Any] | None:
-    file = folder / "eval_before.json"
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+    return evaluation(folder, "before") if (folder / "eval_before.json").is_file() else None
 
 
 def _over_seeds(found: Sequence[Mapping[str, Any] | None], way: str) -> dict[str, dict[str, Any]]:
@@ -104,28 +100,22 @@ def _over_seeds(found: Sequence[Mapping[str, Any] | None], way: str) -> dict[str
             continue
         lo = hi = values[0]
         if len(values) > 1:
-            _, lo, hi = seed_differences([0.0] * len(values), values)
+            _, lo, hi = seed_mean(values)
         means[name] = {"mean": fmean(values), "lo": lo, "hi": hi, "n": len(values)}
     return means
 
 
 def _against(runs: TaskRuns, metric: str, best: Mapping[Any, float], ids: Sequence[Any]) -> dict[str, Any]:
     """Every arm less the greedy exact policy on the same rows."""
-    arms: dict[str, dict[str, Any]] = {}
+    arms: dict[str, dict[str, Any] | None] = {}
     base_P = np.array([best[i] for i in ids])
     for arm, folders in runs.folders.items():
         tables = [{p["id"]: SCORES[metric](p) for p in evaluation(f)["problems"]} for f in folders.values()]
         if len(tables) < 2 or any(set(t) != set(ids) for t in tables):
             continue
         arm_SP = np.array([[t[i] for i in ids] for t in tables])
-        found = clustered_difference(np.tile(base_P, (len(tables), 1)), arm_SP)
-        arms[arm] = {"value": float(arm_SP.mean()), "diff": found.mean}
-        arms[arm] |= {k: getattr(found, k) for k in ("lo", "hi", "p", "seeds", "problems")}
-    adjusted = holm({name: one["p"] for name, one in arms.items()})
-    for name, one in arms.items():
-        limit = runs.margin if metric.startswith("success") else None
-        one |= {"p_holm": adjusted[name], "verdict": verdict(one["diff"], one["lo"], adjusted[name], limit)}
-    return {"reference": float(base_P.mean()), "arms": arms}
+        arms[arm] = clustered_entry(np.tile(base_P, (len(tables), 1)), arm_SP)
+    return judged(arms, metric, runs.margin) | {"reference": float(base_P.mean())}
 
 
 def _cell(found: Mapping[str, Any]) -> str:

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from entrl.intervals import seed_differences
+from entrl.intervals import seed_mean
 from entrl.replay import ESTIMATORS, read_windows, token_gain
 from entrl.replay.agreement import Interval, over_windows, spearman
 from entrl.replay.predict import predicted_changes
@@ -160,7 +160,7 @@ def monitored_points(folder: Path, metric: str) -> tuple[list[float], list[float
 def _over_seeds(values: list[float]) -> dict[str, float | None]:
     if len(values) < 2:
         return {"mean": values[0] if values else None, "lo": None, "hi": None}
-    found = seed_differences([0.0] * len(values), values)
+    found = seed_mean(values)
     return {"mean": found.mean, "lo": found.lo, "hi": found.hi}
 
 
