@@ -7,9 +7,10 @@ import time
 
 import pytest
 from entrl_rewards import accuracy
-from entrl_rewards.accuracy import Accuracy, chosen_letter, reward
+from entrl_rewards.accuracy import Accuracy, reward
 
 from entrl.tasks import load_task
+from entrl.verify.choices import chosen_letter
 
 
 def gym(name, answer, **config):

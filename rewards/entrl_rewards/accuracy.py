@@ -22,22 +22,16 @@ Differs: math-verify's own timeout needs the main thread and signals; ours is a 
 Needs:   the dataset column `answer`; the column `verifier` for anything but mathematics
 """
 
-import functools
-import json
 import logging
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from entrl.verify import Verdict, shared_pool
+from entrl.verify.answers import answer_part, completion_text
+from entrl.verify.judge import CHECK, IMPORTS, INLINE, KINDS, check, read_verifier
 
 logger = logging.getLogger(__name__)
-
-Kind = Literal["math", "reasoning_gym", "exact", "choice"]
-INLINE = ("exact", "choice")  # cannot hang: no process needed
-KINDS = ("math", "reasoning_gym", *INLINE)
-IMPORTS = {"math": "math_verify", "reasoning_gym": "reasoning_gym"}  # loaded before an item's clock starts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +105,7 @@ class Accuracy:
         for i, (text, gold, column) in enumerate(zip(texts, answers, verifiers, strict=True)):
             if gold is None:
                 continue
-            kind, spec = self._kind(column, i)
+            kind, spec = read_verifier(column, i, default=self.kind)
             part = self.answer_part(text)
             if not part:
                 found[i] = Verdict(status="ok", value=0.0)
@@ -124,32 +118,20 @@ class Accuracy:
 
     def answer_part(self, text: str) -> str:
         """The text after the thinking, stripped; "" where there is none."""
-        if self.close_tag in text:
-            split = text.rpartition if self.close == "last" else text.partition
-            return split(self.close_tag)[2].strip()
-        if self.require_close or self.open_tag in text:
-            return ""
-        return text.strip()
-
-    def _kind(self, column: Any, row: int) -> tuple[str, dict[str, Any]]:
-        spec = json.loads(column) if isinstance(column, str) else dict(column or {})
-        kind = self.kind if self.kind != "auto" else spec.get("kind", "math")
-        if kind not in KINDS:
-            raise ValueError(f"row {row}: verifier kind must be one of {', '.join(KINDS)}, got {kind!r}")
-        if kind == "reasoning_gym" and not ("dataset" in spec and ("entry" in spec or "index" in spec)):
-            raise TypeError(
-                f"row {row}: kind 'reasoning_gym' needs the dataset column 'verifier' with the keys "
-                f"'dataset' and 'entry', got {sorted(spec) or 'none'}; entrl.tasks.load_task writes it"
-            )
-        return kind, spec
+        return answer_part(
+            text,
+            open_tag=self.open_tag,
+            close_tag=self.close_tag,
+            close=self.close,
+            require_close=self.require_close,
+        )
 
     def _run(self, jobs: Mapping[int, tuple[Any, ...]], found: list[Verdict | None]) -> None:
         if not jobs:
             return
         imports = sorted({IMPORTS[job[0]] for job in jobs.values()})
-        target = f"{__name__}:check"
         pool = shared_pool(self.workers)
-        results = pool.run(target, list(jobs.values()), timeout_s=self.timeout_s, imports=imports)
+        results = pool.run(CHECK, list(jobs.values()), timeout_s=self.timeout_s, imports=imports)
         for i, verdict in zip(jobs, results, strict=True):
             found[i] = verdict
             if verdict.status != "ok":
@@ -163,76 +145,6 @@ class Accuracy:
         if verdict is None or verdict.status != "ok":
             return None
         return float(verdict.value) if self.partial_credit else float(verdict.value >= self.threshold)
-
-
-def completion_text(completion: Any) -> str:
-    """The text of a completion: a string, or the content of the last assistant message."""
-    if isinstance(completion, str):
-        return completion
-    said = [m.get("content") or "" for m in completion if m.get("role", "assistant") == "assistant"]
-    return said[-1] if said else ""
-
-
-def check(kind: str, text: str, gold: str, spec: Mapping[str, Any]) -> float:
-    """Graded score of one answer part; runs in a child process for the kinds that can hang."""
-    if kind == "math":
-        return math_score(text, gold)
-    if kind == "reasoning_gym":
-        return reasoning_gym_score(text, spec)
-    if kind == "choice":
-        return float(chosen_letter(text, spec.get("letters", "ABCD")) == gold.strip().upper())
-    return float(" ".join(text.split()) == " ".join(gold.split()))
-
-
-# What sympy and the LaTeX grammar raise over an answer that is no mathematics: that answer is wrong. Anything else
-# (memory, recursion, a bug) says nothing about the answer and must reach the pool as a crash.
-UNREADABLE = (ValueError, TypeError, SyntaxError, AttributeError, ArithmeticError, LookupError)
-
-
-def math_score(text: str, gold: str) -> float:
-    """Equality as mathematics; a gold answer that math-verify cannot read is our problem, so it raises."""
-    from math_verify import parse, verify
-
-    marked = gold if "$" in gold or "\\boxed" in gold else f"\\boxed{{{gold}}}"
-    gold_parsed = parse(marked, parsing_timeout=0) or parse(gold, parsing_timeout=0)
-    if not gold_parsed:
-        raise ValueError(f"math-verify cannot parse the gold answer {gold!r}; use verifier kind 'exact'")
-    try:
-        found = parse(text, parsing_timeout=0, raise_on_error=True)
-        return float(verify(gold_parsed, found, timeout_seconds=0, raise_on_error=True))
-    except UNREADABLE:
-        return 0.0
-
-
-def reasoning_gym_score(text: str, spec: Mapping[str, Any]) -> float:
-    """The score of the dataset that made the problem, for the entry it made or can make again."""
-    dataset = _dataset(spec["dataset"], json.dumps(spec.get("config", {}), sort_keys=True))
-    entry = spec["entry"] if "entry" in spec else dataset[spec["index"]]
-    tagged = re.findall(r"<answer>(.*?)</answer>", text, flags=re.DOTALL)
-    return float(dataset.score_answer((tagged[-1] if tagged else text).strip(), entry))
-
-
-@functools.lru_cache(maxsize=256)
-def _dataset(name: str, config: str) -> Any:
-    from reasoning_gym import create_dataset
-
-    return create_dataset(name, **{"seed": 0, "size": 1, **json.loads(config)})
-
-
-def chosen_letter(text: str, letters: str) -> str | None:
-    """The option a text settles on, or None; the last statement of the first form that occurs counts."""
-    upper, either = f"[{letters}]", f"(?i:[{letters}])"
-    patterns = (
-        rf"\\boxed\{{\s*(?:\\text\{{)?\s*\(?({either})\)?[^A-Za-z]*\}}",
-        # Bare letters in capitals only: "the answer is a function" chooses nothing.
-        rf"(?i:answer is|answer:)\s*\**\s*(\({either}\)|{upper}\b)",
-        rf"^\s*(\({either}\)|{upper})[.\s]*$",
-    )
-    for pattern in patterns:
-        hits = re.findall(pattern, text, flags=re.MULTILINE)
-        if hits:
-            return hits[-1].strip("()").upper()
-    return None
 
 
 reward = Accuracy()

@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 START_S = 120.0  # seconds a child may take to start and import; generous, as it is not an item's fault
 MAX_BATCH = 32  # items sent at once: amortises the pipe, keeps the children evenly busy
 MEMORY_BYTES = 8 * 2**30  # address space of a child; an answer such as 9^9^9^9 must not take the machine down
-BOOT = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); import entrl.verify_worker as w; w.main()"
+BOOT = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from entrl.verify.worker import main; main()"
 
 
 class VerifierError(RuntimeError):

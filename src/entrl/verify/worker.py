@@ -1,4 +1,4 @@
-"""The child process of `entrl.verify`: reads batches, answers item by item. Imports nothing heavy by itself.
+"""The child process of `entrl.verify.pool`: reads batches, answers item by item. Imports nothing heavy by itself.
 
 One JSON object a line, both ways.
 In:   {"target", "imports", "timeout_s", "items": [[argument, ...], ...]}
