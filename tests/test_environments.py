@@ -281,6 +281,7 @@ def test_raised_contradictions_leave_the_episode_as_it_was():
 def test_a_table_of_one_row_is_worth_nothing(tmp_path):
     path = tmp_path / "one.json"
     path.write_text('{"hypotheses": ["a"], "questions": ["q"], "values": [[1]]}')
+    find_table(f"loaded:{path}")
     env = ScoredTwentyQuestions()
     env.reset(table_id=f"loaded:{path}", target="a")
     assert env.ask("q") == "Question 1 of 20: yes"
@@ -365,6 +366,7 @@ def test_ask_any_forgets_the_disjunctions_of_the_episode_before():
 def test_ask_any_needs_yes_and_no(tmp_path):
     path = tmp_path / "three.csv"
     path.write_text("name,q\na,no\nb,yes\nc,maybe\n")
+    find_table(f"loaded:{path}")
     with pytest.raises(ValueError, match="ask_any needs a table answered no or yes"):
         TwentyQuestionsAny().reset(table_id=f"loaded:{path}", target="a")
 

@@ -47,6 +47,7 @@ def test_greedy_plays_the_reference_rollouts(case, tmp_path):
     names, questions = [f"h{i}" for i in range(len(values))], [f"q{i}" for i in range(len(values[0]))]
     file = tmp_path / f"{case['id']}.json"
     file.write_text(json.dumps({"hypotheses": names, "questions": questions, "values": values}))
+    find_table(f"loaded:{file}")
     episodes = play(TwentyQuestions, [row(f"loaded:{file}", name) for name in names], GreedyExact())
     for played, want in zip(episodes, case["expected"]["rollouts"], strict=True):
         assert [question for question, _ in played.history] == [f"q{i}" for i in want["asked"]]

@@ -274,11 +274,26 @@ def find_table(table_id: str) -> Table:
     if table_id.startswith("loaded:"):
         from entrl.environments.loader import load_table  # the loader builds tables, so it imports this module
 
-        return load_table(table_id.removeprefix("loaded:"))
+        table = load_table(table_id.removeprefix("loaded:"))
+        _OPENED.add(table_id)
+        return table
     raise ValueError(
         f"unknown table {table_id!r}; write 'procedural:rows=8,columns=8,seed=17', 'animals', or 'loaded:FILE.json', "
         "'loaded:FILE.csv', 'loaded:module:function'"
     )
+
+
+_OPENED: set[str] = set()  # `loaded:` ids that this process was told to open; opening one can import and call code
+
+
+def table_of_row(table_id: str) -> Table:
+    """`find_table` for an id that stands in a data row: `loaded:` only where the recipe's task named it before."""
+    if table_id.startswith("loaded:") and table_id not in _OPENED:
+        raise ValueError(
+            f"a row names the table {table_id!r}, which no recipe has opened; rows may not open files or call "
+            "functions. Write it as `tables` of the task twenty_questions, or call entrl.environments.find_table first"
+        )
+    return find_table(table_id)
 
 
 # Our judgement from general knowledge, of the typical adult. `large`: heavier than a person; `small`: fits in a hand;

@@ -27,7 +27,7 @@ from entrl.environments.events import (
     pick,
     shown,
 )
-from entrl.environments.tables import Table, find_table
+from entrl.environments.tables import Table, table_of_row
 
 
 class TwentyQuestions(InquiryEnv):
@@ -57,7 +57,7 @@ class TwentyQuestions(InquiryEnv):
         """Start the episode of one row; ValueError when the row names no table or a target that is not in it."""
         if not isinstance(row.get("table_id"), str):
             raise ValueError(f"the row has no column 'table_id' with a table's name, got {sorted(row)}")
-        table = find_table(row["table_id"])
+        table = table_of_row(row["table_id"])
         if row.get("target") not in table.hypotheses:
             raise ValueError(f"target {row.get('target')!r} is not in table {table.table_id!r}")
         self._clear(row)

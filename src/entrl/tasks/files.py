@@ -2,10 +2,10 @@
 
     {"prompt": "What is 2 + 2?", "answer": "4"}
 
-Required: `prompt` (a string, or chat messages) and `answer` (a string or a number). Optional: `verifier` (an
-object or its JSON; default math), `problem_id` (default the line number), `level`. Name other columns with
-the options `prompt_column`, `answer_column`. A file holds one split: name another file for evaluation, or set
-`test_every: 5` to hold out the problems whose text hashes to that side.
+Required: `prompt` (a string, or chat messages) and `answer` (a string or a number). Optional: `verifier` (an object
+or its JSON, of kind math, exact or choice; default math), `problem_id` (default the line number), `level`. Name
+other columns with the options `prompt_column`, `answer_column`. A file holds one split: name another file for
+evaluation, or set `test_every: 5` to hold out the problems whose text hashes to that side.
 """
 
 import json
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from entrl.tasks.rows import Row, digest, verifier_json
+from entrl.verify.judge import file_verifier
 
 
 def jsonl_rows(
@@ -55,11 +56,10 @@ def _row(line: str, where: str, number: int, prompt_column: str, answer_column: 
                 f"{where} has no column {column!r}; it has {sorted(record)}. "
                 "Rename yours with the options prompt_column and answer_column"
             )
-    given = record.get("verifier", verifier_json(verifier))
     return Row(
         prompt=record[prompt_column],
         answer=str(record[answer_column]),
-        verifier=given if isinstance(given, str) else json.dumps(given, sort_keys=True),
+        verifier=file_verifier(record.get("verifier", verifier_json(verifier)), where),
         problem_id=str(record.get("problem_id", f"line-{number}")),
         level=str(record.get("level", "")),
     )

@@ -6,6 +6,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from entrl.verify.gym_scorers import refuse_evaluating
+
 
 def reasoning_gym_score(text: str, spec: Mapping[str, Any]) -> float:
     """The score of the dataset that made the problem, for the entry it made or can make again."""
@@ -17,6 +19,7 @@ def reasoning_gym_score(text: str, spec: Mapping[str, Any]) -> float:
 
 @functools.lru_cache(maxsize=256)
 def _dataset(name: str, config: str) -> Any:
+    refuse_evaluating(name)
     from reasoning_gym import create_dataset
 
     return create_dataset(name, **{"seed": 0, "size": 1, **json.loads(config)})

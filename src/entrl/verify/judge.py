@@ -6,12 +6,14 @@ from typing import Any, Literal
 
 from entrl.verify.choices import chosen_letter
 from entrl.verify.gym import reasoning_gym_score
+from entrl.verify.gym_scorers import refuse_evaluating
 from entrl.verify.mathematics import math_score
 
 Kind = Literal["math", "reasoning_gym", "exact", "choice"]
 INLINE = ("exact", "choice")  # cannot hang: no process needed
 KINDS = ("math", "reasoning_gym", *INLINE)
 IMPORTS = {"math": "math_verify", "reasoning_gym": "reasoning_gym"}  # loaded before an item's clock starts
+FILE_KINDS = ("math", *INLINE)  # what a row of a file or of the hub may ask for: comparisons that run nothing
 CHECK = "entrl.verify.judge:check"  # what a child process is told to call
 
 
@@ -37,4 +39,26 @@ def read_verifier(column: Any, row: int, *, default: str = "auto") -> tuple[str,
             f"row {row}: kind 'reasoning_gym' needs the dataset column 'verifier' with the keys "
             f"'dataset' and 'entry', got {sorted(spec) or 'none'}; entrl.tasks.load_task writes it"
         )
+    if kind == "reasoning_gym":
+        refuse_evaluating(str(spec["dataset"]))
     return kind, spec
+
+
+def file_verifier(column: Any, where: str) -> str:
+    """The `verifier` value of a row that somebody else wrote, as JSON; ValueError names `where` (file and line).
+
+    reasoning-gym's scorers read an entry, a config and a place in a generator, which a file could fill with anything;
+    rows that ask for them are made by `entrl.tasks.procedural` only.
+    """
+    try:
+        spec = json.loads(column) if isinstance(column, str) else column
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{where}: column 'verifier' is not JSON: {error}") from error
+    if not isinstance(spec, Mapping):
+        raise ValueError(f'{where}: column \'verifier\' must be an object such as {{"kind": "math"}}, got {column!r}')
+    kind = spec.get("kind", "math")
+    if kind not in FILE_KINDS:
+        other = "; write the task as reasoning_gym:NAME instead" if kind == "reasoning_gym" else ""
+        known = ", ".join(FILE_KINDS)
+        raise ValueError(f"{where}: a row of a file may ask for the verifiers {known}, got {kind!r}{other}")
+    return json.dumps(dict(spec), sort_keys=True)
