@@ -1,12 +1,13 @@
 """The corpus of answer strings: frozen as its generators make it, large, balanced, and of one opinion."""
 
+import json
 from collections import Counter
 from decimal import Decimal
 from fractions import Fraction
 from random import Random
 
 import pytest
-from verdict_corpus import CORPUS, as_json, frozen, generators, made, rate, shares
+from verdict_corpus import CORPUS, RATES, as_json, frozen, generators, made, rate, shares
 from verdict_numbers import improper, positional, swapped_digits, twins
 
 ROWS = frozen()
@@ -63,3 +64,9 @@ def test_rate_asks_the_verifier_that_the_row_names():
     assert list(found) == ["overall", "choice_bare"]
     assert found["overall"] == found["choice_bare"]
     assert found["overall"]["rows"] == sum(r["tag"] == "choice_bare" for r in ROWS)
+
+
+def test_the_rates_before_were_taken_on_this_corpus():
+    before = json.loads(RATES.read_text())["before"]
+    assert before["overall"]["rows"] == len(ROWS)
+    assert {tag: s["rows"] for tag, s in before["kinds"].items()} == Counter(r["tag"] for r in ROWS)
