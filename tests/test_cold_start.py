@@ -13,7 +13,7 @@ from entrl.cold_start import cold_start, is_made, load_cold_start
 from entrl.cold_start.answers import lesson_problems, lesson_rows, measured_rates, sample_problems, sample_rows
 from entrl.cold_start.spec import LessonsSpec, SampleSpec, SamplingSpec, make_cold_start
 from entrl.curation import pass_rates
-from entrl.evaluate import load_policy
+from entrl.models.load import load_policy
 from entrl.nursery.tokenizer import character_tokenizer
 from entrl.recipe import load_recipe
 from entrl.settings import parse_yaml

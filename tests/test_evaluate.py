@@ -13,7 +13,9 @@ from transformers import GenerationConfig, Qwen3Config, Qwen3ForCausalLM
 
 from entrl import evaluate as module
 from entrl.assets import model_path
-from entrl.evaluate import adapter_base, evaluate, evaluate_path, load_policy, pass_at_k, summary, wilson_interval
+from entrl.evaluate import evaluate, evaluate_path, summary, wilson_interval
+from entrl.evaluation.scores import pass_at_k
+from entrl.models.load import adapter_base, load_policy
 from entrl.nursery.tokenizer import character_tokenizer
 from entrl.tasks import load_task
 

@@ -198,6 +198,18 @@ def test_intervals_hold_the_fit_repeat_with_the_seed_and_narrow_with_points():
     assert narrow[1] - narrow[0] < 0.6 * (wide[1] - wide[0])
 
 
+def test_resampled_noise_has_mean_zero_though_blocks_leave_out_the_ends():
+    # 12 points, blocks of 3: the first and the last point are in one block of ten, those in the middle in three, so
+    # the mean over all blocks of the residuals below is (2 (1) + 2 (2 (-0.2)) + 8 (3 (-0.2))) / 30 = -0.12
+    exp = np.linspace(3.0, 1.0, 12)
+    residual = np.array([1.0] + [-0.2] * 10 + [1.0])  # sum 0 and no slope: the fit does not move
+    found = bootstrap_law(np.log(exp), 2.0 - 0.5 * exp + residual, block=3, resamples=20_000, seed=0)
+    centre_S = found.b_S - found.a_S * exp.mean()  # the line at the mean of e^H, where slope and offset part
+    error = centre_S.std() / math.sqrt(len(centre_S))
+    assert abs(centre_S.mean() - (2.0 - 0.5 * exp.mean())) < 4 * error < 0.12 / 4
+    assert abs(found.a_S.mean() - 0.5) < 4 * found.a_S.std() / math.sqrt(len(centre_S))
+
+
 def test_block_length_and_its_limits():
     assert [law.default_block(n) for n in (6, 8, 27, 60, 1000)] == [2, 2, 3, 4, 10]
     _, entropy = decay(20)

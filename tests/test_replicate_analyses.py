@@ -25,6 +25,7 @@ from entrl.intervals import seed_differences
 from entrl.recipe import load_recipe
 from entrl.replicate import check_same_schedule, load_study, replicate
 from entrl.replicate.analyses import analyse_all, check, independence, known, policies, pursuit
+from entrl.replicate.analyses.comparison import pass_at
 from entrl.replicate.analyses.predicted_change import monitored_points, window_pairs
 from entrl.replicate.drawing import round_ticks
 from entrl.replicate.folders import NotMeasured, TaskRuns, series
@@ -239,6 +240,23 @@ def test_dose_response(tmp_path):
     # entropies near 0.156, 0.229, 0.303 at log2(1 + n) = 0, 2.32, 4.09: slope 0.0357 per doubling
     assert group["slopes"]["entropy"]["mean"] == pytest.approx(0.0357, abs=0.002)
     assert found["verdict"].startswith("clip: entropy rises with the dose")
+
+
+def test_pass_at_k_of_the_tables_is_a_share_of_subsets(tmp_path):
+    assert pass_at({"n_samples": 4, "n_correct": 1}, 2) == 0.5  # 3 of the 6 pairs hold the right one
+    assert pass_at({"n_samples": 4, "n_correct": 3}, 2) == 1.0  # every pair does
+    assert pass_at({"n_samples": 8, "n_correct": 2}, 1) == 0.25
+    for problem in ({}, {"n_samples": 0, "n_correct": 0}, {"n_samples": 4, "n_correct": None}):
+        assert math.isnan(pass_at(problem, 1))
+    assert math.isnan(pass_at({"n_samples": 2, "n_correct": 1}, 4))
+    metrics = only(written_study(tmp_path, "  - {use: comparison, arms: [low]}\n"))["metrics"]
+    counts = {"grpo": [], "low": []}
+    for arm, found in counts.items():
+        for file in tmp_path.rglob(f"{arm}-*/eval_after.json"):
+            found += [p["n_correct"] for p in json.loads(file.read_text())["problems"]]
+    entry = metrics["pass@8"]["arms"]["low"]  # of 8 samples: was any right?
+    for name, arm in (("reference", "grpo"), ("value", "low")):
+        assert entry[name] == pytest.approx(np.mean([c > 0 for c in counts[arm]]), rel=1e-12)
 
 
 def test_comparison(tmp_path):

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from entrl.assets import model_path
+from entrl.models.load import refuse_adapter
 from entrl.recipe import Recipe, load_recipe
 from entrl.report import write_report
 from entrl.rollouts.serve import find_api_key
@@ -47,6 +48,7 @@ def options(recipe: Recipe, *, run_dir: Path, url: str, **asked: Any) -> Entropy
 
 def train(recipe: Recipe, *, run_dir: Path, url: str, **asked: Any) -> EntropyAsyncGRPOTrainer:
     """One run, with the files `entrl report` reads."""
+    refuse_adapter(recipe.model.path, "this script trains a new one", revision=recipe.model.revision)
     key = find_api_key(recipe.run_dir)
     if key is not None:
         os.environ["ENTRL_VLLM_API_KEY"] = key

@@ -88,12 +88,9 @@ def curate_file(
 
 
 def _tokenizer(name: str) -> Any:
-    from transformers import AutoTokenizer
+    from entrl.models.load import load_tokenizer
 
-    from entrl.assets import model_path, naming_model
-
-    with naming_model(name):
-        return AutoTokenizer.from_pretrained(model_path(name))
+    return load_tokenizer(name)
 
 
 def choose(rows: Sequence[dict[str, Any]], spec: CurationSpec | None) -> tuple[list[dict[str, Any]], dict[str, Any]]:

@@ -287,7 +287,8 @@ def run_serve(options: argparse.Namespace) -> int:
 
 
 def run_eval(options: argparse.Namespace) -> int:
-    from entrl.evaluate import evaluate, load_policy
+    from entrl.evaluate import evaluate
+    from entrl.models.load import load_policy
     from entrl.recipe import EvalSpec, load_rows
     from entrl.run_folder import write_json
     from entrl.run_log import be_quiet
@@ -369,7 +370,7 @@ def run_conformance(options: argparse.Namespace) -> int:
 def run_merge(options: argparse.Namespace) -> int:
     from entrl.merge import merge_adapter
 
-    print(merge_adapter(options.adapter, options.out, base=options.base, dtype=options.dtype))
+    print(merge_adapter(options.adapter, options.out, base=options.base, dtype=options.dtype, say=print))
     return 0
 
 

@@ -36,9 +36,10 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 import entrl
-from entrl.assets import model_path, naming_model, shipped_models
 from entrl.diversity import group_diversity
+from entrl.evaluation.scores import pass_at_k
 from entrl.intervals import bootstrap_interval
+from entrl.models.load import load_policy
 from entrl.phases import ThinkTags, phase_masks
 from entrl.signals import entropy_from_logits
 from entrl.tasks import load_task
@@ -146,41 +147,6 @@ def task_label(task: str | Mapping[str, Any]) -> str:
     if isinstance(task, str):
         return task
     return str(task["task"]) if set(task) == {"task"} else json.dumps(dict(task), sort_keys=True)
-
-
-def load_policy(path: str, *, dtype: str = "auto", device: str | None = None) -> tuple[Any, Any]:
-    """Model and tokenizer; an adapter folder is put on its base, which may be a shipped asset."""
-    with naming_model(path):
-        return _load_policy(model_path(path), dtype=dtype, device=device)
-
-
-def _load_policy(where: str, *, dtype: str, device: str | None) -> tuple[Any, Any]:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if not (Path(where) / "adapter_config.json").is_file():
-        model: Any = AutoModelForCausalLM.from_pretrained(where, dtype=dtype)
-        return model.to(device), AutoTokenizer.from_pretrained(where)
-    from peft import PeftModel
-
-    base = adapter_base(where)
-    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, dtype=dtype), where)
-    own = any((Path(where) / file).is_file() for file in ("tokenizer.json", "tokenizer_config.json"))
-    return model.to(device), AutoTokenizer.from_pretrained(where if own else base)
-
-
-def adapter_base(folder: str) -> str:
-    """Where an adapter's base is; a recorded path to a shipped asset also works from another installation."""
-    base = json.loads((Path(folder) / "adapter_config.json").read_text())["base_model_name_or_path"]
-    shipped = Path(base).name in shipped_models() and not Path(base).is_dir()
-    return model_path(Path(base).name if shipped else base)
-
-
-def pass_at_k(n: int, c: int, k: int) -> float:
-    """Chance that k of n samples, drawn without replacement, hold one of the c right ones."""
-    if not (0 <= c <= n and 1 <= k <= n):
-        raise ValueError(f"pass@k needs 0 <= c <= n and 1 <= k <= n, got n={n}, c={c}, k={k}")
-    return 1.0 - math.comb(n - c, k) / math.comb(n, k)
 
 
 def wilson_interval(right: int, n: int, *, z: float = Z95) -> list[float]:

@@ -10,17 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from rich.console import Console
 from rich.table import Table
-from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, ProgressCallback, set_seed
+from transformers import PrinterCallback, ProgressCallback, set_seed
 
-from entrl.assets import model_path, naming_model
 from entrl.law_watch import DenseEvaluation, LawWatch, evaluation_steps, interventions
+from entrl.models.load import load_model, load_policy, new_adapter
 from entrl.plan import Prepared, column_problems, missing_engine, opening_problems, prepare
-from entrl.recipe import ModelSpec, Recipe
+from entrl.recipe import Recipe
 from entrl.rollouts.faults import RolloutError
 from entrl.run_folder import RunFolder, make_manifest, now, read_json, write_json, write_text
 from entrl.run_log import ProgressLine, RunLog, be_quiet
@@ -101,7 +100,8 @@ def _train_in(
     console: Console,
     note: Callable[..., None],
 ) -> RunResult:
-    evaluate_into(folder, lambda: load_model(recipe), recipe, prepared, console, "before", keep=checkpoint is not None)
+    start = lambda: load_model(recipe.model, prepared.lora)  # noqa: E731
+    evaluate_into(folder, start, recipe, prepared, console, "before", keep=checkpoint is not None)
     trainer, progress = build_trainer(recipe, prepared, dataset, folder, console)
     try:
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
@@ -130,27 +130,8 @@ def load_checked_data(recipe: Recipe, prepared: Prepared) -> Any:
     return dataset
 
 
-def load_model(recipe: Recipe) -> tuple[Any, Any]:
-    """(model, tokenizer) of the recipe, weights in model.dtype."""
-    with naming_model(recipe.model.path):
-        return _load_model(recipe.model)
-
-
-def _load_model(spec: ModelSpec) -> tuple[Any, Any]:
-    source = model_path(spec.path)
-    extra = {} if spec.attn_implementation is None else {"attn_implementation": spec.attn_implementation}
-    common: dict[str, Any] = {"revision": spec.revision, "trust_remote_code": spec.trust_remote_code}
-    dtype = spec.dtype if spec.dtype == "auto" else getattr(torch, spec.dtype)
-    model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **extra, **common)
-    if spec.tokenizer is not None:
-        return model, AutoTokenizer.from_pretrained(spec.tokenizer, padding_side="left")
-    return model, AutoTokenizer.from_pretrained(source, padding_side="left", **common)
-
-
 def load_trained(folder: RunFolder, recipe: Recipe) -> tuple[Any, Any]:
     """What the run saved, an adapter on its base: the evaluation is of the files, not of the memory."""
-    from entrl.evaluate import load_policy
-
     return load_policy(str(folder.model), dtype=recipe.model.dtype, device="cpu")
 
 
@@ -167,7 +148,7 @@ def build_trainer(
         if key := find_api_key(recipe.run_dir, variable):  # what `entrl serve` made for this recipe, where none is set
             os.environ[variable] = key
     set_seed(prepared.args.seed)  # before the adapter draws its first weights
-    model, tokenizer = load_model(recipe)
+    model, tokenizer = load_model(recipe.model, prepared.lora)
     log, progress = RunLog(folder.path), ProgressLine(console)
     watch = LawWatch(
         active=interventions(prepared.args, prepared.controller_objects, prepared.reward_funcs),
@@ -182,7 +163,7 @@ def build_trainer(
         dataset,
         recipe.load_eval_data() if prepared.args.eval_strategy != "no" else None,
         processing_class=tokenizer,
-        peft_config=prepared.lora,
+        peft_config=new_adapter(model, prepared.lora),
         controllers=prepared.controller_objects,
         environment_factory=prepared.environment,
         callbacks=[watch, DenseEvaluation(dense), log, progress],  # the watch writes into what the log then saves
@@ -258,6 +239,8 @@ def describe_start(console: Console, recipe: Recipe, prepared: Prepared, checkpo
     console.print(recipe.to_yaml(), highlight=False, markup=False)
     for loaded in (*prepared.rewards, *prepared.controllers):
         console.print(f"using {loaded.source} from {loaded.file}", highlight=False, markup=False)
+    for note in prepared.notes:
+        console.print(note, highlight=False, markup=False)
     start = "from the start" if checkpoint is None else f"from {checkpoint.name}"
     console.print(f"run folder {recipe.run_dir}, {start}", highlight=False, markup=False)
 

@@ -13,8 +13,9 @@ from typing import Any
 
 from entrl.answer_files import Row, read_answers, token_count, with_lengths
 from entrl.cold_start.spec import AnswersSpec, LessonsSpec, SampleSpec, SamplingSpec
-from entrl.evaluate import DEFAULT_SCORE, _as_sampler, _encode, _Writer, evaluate, load_policy
+from entrl.evaluate import DEFAULT_SCORE, _as_sampler, _encode, _Writer, evaluate
 from entrl.load import load_object
+from entrl.models.load import load_policy
 from entrl.nursery.traces import lesson
 from entrl.recipe import DataSpec, load_rows
 from entrl.tasks import load_task

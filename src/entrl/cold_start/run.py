@@ -122,7 +122,7 @@ def _clear(folder: Path) -> None:
 
 def _make(start: ColdStart, console: Console) -> dict[str, Any]:
     from entrl.cold_start.answers import collect
-    from entrl.run import load_model
+    from entrl.models.load import load_model, model_problems
     from entrl.run_log import be_quiet
 
     def say(text: str) -> None:
@@ -131,7 +131,12 @@ def _make(start: ColdStart, console: Console) -> dict[str, Any]:
     be_quiet()
     with _threads(start.threads):
         began = time.perf_counter()
-        model, tokenizer = load_model(start)  # type: ignore[arg-type]  # reads .model alone
+        problems, notes = model_problems(start.model, None, None)
+        if problems:
+            raise ValueError(problems[0])
+        for note in notes:
+            say(note)
+        model, tokenizer = load_model(start.model)
         every = collect(start.answers, start.answers_file(), (model, tokenizer), base=start.base, say=say)
         rows, report = choose(every, start.curation)
         write_choice(start.folder, rows, report)

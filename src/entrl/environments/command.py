@@ -136,14 +136,14 @@ def parse_options(text: str, kinds: Mapping[str, Callable[[str], Any]], spec: st
 def _beliefs(path: str | None, temperature: float, options: argparse.Namespace) -> Any:
     if path is None:
         return functools.partial(exact_beliefs, temperature=temperature)
-    from entrl.evaluate import load_policy
+    from entrl.models.load import load_policy
 
     return language_beliefs(*load_policy(path, dtype=options.dtype), temperature=temperature)
 
 
 def _model_policy(spec: str, path: str, options: argparse.Namespace) -> Policy:
     from entrl.environments.model_policy import ModelPolicy
-    from entrl.evaluate import load_policy
+    from entrl.models.load import load_policy
 
     if not path:
         raise ValueError("--policy model needs a folder or a hub id: model:PATH")

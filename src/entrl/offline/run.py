@@ -104,7 +104,7 @@ def _clear(folder: Path) -> None:
 def _make(spec: Offline, say: Say) -> dict[str, Any]:
     from transformers import set_seed
 
-    from entrl.run import load_model
+    from entrl.models.load import load_model, model_problems
     from entrl.run_log import be_quiet
 
     be_quiet()
@@ -115,7 +115,13 @@ def _make(spec: Offline, say: Say) -> dict[str, Any]:
             group_size(made.groups)
         args = build_args(spec, made)
         set_seed(args.seed)  # before an adapter draws its first weights
-        model, tokenizer = load_model(spec)  # type: ignore[arg-type]  # reads .model alone
+        lora = spec.build_lora()
+        problems, notes = model_problems(spec.model, lora, args if spec.method == "grpo" else None)
+        if problems:
+            raise ValueError(problems[0])
+        for note in notes:
+            say(note)
+        model, tokenizer = load_model(spec.model, lora)
         model.to(args.device)
         report: dict[str, Any] = {"method": spec.method, "data": _data_report(made, held, pairs)}
         before = _measured(spec, model, tokenizer, held, say, "before")
@@ -202,10 +208,11 @@ def teach(
 
 def build_trainer(spec: Offline, args: Any, model: Any, tokenizer: Any, made: Made, pairs: Sequence[Pair]) -> Any:
     """EntropyGRPOTrainer on fixed groups, or TRL's DPOTrainer on pairs."""
+    from entrl.models.load import new_adapter
     from entrl.offline.rendering import Rendering
 
     rendering = Rendering(tokenizer, spec.data.chat_template_kwargs)
-    common: dict[str, Any] = {"processing_class": tokenizer, "peft_config": spec.build_lora()}
+    common: dict[str, Any] = {"processing_class": tokenizer, "peft_config": new_adapter(model, spec.build_lora())}
     if spec.method == "grpo":
         from entrl.trainers import EntropyGRPOTrainer
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from entrl.load import TRL_KEYWORDS, Loaded, suggest
+from entrl.models.load import model_problems
 from entrl.recipe import Recipe
 
 PROBE_ROWS = 4  # rows of a task built to see its columns
@@ -91,6 +92,9 @@ def prepare(recipe: Recipe, *, world_size: int | None = None) -> Prepared:
     out.controllers = collect(recipe.build_controllers, [])
     out.lora = collect(recipe.build_lora, None)
     out.environment = collect(recipe.build_environment, None)
+    problems, notes = collect(lambda: model_problems(recipe.model, out.lora, out.args), ([], []))
+    out.problems += problems
+    out.notes += notes
     out.problems += environment_problems(recipe, out.rewards)
     out.problems += same_names(out.rewards)
     if out.args is not None:

@@ -250,15 +250,9 @@ def gib(size: float) -> str:
 
 
 def model_config(recipe: Recipe) -> Any:
-    from transformers import AutoConfig
+    from entrl.models.load import load_config
 
-    from entrl.assets import model_path
-
-    return AutoConfig.from_pretrained(
-        model_path(recipe.model.path),
-        revision=recipe.model.revision,
-        trust_remote_code=recipe.model.trust_remote_code,
-    )
+    return load_config(recipe.model)
 
 
 def count_parameters(config: Any, lora: Any) -> tuple[int, int]:

@@ -79,7 +79,7 @@ def plan(
         found.notes += _machine_notes(recipe, prepared.args)
     model_rows, shape, model_problems, unseen_model = describe_model(recipe, prepared, machines, measured)
     rows += model_rows
-    found.problems += model_problems
+    found.problems += [p for p in model_problems if p not in found.problems]
     if prepared.args is not None:
         engine_rows, engine_problems = describe_engines(recipe, prepared.args, machines, shape, measured)
         rows += engine_rows

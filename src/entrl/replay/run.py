@@ -232,10 +232,11 @@ def _measure(
 
 
 def _recipe_model(recipe: Any) -> Any:
-    from entrl.run import load_model
+    from entrl.models.load import load_model, new_adapter
 
-    model, _ = load_model(recipe)
     lora = recipe.build_lora()
+    model, _ = load_model(recipe.model, lora)
+    lora = new_adapter(model, lora)
     if lora is None:
         return model
     from peft import get_peft_model

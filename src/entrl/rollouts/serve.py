@@ -33,7 +33,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from entrl.assets import model_path
+from entrl.models.load import base_of, refuse_adapter
 from entrl.rollouts.adapters import adapter_rank, server_rank
 from entrl.rollouts.middleware import STORE_VARIABLE
 from entrl.rollouts.servers import KEY_VARIABLE, PROCESSED
@@ -101,15 +101,17 @@ def server_command(
     if not 0 <= replica < len(urls):
         raise ValueError(f"--replica counts from 0 and the recipe lists {len(urls)}, got {replica}")
     host, port = _address(urls[replica], replica, host, port)
+    model, revision = base_of(recipe.model.path, revision=recipe.model.revision)
     argv = [
         *(sys.executable, "-m", "vllm.entrypoints.openai.api_server"),
-        *("--model", model_path(recipe.model.path), "--dtype", served_dtype(recipe)),
+        *("--model", model, "--dtype", served_dtype(recipe)),
         *("--host", host, "--port", str(port)),
         *("--enable-lora", "--max-lora-rank", str(server_rank(adapter_rank(recipe.lora)))),
         *("--max-loras", str(MAX_LORAS), "--logprobs-mode", PROCESSED),
         *("--worker-extension-cls", "entrl.rollouts.records.WorkerExtension"),
         *("--middleware", "entrl.rollouts.middleware.Rollouts"),
         "--disable-uvicorn-access-log",
+        *(("--revision", revision) if revision else ()),
         *_model_options(recipe),
         *shlex.split(extra),
     ]
@@ -142,8 +144,6 @@ def served_dtype(recipe: "Recipe") -> str:
 
 def _model_options(recipe: "Recipe") -> list[str]:
     options: list[str] = []
-    if recipe.model.revision:
-        options += ["--revision", recipe.model.revision]
     if recipe.model.tokenizer:
         options += ["--tokenizer", recipe.model.tokenizer]
     if recipe.model.trust_remote_code:
@@ -179,12 +179,15 @@ def cpu_build() -> bool:
 
 def _trl_command(recipe: "Recipe", *, host: str | None, port: int | None, extra: str) -> ServerCommand:
     """TRL's server for full weights; TRL binds it to every address by default, we do not."""
+    if recipe.lora is None:
+        refuse_adapter(recipe.model.path, "the engine would read its base alone", revision=recipe.model.revision)
+    model, _ = base_of(recipe.model.path, revision=recipe.model.revision)
     host = host or LOCAL
     port = port or int(recipe.trainer.get("vllm_server_port", FIRST_PORT))
     names = {"vllm_max_model_length": "--max_model_len", "vllm_gpu_memory_utilization": "--gpu_memory_utilization"}
     names["vllm_tensor_parallel_size"] = "--tensor_parallel_size"
     argv = [
-        *(sys.executable, "-m", "trl.scripts.vllm_serve", "--model", model_path(recipe.model.path)),
+        *(sys.executable, "-m", "trl.scripts.vllm_serve", "--model", model),
         *("--dtype", served_dtype(recipe), "--host", host, "--port", str(port)),
     ]
     for key, option in names.items():

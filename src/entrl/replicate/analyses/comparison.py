@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from entrl.evaluation.scores import pass_at_k
 from entrl.intervals import clustered_difference, holm, paired_p, seed_differences, verdict
 from entrl.replicate.folders import LATE, NotMeasured, TaskRuns, evaluation, late_mean
 
@@ -81,9 +82,9 @@ def number(value: Any) -> float:
 
 
 def pass_at(problem: Mapping[str, Any], k: int) -> float:
-    """Chance that at least one of k of the n samples is right: 1 - C(n - c, k) / C(n, k); NaN where unverified."""
+    """pass@k of a problem; NaN where unverified, or with fewer than k verified samples."""
     n, c = problem.get("n_samples"), problem.get("n_correct")
-    return math.nan if c is None or not n or n < k else 1 - math.comb(n - c, k) / math.comb(n, k)
+    return math.nan if c is None or not n or n < k else pass_at_k(n, c, k)
 
 
 def _late(folder: Path, metric: str) -> float | None:

@@ -1,0 +1,1 @@
+"""What a policy can do: the numbers of an evaluation."""

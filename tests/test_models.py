@@ -1,0 +1,350 @@
+"""entrl.models: an adapter as a model is never dropped, and what it is folded into gives the same logits."""
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, LoraModel, PromptTuningConfig, get_peft_model
+from rich.console import Console
+from safetensors.torch import load_file
+from tiny_model import saved_model
+from transformers import AutoModelForCausalLM
+
+from entrl.assets import model_path
+from entrl.cli import main
+from entrl.cold_start import cold_start
+from entrl.cold_start.spec import make_cold_start
+from entrl.evaluate import evaluate_path
+from entrl.merge import merge_adapter
+from entrl.models import fold as folding
+from entrl.models.fold import check_saved, fixed_prompts, fold, forward, tolerance
+from entrl.models.load import base_of, load_policy, load_tokenizer, load_weights
+from entrl.nursery.traces import Mixture, lesson
+from entrl.plan import plan
+from entrl.recipe import load_recipe
+from entrl.rollouts.serve import server_command
+from entrl.run import train
+from entrl.tasks import load_task
+
+RECIPES = Path(__file__).parents[1] / "recipes" / "tiny-reasoner"
+SHAPE = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear"}
+LORA = "lora={r: 4, lora_alpha: 8, target_modules: all-linear}"
+STILL = (  # one step that moves nothing
+    "trainer.max_steps=1",
+    "trainer.learning_rate=1e-9",
+    "data.train_size=8",
+    "trainer.per_device_train_batch_size=4",
+    "trainer.steps_per_generation=1",
+    "trainer.num_generations=4",
+    "trainer.max_completion_length=96",
+)
+EVALUATION = "eval={task: sums, size: 24, samples: 1, k: [1], seed: 3}"
+
+
+def save_adapter(base: str, folder: Path, *, std: float = 0.02, **options: Any) -> str:
+    """An adapter whose every weight counts; `std` of its random part."""
+    model, tokenizer = load_policy(base, dtype="float32", device="cpu")
+    torch.manual_seed(1)
+    adapted = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **{**SHAPE, **options}))
+    with torch.no_grad():
+        for parameter in (p for p in adapted.parameters() if p.requires_grad):
+            parameter += std * torch.randn_like(parameter)
+    adapted.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return saved_model(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(scope="module")
+def adapter(base: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    return save_adapter(base, tmp_path_factory.mktemp("adapter"))
+
+
+@pytest.fixture(scope="module")
+def reasoner(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """An adapter that has learned to think first: most greedy answers right, where the tiny reasoner has none."""
+    model, tokenizer = load_policy("tiny-reasoner", dtype="float32", device="cpu")
+    torch.manual_seed(0)
+    adapted: Any = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **SHAPE))
+    optimizer = torch.optim.Adam([p for p in adapted.parameters() if p.requires_grad], lr=3e-3)
+    draw, how = random.Random(0), Mixture(think=1.0, check=0.0, slip=0.0)
+    for prompt in load_task("sums", split="train", size=60, seed=5)["prompt"]:
+        row_T = torch.tensor(tokenizer(prompt + lesson(prompt, draw, mixture=how))["input_ids"])
+        optimizer.zero_grad()
+        logits_TV = adapted(input_ids=row_T[None]).logits[0]
+        torch.nn.functional.cross_entropy(logits_TV[len(prompt) - 1 : -1], row_T[len(prompt) :]).backward()
+        optimizer.step()
+    folder = tmp_path_factory.mktemp("reasoner")
+    adapted.save_pretrained(folder)
+    return str(folder)
+
+
+def recipe(path: str, out: Path, *more: str) -> Any:
+    words = (*STILL, f"model.path={path}", f"trainer.output_dir={out}", "eval=null", "lora=null", *more)
+    return load_recipe(RECIPES / "grpo.yaml", words)
+
+
+def logits(path: str | Path) -> torch.Tensor:
+    model, _ = load_policy(str(path), dtype="float32", device="cpu")
+    return forward(model, fixed_prompts(model.get_input_embeddings()))
+
+
+def close(found: torch.Tensor, wanted: torch.Tensor, model: Any) -> bool:
+    return bool((found - wanted).abs().max() <= tolerance(model) * wanted.abs().max())
+
+
+# --- an adapter folder as model.path ---
+
+
+@pytest.mark.parametrize("lora", [(LORA,), ()], ids=["trained on", "folded in"])
+def test_an_adapter_as_base_is_evaluated_trained_and_kept(lora, reasoner, tmp_path, capsys):
+    asked = recipe(reasoner, tmp_path / "run", EVALUATION, *lora)
+    assert plan(asked).ok
+    result = train(asked, console=Console(soft_wrap=True))
+    said = "it is trained on" if lora else "it is folded in, and all weights are trained"
+    assert f"model.path is an adapter on {model_path('tiny-reasoner')}: {said}" in capsys.readouterr().out
+    options = {"task": "sums", "size": 24, "seed": 3, "samples": 1, "max_new_tokens": 96, "device": "cpu"}
+    own, bare = (evaluate_path(p, dtype="float32", **options) for p in (reasoner, "tiny-reasoner"))
+    right = [[p["greedy_correct"] for p in e["problems"]] for e in (own, bare, result.eval_before, result.eval_after)]
+    assert right[0] == right[2] == right[3]
+    assert sum(right[0]) > 6 > sum(right[1])
+    assert (result.model_dir / "adapter_config.json").is_file() == bool(lora)
+    model, _ = load_policy(str(result.model_dir), device="cpu")
+    start = load_weights(reasoner, adapter="apart" if lora else "fold", dtype="float32").state_dict()
+    for name, weight in model.state_dict().items():  # a step of Adam is at most its rate, and is rounded
+        assert ((weight - start[name]).abs() <= 1.1e-9 + 2.0**-24 * weight.abs()).all()
+
+
+def test_the_reference_of_a_run_that_trains_on_is_its_start(adapter, tmp_path):
+    train(recipe(adapter, tmp_path / "run", LORA, "trainer.beta=0.1"), console=Console(quiet=True))
+    row = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])
+    assert row["kl"] == 0.0  # against the bare base it is not
+
+
+def test_resumed_runs_of_an_adapter_equal_whole_ones(adapter, tmp_path):
+    from test_run import interrupt
+
+    for name, lora in (("on", (LORA,)), ("folded", ())):
+        words = ("trainer.max_steps=3", "trainer.learning_rate=1e-3", "trainer.max_completion_length=6")
+        made = [
+            recipe(adapter, tmp_path / f"{name}-{part}", *words, "trainer.save_strategy=steps", "trainer.save_steps=1",
+                   *lora)
+            for part in ("whole", "broken")
+        ]  # fmt: skip
+        for one in made:
+            train(one, console=Console(quiet=True))
+        interrupt(made[1].run_dir, keep_step=2)
+        train(made[1], resume=True, console=Console(quiet=True))
+        file = "adapter_model.safetensors" if lora else "model.safetensors"
+        whole, broken = (load_file(m.run_dir / "model" / file) for m in made)
+        assert all(torch.equal(whole[k], broken[k]) for k in whole)
+
+
+def test_only_the_adapters_own_shape_trains_on(adapter, tmp_path):
+    for words, why in [
+        ("lora={r: 8, lora_alpha: 8, target_modules: all-linear}", "is an adapter r 4, not 8"),
+        ("lora={r: 4, lora_alpha: 16, target_modules: all-linear}", "is an adapter lora_alpha 8, not 16"),
+        ("lora={r: 4, lora_alpha: 8, target_modules: [q_proj]}", "is an adapter on other layers"),
+    ]:
+        asked = recipe(adapter, tmp_path / "run", words)
+        (problem,) = plan(asked).problems
+        assert why in problem
+        assert "`entrl merge" in problem
+        with pytest.raises(ValueError, match=r"`lora` trains on with an adapter of its own shape"):
+            train(asked, console=Console(quiet=True))
+        assert not (tmp_path / "run").exists()
+    same = "lora={target_modules: [v_proj, k_proj, q_proj, o_proj, gate_proj, up_proj, down_proj], lora_alpha: 8, r: 4}"
+    assert plan(recipe(adapter, tmp_path / "run", same)).ok
+
+
+def test_what_would_read_the_base_alone_is_refused(adapter, tmp_path):
+    for words, why in [
+        (("trainer.beta=0.1",), "TRL reads the reference from the base alone"),
+        (("trainer.use_vllm=true", "trainer.vllm_mode=colocate"), r"an engine \(use_vllm\) would read the base alone"),
+    ]:
+        with pytest.raises(ValueError, match=why + r"; fold it in first: `entrl merge .* --out FOLDER`"):
+            train(recipe(adapter, tmp_path / "run", *words), console=Console(quiet=True))
+    served = ("trainer.use_vllm=true", "trainer.vllm_mode=server")
+    with pytest.raises(ValueError, match=r"is an adapter, and the engine would read its base alone; fold it in first"):
+        server_command(recipe(adapter, tmp_path / "run", *served))
+
+
+def test_servers_of_an_adapter_hold_its_base(adapter, base, tmp_path):
+    where = "trainer.vllm_replicas=[http://127.0.0.1:8000]"
+    argv = server_command(recipe(adapter, tmp_path / "run", "trainer.use_vllm=true", where, LORA)).argv
+    assert argv[argv.index("--model") + 1] == base
+    assert base_of("tiny-reasoner") == (model_path("tiny-reasoner"), None)
+
+
+def test_adapters_that_cannot_be_folded_in_or_found(adapter, base, tmp_path):
+    model = AutoModelForCausalLM.from_pretrained(base)
+    get_peft_model(model, PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)).save_pretrained(
+        tmp_path / "prompt"
+    )
+    with pytest.raises(ValueError, match="of kind PROMPT_TUNING, which cannot be folded in"):
+        train(recipe(str(tmp_path / "prompt"), tmp_path / "run"), console=Console(quiet=True))
+    with pytest.raises(ValueError, match="adds no matrix to the base and cannot be folded in"):
+        load_weights(str(tmp_path / "prompt"), adapter="fold", dtype="float32")
+    assert load_policy(str(tmp_path / "prompt"), device="cpu")[0].peft_type == "PROMPT_TUNING"  # evaluated as it is
+    (tmp_path / "moved").mkdir()
+    settings = json.loads((Path(adapter) / "adapter_config.json").read_text())
+    gone = settings | {"base_model_name_or_path": "/gone/base"}
+    (tmp_path / "moved" / "adapter_config.json").write_text(json.dumps(gone))
+    (tmp_path / "moved" / "adapter_model.safetensors").write_bytes(
+        (Path(adapter) / "adapter_model.safetensors").read_bytes()
+    )
+    for words in ((), (LORA,)):
+        with pytest.raises(ValueError, match=r"sits on '/gone/base', which is not here.*`entrl merge .* --base"):
+            train(recipe(str(tmp_path / "moved"), tmp_path / "run", *words), console=Console(quiet=True))
+        (problem,) = plan(recipe(str(tmp_path / "moved"), tmp_path / "run", *words)).problems
+        assert "/gone/base" in problem
+    merged = merge_adapter(tmp_path / "moved", tmp_path / "merged", base=base)
+    assert torch.equal(logits(merged), logits(merge_adapter(Path(adapter), tmp_path / "other")))
+    assert load_tokenizer(str(merged)).get_vocab() == load_tokenizer(adapter).get_vocab()
+    other = saved_model(tmp_path / "wider", hidden=64)
+    with pytest.raises(ValueError, match=r"does not fit its base .*size mismatch"):
+        merge_adapter(Path(adapter), tmp_path / "misfit", base=other)
+    assert not (tmp_path / "misfit").exists()
+
+
+def test_an_adapter_on_an_adapter_keeps_both(adapter, base, tmp_path):
+    upper = _stack(adapter, tmp_path / "upper")
+    lower_delta, both_delta = (logits(p) - logits(base) for p in (adapter, upper))
+    assert lower_delta.abs().max() > 0.01
+    assert (both_delta - lower_delta).abs().max() > 0.01
+    merged = merge_adapter(Path(upper), tmp_path / "merged")
+    assert close(logits(merged), logits(upper), load_policy(str(merged), device="cpu")[0])
+
+
+def _stack(lower: str, folder: Path) -> str:
+    """An adapter trained on the folded model of another, naming that one as its base."""
+    model = load_weights(lower, adapter="fold", dtype="float32")
+    torch.manual_seed(2)
+    upper = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", init_lora_weights=False, **{**SHAPE, "r": 2}))
+    upper.peft_config["default"].base_model_name_or_path = lower
+    upper.save_pretrained(folder)
+    return str(folder)
+
+
+def test_a_cold_start_teaches_the_folded_model(adapter, tmp_path):
+    (tmp_path / "answers.jsonl").write_text(
+        json.dumps({"problem_id": "0", "prompt": "1+1=", "completion": "2", "correct": 1, "length": 2}) + "\n"
+    )
+    content = {
+        "model": {"path": adapter},
+        "answers": {"file": "answers.jsonl"},
+        "sft": {"max_steps": 1, "learning_rate": 0.0, "use_cpu": True, "bf16": False},
+        "out": str(tmp_path / "out"),
+    }
+    cold_start(make_cold_start(content, name="cold", base=tmp_path), console=Console(quiet=True))
+    folded = load_weights(adapter, adapter="fold", dtype="float32").state_dict()
+    taught = load_file(tmp_path / "out" / "model" / "model.safetensors")
+    assert all(torch.equal(taught[name], folded[name]) for name in taught)
+
+
+# --- folding ---
+
+KINDS = {
+    "embeddings": {"target_modules": ["embed_tokens"]},
+    "head": {"target_modules": ["lm_head", "q_proj"]},
+    "both": {"target_modules": ["embed_tokens"], "ensure_weight_tying": True},
+    "saved embeddings": {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]},
+    "saved head": {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]},
+    "tokens": {"target_modules": ["q_proj"], "trainable_token_indices": [3, 4]},
+    "dora": {"use_dora": True},
+    "biases": {"target_modules": ["q_proj"], "bias": "lora_only"},
+    "linear": {},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_merged_as_it_lies_on_disk_is_base_and_adapter(kind, dtype, base, tmp_path):
+    made = save_adapter(base, tmp_path / "adapter", **KINDS[kind])
+    out = merge_adapter(Path(made), tmp_path / "merged", dtype=dtype)
+    model, _ = load_policy(str(out), device="cpu")
+    assert model.dtype == getattr(torch, dtype)
+    wanted, found = logits(made), logits(out)
+    assert (wanted - logits(base)).abs().max() > 0.1  # the adapter does something
+    # Stored in 16 bits every weight is off by up to 2^-9 of itself; the rows of a product add up at random.
+    allowed = tolerance(model) * (1.0 if dtype == "float32" else 2.0**-9 / 2.0**-24 / folding.SLACK)
+    assert (found - wanted).abs().max() <= allowed * wanted.abs().max()
+    tied = kind in ("tokens", "dora", "biases", "linear")  # the others tear the two apart, or may
+    assert model.config.tie_word_embeddings == tied or kind == "both"
+
+
+def test_a_folded_model_keeps_its_dtypes_and_ties(base, tmp_path):
+    made = save_adapter(base, tmp_path / "adapter")
+    model = load_weights(made, adapter="fold", dtype="bfloat16")
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    assert model.model.rotary_emb.inv_freq.dtype == torch.float32
+    assert model.get_input_embeddings().weight is model.get_output_embeddings().weight
+
+
+def test_a_merge_that_went_wrong_leaves_nothing(adapter, tmp_path, monkeypatch, capsys):
+    """Two real ways: peft merges something else, and what is written is not what was merged."""
+
+    def unmerged(self, **options):
+        return self.unload()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LoraModel, "merge_and_unload", unmerged)
+        assert main(["merge", adapter, "--out", str(tmp_path / "a")]) == 2
+    assert "folded in gives other logits: off by up to" in capsys.readouterr().err
+    assert not (tmp_path / "a").exists()
+
+    def moved(folder, *rest):
+        model = AutoModelForCausalLM.from_pretrained(folder)
+        with torch.no_grad():
+            model.model.layers[0].mlp.down_proj.weight *= 1.01
+        model.save_pretrained(folder)
+        return check_saved(folder, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(folding, "check_saved", moved)
+        assert main(["merge", adapter, "--out", str(tmp_path / "b")]) == 2
+    assert "loaded again from disk, gives other logits" in capsys.readouterr().err
+    assert not list((tmp_path / "b").glob("*"))
+
+
+def test_weights_beyond_the_range_of_float16_are_no_merge(base, tmp_path):
+    made = save_adapter(base, tmp_path / "adapter", std=300.0)
+    with pytest.raises(ValueError, match="gives other logits: off by up to nan"):
+        merge_adapter(Path(made), tmp_path / "merged", dtype="float16")
+    assert not list((tmp_path / "merged").glob("*"))
+
+
+def test_fold_without_parting_the_embeddings_is_noticed(base, tmp_path, monkeypatch):
+    made = save_adapter(base, tmp_path / "adapter", **KINDS["embeddings"])
+    monkeypatch.setattr(folding, "_part", lambda model: True)
+    with pytest.raises(ValueError, match="gives other logits"):
+        fold(load_policy(made, device="cpu")[0], made)
+
+
+# --- adapters on tied embeddings, in training ---
+
+
+def test_tokens_trained_on_tied_embeddings_are_refused_in_words(base, tmp_path):
+    tokens = "lora={r: 2, target_modules: [q_proj], trainable_token_indices: [3, 4]}"
+    found = plan(recipe(base, tmp_path / "run", tokens))
+    assert any("lora.trainable_token_indices: this model's embeddings are tied" in p for p in found.problems)
+    with pytest.raises(ValueError, match=r"lora.modules_to_save: \[embed_tokens\]"):
+        train(recipe(base, tmp_path / "run", tokens), console=Console(quiet=True))
+    engine = ("trainer.use_vllm=true", "trainer.vllm_mode=colocate", "lora={r: 2, target_modules: [embed_tokens]}")
+    with pytest.raises(ValueError, match=r"the engine \(use_vllm\) keeps them tied and would sample from another"):
+        train(recipe(base, tmp_path / "run", *engine), console=Console(quiet=True))
+
+
+def test_whole_embeddings_train_apart_from_the_head(base, tmp_path):
+    saved = "lora={r: 2, target_modules: [q_proj], modules_to_save: [embed_tokens]}"
+    words = (saved, "trainer.learning_rate=1e-2", "trainer.max_completion_length=6")
+    result = train(recipe(base, tmp_path / "run", *words), console=Console(quiet=True))
+    merged = merge_adapter(result.model_dir, tmp_path / "merged")
+    assert close(logits(merged), logits(result.model_dir), load_policy(str(merged), device="cpu")[0])
