@@ -122,12 +122,16 @@ def _prompt(value: Any, where: str, drop_last_turn: bool) -> str | list[dict[str
         return value
     if isinstance(value, list) and value:
         turns = [_turn(turn, f"{where}, message {i}") for i, turn in enumerate(value, start=1)]
-        if turns[-1]["role"] == "assistant" and drop_last_turn:
+        if turns[-1]["role"] == "assistant" and drop_last_turn and len(turns) > 1:
             turns.pop()
-        if not turns or turns[-1]["role"] not in ("user", "tool"):
-            last = turns[-1]["role"] if turns else "no"
-            gold = " would show the model its answer; leave that turn out, or set the option drop_last_turn: true"
-            raise ValueError(f"{where} ends with {last} turn{gold if last == 'assistant' else '; end with the user'}")
+        last = turns[-1]
+        if last["role"] == "assistant":
+            cure = "leave it out, or set the option drop_last_turn: true"
+            raise ValueError(f"{where} ends with an assistant's turn, which would show the model its answer; {cure}")
+        if last["role"] not in ("user", "tool") or not last["content"].strip():
+            raise ValueError(
+                f"{where} ends with a {last['role']} turn {last['content'][:40]!r}; end with a user's text"
+            )
         return turns
     empty = value is None or value in ("", []) or isinstance(value, str)
     got = "is empty" if empty else f"is {_shown(value)}, neither text nor a list of messages"

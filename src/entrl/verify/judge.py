@@ -48,7 +48,7 @@ def read_verifier(column: Any, row: int, *, default: str = "auto") -> tuple[str,
 def file_verifier(column: Any, where: str, *, default: str = "math") -> str:
     """The `verifier` value of a row that somebody else wrote, as JSON; ValueError names `where` (file and line).
 
-    column: a word ("exact"), an object ({"kind": "choice", "letters": "ABCDE"}), the JSON of one, or None for `default`.
+    column: a word ("exact"), an object ({"kind": "choice", "letters": "ABCDE"}), its JSON, or None for `default`.
     reasoning-gym's scorers read an entry, a config and a place in a generator, which a file could fill with anything;
     rows that ask for them are made by `entrl.tasks.procedural` only.
     """
