@@ -232,7 +232,11 @@ def test_levels_and_ids_that_are_null_are_absent(tmp_path: Path):
         load(tmp_path, {**ROW, "level": [1]})
 
 
-def test_an_answer_file_with_a_null_id_is_refused(tmp_path: Path):
+def test_an_answer_file_with_nulls(tmp_path: Path):
+    """A null id is none, and not the id None that all such rows share; a null level or source is absent."""
+    answer = {"problem_id": 1, "prompt": "p", "completion": "c"}
+    write(tmp_path, [{**answer, "level": None, "source": None, "correct": None}], "nulls.jsonl")
+    assert read_answers(tmp_path / "nulls.jsonl") == [{**answer, "problem_id": "1", "correct": None}]
     write(tmp_path, [{"problem_id": None, "prompt": "p", "completion": "c"}], "answers.jsonl")
     with pytest.raises(ValueError, match=r"answers.jsonl:1 lacks problem_id"):
         read_answers(tmp_path / "answers.jsonl")

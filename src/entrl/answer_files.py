@@ -30,7 +30,8 @@ def read_answers(file: Path) -> list[Row]:
         missing = [key for key in REQUIRED if row.get(key) is None] if isinstance(row, dict) else list(REQUIRED)
         if missing:
             raise ValueError(f"{file}:{number} lacks {', '.join(missing)}; an answer has {', '.join(REQUIRED)}")
-        rows.append({**row, "problem_id": str(row["problem_id"])})
+        given = {key: value for key, value in row.items() if value is not None or key not in ("source", "level")}
+        rows.append({**given, "problem_id": str(row["problem_id"])})
     if not rows:
         raise ValueError(f"{file} holds no answers")
     return rows
