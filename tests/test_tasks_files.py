@@ -138,7 +138,7 @@ def test_every_kind_of_file_gives_the_same_rows(tmp_path: Path, kind: str):
         {"prompt": 'a "b", c\nd\u2028', "answer": "2", "verifier": "exact", "n": 3, "x": 0.5, "s": "007"},
         {"prompt": "b", "answer": None, "verifier": None, "n": None, "x": 2.0, "s": "1"},
     ]
-    found = load_task(written(tmp_path, kind, records))
+    found: Any = load_task(written(tmp_path, kind, records))
     plain = [{k: row[k] for k in records[0]} for row in found]
     kinds = [{"verifier": json.dumps({"kind": name})} for name in ("exact", "math")]
     assert plain == [record | kind for record, kind in zip(records, kinds, strict=True)]
