@@ -189,6 +189,7 @@ def test_no_room_for_a_prompt(model):
 
 def test_memory_is_refused_only_where_the_device_is_known(model):
     words = (
+        "data.train_size=128",
         "trainer.per_device_train_batch_size=512",
         "trainer.max_completion_length=4096",
         "trainer.gradient_checkpointing=false",

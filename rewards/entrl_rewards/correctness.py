@@ -31,6 +31,14 @@ def judge(verifier: Verifier, /, *, completions: Sequence[Any], **kwargs: Any) -
     return [_binary(v, verifier) for v in verdicts]
 
 
+def columns_of(verifier: Verifier) -> tuple[str, ...]:
+    """Data set columns the verifier cannot do without, where it says so."""
+    if isinstance(verifier, str):
+        named = (verifier.removeprefix("column:"),) if verifier.startswith("column:") else ()
+        return ("answer",) if verifier == ACCURACY else named
+    return tuple(getattr(verifier, "columns", ()))
+
+
 def load_verifier(verifier: Verifier) -> Callable[..., Any]:
     """The callable itself, or what `"module:attribute"` names."""
     if isinstance(verifier, str):

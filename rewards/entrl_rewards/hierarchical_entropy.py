@@ -50,7 +50,7 @@ from entrl.windows import (
     trigger_mask,
     window_means,
 )
-from entrl_rewards.correctness import ACCURACY, Verifier, judge
+from entrl_rewards.correctness import ACCURACY, Verifier, columns_of, judge
 from entrl_rewards.entropy_source import SIGNAL_OF, EntropySource, TopKEstimate, token_entropy_rows
 from entrl_rewards.groups import shuffle_within
 from entrl_rewards.hierarchical_formulas import entropy_term, ordered, paper_reward
@@ -137,8 +137,8 @@ class HierarchicalEntropy:
     @property
     def columns(self) -> tuple[str, ...]:
         """Data set columns training cannot do without."""
-        answer = ("answer",) if self.correctness == ACCURACY else ()
-        return (*answer, "token_topk_ids") if self.argmax_trigger else answer
+        judged = columns_of(self.correctness)
+        return (*judged, "token_topk_ids") if self.argmax_trigger else judged
 
     @property
     def needs_whole_groups(self) -> bool:

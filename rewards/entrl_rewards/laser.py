@@ -24,7 +24,7 @@ from typing import Any, ClassVar
 import torch
 
 from entrl.difficulty import BUCKETS
-from entrl_rewards.correctness import ACCURACY, Verifier, judge
+from entrl_rewards.correctness import ACCURACY, Verifier, columns_of, judge
 from entrl_rewards.groups import group_mean
 from entrl_rewards.model_length import model_lengths
 
@@ -75,6 +75,11 @@ class LaserD:
         if self.refresh_steps < 1:
             raise ValueError(f"refresh_steps must be >= 1 optimiser step, got {self.refresh_steps}")
         self._state.update(limits=[self.max_length] * 3, refreshed=None, **self._empty_pool())
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Data set columns training cannot do without."""
+        return columns_of(self.correctness)
 
     @property
     def grid(self) -> list[int]:

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from entrl_rewards.correctness import ACCURACY, Verifier, judge
+from entrl_rewards.correctness import ACCURACY, Verifier, columns_of, judge
 from entrl_rewards.laser import LaserD, laser_d
 from entrl_rewards.model_length import model_lengths
 
@@ -75,6 +75,11 @@ class L1Exact:
     column: str = "target_length"
     correctness: Verifier = ACCURACY
 
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Data set columns training cannot do without."""
+        return (*columns_of(self.correctness), *([self.column] if self.target is None else []))
+
     def __post_init__(self) -> None:
         _check_l1(self.a, self.target)
 
@@ -95,6 +100,11 @@ class L1Max:
     column: str = "target_length"
     combine: Literal["multiply", "add"] = "multiply"
     correctness: Verifier = ACCURACY
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Data set columns training cannot do without."""
+        return (*columns_of(self.correctness), *([self.column] if self.target is None else []))
 
     def __post_init__(self) -> None:
         _check_l1(self.a, self.target)

@@ -34,7 +34,7 @@ from torch import Tensor
 
 from entrl.phases import ThinkTags, Which
 from entrl.signals import masked_mean
-from entrl_rewards.correctness import ACCURACY, Verifier, judge
+from entrl_rewards.correctness import ACCURACY, Verifier, columns_of, judge
 from entrl_rewards.entropy_source import SIGNAL_OF, EntropySource, TopKEstimate, token_entropy_rows
 from entrl_rewards.groups import group_mean, shuffle_within
 from entrl_rewards.pear_options import check_options
@@ -153,7 +153,7 @@ class Pear:
     @property
     def columns(self) -> tuple[str, ...]:
         """Data set columns training cannot do without; a run that lacks one stops before it starts."""
-        return ("answer",) if self.correctness == ACCURACY else ()
+        return columns_of(self.correctness)
 
     @property
     def needs_whole_groups(self) -> bool:

@@ -5,7 +5,6 @@ curated also correct (1, 0, or null where nobody checked) or pass_rate (of the p
 (default: all one), length (in any unit) and level.
 """
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from rich.table import Table
 
 from entrl.curation import CurationSpec, curate
 from entrl.run_folder import append_lines, write_json
+from entrl.tasks.json_lines import json_lines
 
 REQUIRED = ("problem_id", "prompt", "completion")
 END_TOKENS = 1  # what a completion given as text lacks and SFT appends
@@ -26,17 +26,12 @@ Row = dict[str, Any]
 def read_answers(file: Path) -> list[Row]:
     """Rows of a JSON-lines file; ValueError names the line that is no answer."""
     rows = []
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{file}:{number} is not JSON: {error}") from error
-        missing = [key for key in REQUIRED if key not in row] if isinstance(row, dict) else list(REQUIRED)
+    for number, row in json_lines(file):
+        missing = [key for key in REQUIRED if row.get(key) is None] if isinstance(row, dict) else list(REQUIRED)
         if missing:
             raise ValueError(f"{file}:{number} lacks {', '.join(missing)}; an answer has {', '.join(REQUIRED)}")
-        rows.append({**row, "problem_id": str(row["problem_id"])})
+        given = {key: value for key, value in row.items() if value is not None or key not in ("source", "level")}
+        rows.append({**given, "problem_id": str(row["problem_id"])})
     if not rows:
         raise ValueError(f"{file} holds no answers")
     return rows

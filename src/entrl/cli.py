@@ -103,7 +103,9 @@ def make_parser() -> argparse.ArgumentParser:
 
     sub = command("eval", run_eval, "Evaluate a model or adapter folder: accuracy, pass@k, length, entropy by phase.")
     sub.add_argument("model", help="folder, adapter folder, hub id, or tiny-reasoner")
-    sub.add_argument("--task", required=True, help="sums, reasoning_gym:NAME, jsonl:PATH, gsm8k, math-500, ...")
+    sub.add_argument(
+        "--task", required=True, help="sums, reasoning_gym:NAME, jsonl:PATH, csv:PATH, gsm8k, math-500, ..."
+    )
     sub.add_argument("--task-args", default="{}", metavar="YAML", help="options of the task, such as '{max_terms: 3}'")
     sub.add_argument("-k", default="1", help="of pass@k, such as 1,8,32")
     sub.add_argument("--samples", type=int, help="sampled completions per problem (default: the largest k)")
@@ -293,6 +295,7 @@ def run_eval(options: argparse.Namespace) -> int:
     from entrl.run_folder import write_json
     from entrl.run_log import be_quiet
     from entrl.settings import parse_yaml
+    from entrl.tasks import is_endless
 
     ks = parse_ks(options.k)
     spec = EvalSpec(
@@ -308,8 +311,8 @@ def run_eval(options: argparse.Namespace) -> int:
         args=parse_yaml(options.task_args, name="--task-args") or {},
     )
     be_quiet()
-    endless = spec.task.partition(":")[0] in ("sums", "reasoning_gym")
-    dataset = load_rows(spec.task, spec, size=spec.size or (ENDLESS_SIZE if endless else None), base=None)
+    size = spec.size or (ENDLESS_SIZE if is_endless(spec.task) else None)
+    dataset = load_rows(spec.task, spec, size=size, base=None)
     result = evaluate(
         *load_policy(options.model, dtype=options.dtype),
         dataset,

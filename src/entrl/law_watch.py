@@ -14,7 +14,6 @@ back to the checkpoint's step.
 Needs:   transformers callbacks; the metric names of EntropyGRPOTrainer and TRL 1.16
 """
 
-import json
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,6 +23,7 @@ import numpy as np
 from transformers import TrainerCallback
 
 from entrl.law import ACCURACY, ENTROPY, MIN_SERIES, LawRefused, bootstrap_law, fit_law, held_by, law_series
+from entrl.tasks.json_lines import json_lines
 
 EVERY = 5  # new points between two fits
 RESAMPLES = 400  # of the interval in the logs; the report takes 2000
@@ -139,8 +139,7 @@ class LawWatch(TrainerCallback):
         assert self.history is not None
         if not self.history.is_file():
             return
-        for line in self.history.read_text(encoding="utf-8").splitlines():
-            row = json.loads(line)
+        for _, row in json_lines(self.history):
             if row["step"] <= step:
                 self._collect(self.evals if row["kind"] == "eval" else self.train, row["step"], row)
                 self.fitted_points = int(row.get("law/points") or self.fitted_points)

@@ -112,7 +112,7 @@ class ModelSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class DataSpec:
-    task: str  # sums, reasoning_gym:<name>, jsonl:<path>, gsm8k, dapo-math, ... (entrl.tasks)
+    task: str  # sums, reasoning_gym:<name>, jsonl:<path>, csv:<path>, gsm8k, dapo-math, ... (entrl.tasks)
     split: str = "train"
     train_size: int | None = None  # None: everything the task has
     seed: int = 0
@@ -271,15 +271,15 @@ class Recipe:
 
 
 def load_rows(task: str, spec: "DataSpec | EvalSpec", *, size: int | None, base: Path | None) -> Any:
-    """entrl.tasks.load_task, the files of `jsonl:PATH` and of a table, `loaded:PATH`, looked for beside the recipe.
+    """entrl.tasks.load_task, a file of problems (`jsonl:PATH`) or a table (`loaded:PATH`) looked for beside the recipe.
 
     A table's path becomes part of its rows, which environments open later, so it is made absolute here.
     """
-    from entrl.tasks import load_task
+    from entrl.tasks import FILE_TASKS, load_task
 
     kind, _, path = task.partition(":")
-    if kind == "jsonl" and path:
-        task = f"jsonl:{find_file(path, base)}"
+    if kind in FILE_TASKS and path:
+        task = f"{kind}:{find_file(path, base)}"
     split: Any = spec.split
     args = dict(spec.args)
     kind, _, path = str(args.get("tables", "")).partition(":")

@@ -18,7 +18,7 @@ from transformers import PrinterCallback, ProgressCallback, set_seed
 
 from entrl.law_watch import DenseEvaluation, LawWatch, evaluation_steps, interventions
 from entrl.models.load import load_model, load_policy, new_adapter
-from entrl.plan import Prepared, column_problems, missing_engine, opening_problems, prepare
+from entrl.plan import Prepared, check_rows, missing_engine, prepare
 from entrl.recipe import Recipe
 from entrl.rollouts.faults import RolloutError
 from entrl.run_folder import RunFolder, make_manifest, now, read_json, write_json, write_text
@@ -69,7 +69,7 @@ def train(
     if problem := missing_engine(prepared.args):
         raise ValueError(problem)
     console = console or Console(quiet=not state.is_main_process, soft_wrap=True)
-    dataset = load_checked_data(recipe, prepared)
+    dataset = load_checked_data(recipe, prepared, console)
     folder = RunFolder(path=recipe.run_dir)
     checkpoint = on_main(lambda: folder.open(recipe, resume=resume, overwrite=overwrite))
     manifest = make_manifest(recipe, prepared.args, checkpoint)
@@ -107,6 +107,7 @@ def _train_in(
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     finally:
         progress.stop()
+    check_trained(trainer.state.global_step, trainer.state.max_steps)
     trainer.save_model(str(folder.model))
     if trainer.accelerator.is_main_process:
         trainer.processing_class.save_pretrained(folder.model)
@@ -120,14 +121,25 @@ def _train_in(
     return result
 
 
-def load_checked_data(recipe: Recipe, prepared: Prepared) -> Any:
-    """The training set; rank 0 first, so that a download happens once."""
+def load_checked_data(recipe: Recipe, prepared: Prepared, console: Console) -> Any:
+    """The training set; rank 0 first, so that a download happens once. What the rows lack is said before training."""
     with PartialState().main_process_first():
         dataset = recipe.load_data()
-    problems = column_problems(prepared.rewards, dataset.column_names) + opening_problems(prepared, dataset)
-    if problems:
-        raise ValueError(problems[0])
+    found = check_rows(recipe, prepared, dataset)
+    if found.problems:
+        raise ValueError(found.problems[0])
+    for warning in found.warnings:
+        console.print(f"warning: {warning}", highlight=False, markup=False)
     return dataset
+
+
+def check_trained(step: int, planned: int) -> None:
+    """Refuse to call a run finished that stopped before its last step; transformers returns quietly."""
+    if step < planned:
+        raise ValueError(
+            f"training ended at step {step} of {planned}, so the run is not finished; were there prompts enough for "
+            "each step?"
+        )
 
 
 def load_trained(folder: RunFolder, recipe: Recipe) -> tuple[Any, Any]:

@@ -25,6 +25,7 @@ import torch
 from entrl import __version__
 from entrl.recipe import Recipe, make_recipe
 from entrl.settings import parse_yaml
+from entrl.tasks.json_lines import numbered_lines
 
 OURS = (
     "recipe.yaml",
@@ -72,7 +73,7 @@ def keep_lines(path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
     if not path.is_file():
         return
     kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for _, line in numbered_lines(path, errors="replace"):
         try:
             row = json.loads(line)
         except json.JSONDecodeError:

@@ -101,9 +101,15 @@ def load_model(spec: Any, lora: Any = None) -> tuple[Any, Any]:
     common = {"revision": spec.revision, "trust_remote_code": spec.trust_remote_code}
     how = "fold" if lora is None else lora
     model = load_weights(spec.path, adapter=how, dtype=spec.dtype, **options, **common)
+    return model, tokenizer_of(spec)
+
+
+def tokenizer_of(spec: Any) -> Any:
+    """The tokenizer of a recipe's `model` group; OSError or ValueError where it cannot be had."""
     if spec.tokenizer is not None:
-        return model, load_tokenizer(spec.tokenizer, padding_side="left")
-    return model, load_tokenizer(spec.path, padding_side="left", **common)
+        return load_tokenizer(spec.tokenizer, padding_side="left")
+    common = {"revision": spec.revision, "trust_remote_code": spec.trust_remote_code}
+    return load_tokenizer(spec.path, padding_side="left", **common)
 
 
 def new_adapter(model: Any, lora: Any) -> Any:
@@ -151,9 +157,11 @@ def _put_on(base: Any, found: Adapter, adapter: Any, revision: str | None) -> An
 
 
 def load_tokenizer(path: str, *, revision: str | None = None, base: str | None = None, **options: Any) -> Any:
-    """An adapter's own tokenizer where it has one, else its base's."""
+    """A folder's own tokenizer where it has one, be it a model, an adapter or nothing else; else that of the base."""
     from transformers import AutoTokenizer
 
+    if Path(path).is_dir() and _has_tokenizer(path, None):
+        return AutoTokenizer.from_pretrained(path, **options)
     with naming_model(path):
         found = find_adapter(path, revision=revision, base=base)
         if found is None or _has_tokenizer(found.where, revision):

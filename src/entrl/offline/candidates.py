@@ -38,6 +38,7 @@ from entrl.environments.policies import (
     scripted_turn,
 )
 from entrl.load import suggest
+from entrl.tasks.json_lines import json_lines
 
 CERTAIN = 1e-9  # bits; a question worth no more has a known answer, and rewards no further apart are equal
 Kind = Literal["open", "certain", "repeated", "submit"]
@@ -363,11 +364,10 @@ def write_groups(path: Path, groups: Iterable[Group]) -> None:
 def read_groups(path: Path) -> list[Group]:
     """What `write_groups` wrote; ValueError that names the line for anything else."""
     found = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, row in json_lines(path):
         try:
-            row = json.loads(line)
             found.append(Group(**{**row, "candidates": [Candidate(**one) for one in row["candidates"]]}))
-        except (json.JSONDecodeError, TypeError, KeyError) as error:
+        except (TypeError, KeyError) as error:
             raise ValueError(
                 f"{path}, line {number} is no group of candidates: {error}; write it with write_groups"
             ) from None

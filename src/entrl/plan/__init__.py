@@ -12,6 +12,7 @@ from entrl.plan.checks import (
 from entrl.plan.estimates import Measured, count_parameters
 from entrl.plan.machines import Machines, read_machines
 from entrl.plan.overview import Plan, plan
+from entrl.plan.rows import check_rows
 
 __all__ = [
     "Machines",
@@ -19,6 +20,7 @@ __all__ = [
     "Plan",
     "Prepared",
     "build_args",
+    "check_rows",
     "column_problems",
     "count_parameters",
     "launcher_problems",

@@ -14,8 +14,6 @@ from entrl.load import TRL_KEYWORDS, Loaded, suggest
 from entrl.models.load import model_problems
 from entrl.recipe import Recipe
 
-PROBE_ROWS = 4  # rows of a task built to see its columns
-
 
 @dataclass(kw_only=True)
 class Prepared:
@@ -221,30 +219,6 @@ def missing_engine(args: Any) -> str | None:
     if args.use_vllm and args.vllm_mode == "colocate" and importlib.util.find_spec("vllm") is None:
         return "use_vllm is set and vllm is not installed here; pip install -e '.[vllm]', or set use_vllm: false"
     return None
-
-
-def check_data(recipe: Recipe, prepared: Prepared) -> tuple[list[str], list[str]]:
-    """(problems, what could not be looked at) from a few rows of the training set, and of the evaluation set."""
-    problems: list[str] = []
-    notes: list[str] = []
-    try:
-        rows = recipe.load_data(size=PROBE_ROWS)
-        problems += column_problems(prepared.rewards, rows.column_names) + opening_problems(prepared, rows)
-    except ConnectionError as error:
-        notes.append(f"the data could not be looked at from here ({first_line(error)}); columns not checked")
-    except (ValueError, TypeError, FileNotFoundError) as error:
-        problems.append(f"data: {error}")
-    if recipe.eval is not None:
-        from dataclasses import replace
-
-        probe = replace(recipe, eval=replace(recipe.eval, size=PROBE_ROWS))
-        try:
-            probe.load_eval_data()
-        except ConnectionError as error:
-            notes.append(f"the evaluation data could not be looked at from here ({first_line(error)})")
-        except (ValueError, TypeError, FileNotFoundError) as error:
-            problems.append(f"eval: {error}")
-    return problems, notes
 
 
 def first_line(error: BaseException) -> str:

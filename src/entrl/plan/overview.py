@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from entrl.plan.checks import Prepared, check_data, evaluation_problems, has_accelerator, missing_engine, prepare
+from entrl.plan.checks import Prepared, evaluation_problems, has_accelerator, missing_engine, prepare
 from entrl.plan.estimates import Measured, describe_engines, describe_model, describe_time
 from entrl.plan.machines import Machines, machine_problems, read_machines
+from entrl.plan.rows import check_data
 from entrl.recipe import Recipe
 
 
@@ -85,14 +86,14 @@ def plan(
         rows += engine_rows
         found.problems += engine_problems
         rows += describe_time(recipe, prepared, machines, shape, measured)
-    data_problems, unseen_data = check_data(recipe, prepared)
+    data = check_data(recipe, prepared)
     engine = None if prepared.args is None else missing_engine(prepared.args)
     return Plan(
         rows=rows,
-        problems=found.problems + data_problems,
-        warnings=found.warnings,
+        problems=found.problems + data.problems,
+        warnings=found.warnings + data.warnings,
         notes=found.notes,
-        unchecked=[*unseen_model, *unseen_data, *([engine] if engine else [])],
+        unchecked=[*unseen_model, *data.unchecked, *([engine] if engine else [])],
     )
 
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from entrl.run_folder import flat
 from entrl.settings import parse_yaml
+from entrl.tasks.json_lines import json_lines
 
 ENTROPY = "policy_entropy/token_mean"
 ACCURACY = "rewards/accuracy/mean"
@@ -50,7 +51,7 @@ class TaskRuns:
 
 @functools.lru_cache(maxsize=512)
 def _rows(file: Path, stamp: int) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    return [row for _, row in json_lines(file)]
 
 
 def rows(folder: Path, kind: str = "train") -> list[dict[str, Any]]:

@@ -12,6 +12,7 @@ from entrl import __version__
 from entrl.intervals import non_inferior, seed_differences
 from entrl.replicate.study import Run, Study, Task
 from entrl.run_folder import git_state, now
+from entrl.tasks.json_lines import json_lines
 
 ACCURACIES = ("greedy_accuracy", "sampled_accuracy", "pass_at_k")  # judged by the margin; higher is better
 LAST_SHARE = 0.25  # training metrics are averaged over this last share of the steps
@@ -21,8 +22,7 @@ SHOWN = ("greedy_accuracy", "sampled_accuracy", "pass_at_k/8", "mean_length_samp
 
 def training_end(folder: Path) -> dict[str, float]:
     """Means of training metrics over the last quarter of the steps, totals of tokens and seconds."""
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    rows = [r for r in rows if r["kind"] == "train"]
+    rows = [r for _, r in json_lines(folder / "metrics.jsonl") if r["kind"] == "train"]
     last = rows[-1]["step"]
     late = [r for r in rows if r["step"] > (1 - LAST_SHARE) * last]
     wanted = [*TRAINING_METRICS, *sorted({k for r in late for k in r if k.endswith("/selected")})]

@@ -16,6 +16,8 @@ from typing import Any, TypeGuard
 
 import yaml
 
+from entrl.tasks.json_lines import numbered_lines
+
 X_AXES = ("step", "tokens", "seconds", "forward_passes")  # what a row counts, besides its metrics
 NOT_METRICS = {*X_AXES, "kind", "optimizer_steps"}
 FILES = ("manifest.json", "recipe.yaml", "metrics.jsonl")
@@ -78,10 +80,8 @@ def read_runs(paths: Sequence[str | Path]) -> list[RunFolder]:
 def read_json_lines(path: Path, notes: list[str]) -> list[dict[str, Any]]:
     """The objects of a JSON-lines file; a line that is none is left out and noted."""
     rows: list[dict[str, Any]] = []
-    lines = _read_text(path).split("\n")  # not splitlines: completions may hold U+2028
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
+    lines = list(numbered_lines(path, errors="replace")) if path.is_file() else []
+    for number, line in lines:
         try:
             row = json.loads(line)
         except ValueError:
@@ -89,7 +89,7 @@ def read_json_lines(path: Path, notes: list[str]) -> list[dict[str, Any]]:
         if isinstance(row, dict):
             rows.append(finite(row))
         else:
-            last = number == len(lines)
+            last = number == lines[-1][0]
             where = "the half-written last line" if last else f"line {number}, which is not a JSON object"
             notes.append(f"{path.name}: left out {where}")
     return rows

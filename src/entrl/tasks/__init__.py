@@ -3,42 +3,50 @@
     load_task("sums", split="train", size=1000, seed=0)
     load_task({"task": "reasoning_gym:countdown", "max_numbers": 4}, split="test", size=200, seed=0)
 
-Every row has `prompt` (a string, or chat messages), `answer` (the gold answer, a string), `verifier` (JSON
-that `entrl_rewards.accuracy` reads), `problem_id` and `level` (a string; "" where the task has no levels).
+Every row has `prompt` (a string, or chat messages), `answer` (the gold answer, a string; None where a file has none),
+`verifier` (JSON that `entrl_rewards.accuracy` reads), `problem_id` and `level` (a string; "" where the task has no
+levels). A file's other columns go with them to the rewards.
 
-Kinds:   `sums` (the tiny reasoner's task), `reasoning_gym:NAME`, `jsonl:PATH`, benchmarks of the hub by name;
-         `twenty_questions` and `diagram`, which are played in an environment (see `entrl.environments.rows`)
+Kinds:   `sums` (the tiny reasoner's task), `reasoning_gym:NAME`, files of your own (`jsonl:PATH`, `json:PATH`,
+         `csv:PATH`, `parquet:PATH`, see `entrl.tasks.files`), benchmarks of the hub by name; `twenty_questions` and
+         `diagram`, which are played in an environment (see `entrl.environments.rows`)
 Split:   procedural tasks put a problem in train or test by a hash of its text, so the two never share one,
          whatever the seeds and sizes (see `entrl.tasks.procedural`)
 """
 
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
-
-from datasets import Dataset
+from typing import TYPE_CHECKING, Any, Literal
 
 from entrl.load import suggest
-from entrl.tasks.files import jsonl_rows
+from entrl.tasks.files import FILE_TASKS, file_rows
 from entrl.tasks.hub import BENCHMARKS, benchmark_rows
 from entrl.tasks.procedural import reasoning_gym_rows
 from entrl.tasks.rows import Row, as_dataset
 from entrl.tasks.sums import sums_rows
 
+if TYPE_CHECKING:  # a second to import, and readers of run folders need only `entrl.tasks.json_lines`
+    from datasets import Dataset
+
 Split = Literal["train", "test"]
 INQUIRIES = ("twenty_questions", "diagram")
 
-__all__ = ["Row", "Split", "load_task", "task_names"]
+__all__ = ["FILE_TASKS", "Row", "Split", "is_endless", "load_task", "task_names"]
 
 
 def task_names() -> list[str]:
     """Names `load_task` knows, with the two families written as patterns."""
-    return ["sums", *BENCHMARKS, *INQUIRIES, "reasoning_gym:NAME", "jsonl:PATH"]
+    return ["sums", *BENCHMARKS, *INQUIRIES, "reasoning_gym:NAME", *(f"{kind}:PATH" for kind in FILE_TASKS)]
+
+
+def is_endless(task: str) -> bool:
+    """True for a task that generates its problems: it has as many as are asked for, and none repeats."""
+    return task.partition(":")[0] in ("sums", "reasoning_gym", *INQUIRIES)
 
 
 def load_task(
     spec: str | Mapping[str, Any], *, split: Split = "train", size: int | None = None, seed: int = 0
-) -> Dataset:
+) -> "Dataset":
     """Rows of a task; `spec` is a name, or a mapping with the key `task` and that task's own options.
 
     `size` None means all rows of a file or benchmark; a procedural task has no end and needs a number.
@@ -58,7 +66,7 @@ def load_task(
     builder, arguments, open_ended = _builder(kind, argument, name)
     if not open_ended:
         _check_options(name, builder, options)
-    if kind in ("sums", "reasoning_gym", *INQUIRIES) and size is None:
+    if is_endless(name) and size is None:
         raise ValueError(f"task {name!r} generates problems without end; say how many with `size`")
     return as_dataset(builder(*arguments, split=split, size=size, seed=seed, **options), name=name)
 
@@ -69,14 +77,16 @@ def _builder(kind: str, argument: str, name: str) -> tuple[Callable[..., list[Ro
         return sums_rows, (), False
     if kind == "reasoning_gym" and argument:
         return reasoning_gym_rows, (argument,), True
-    if kind == "jsonl" and argument:
-        return jsonl_rows, (argument,), False
+    if kind in FILE_TASKS and argument:
+        return file_rows, (kind, argument), False
     if name in BENCHMARKS:
         return benchmark_rows, (name,), False
     if name in INQUIRIES:
         from entrl.environments import rows  # it imports the row type from this package
 
         return getattr(rows, f"{name}_rows"), (), False
+    if name.endswith(tuple(f".{kind}" for kind in FILE_TASKS)):
+        raise ValueError(f"unknown task {name!r}. For a file of your own write {name.rpartition('.')[2]}:{name}")
     hint = suggest(name, ["sums", *INQUIRIES, *BENCHMARKS])
     raise ValueError(f"unknown task {name!r}.{hint} Known: {', '.join(task_names())}")
 

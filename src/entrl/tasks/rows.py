@@ -3,9 +3,10 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from typing import Any, NotRequired, TypedDict
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
-from datasets import Dataset
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 BOXED = r"Please reason step by step, and put your final answer within \boxed{}."
 
@@ -14,13 +15,13 @@ class Row(TypedDict):
     """One problem."""
 
     prompt: str | list[dict[str, str]]
-    answer: str
+    answer: str | None  # None: no gold answer
     verifier: str  # JSON, see entrl_rewards.accuracy
     problem_id: str
     level: NotRequired[str]
 
 
-def as_dataset(rows: Sequence[Row], *, name: str) -> Dataset:
+def as_dataset(rows: Sequence[Row], *, name: str) -> "Dataset":
     """A table with every column in every row; ids must be unique, or paired comparisons would mispair."""
     if not rows:
         raise ValueError(f"task {name!r} yields no rows")
@@ -28,6 +29,8 @@ def as_dataset(rows: Sequence[Row], *, name: str) -> Dataset:
     if len(set(ids)) < len(ids):
         twice = next(i for i in ids if ids.count(i) > 1)
         raise ValueError(f"task {name!r}: problem_id {twice!r} occurs more than once; ids must be unique")
+    from datasets import Dataset
+
     return Dataset.from_list([{**row, "level": row.get("level", "")} for row in rows])
 
 

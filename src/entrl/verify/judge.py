@@ -14,6 +14,7 @@ INLINE = ("exact", "choice")  # cannot hang: no process needed
 KINDS = ("math", "reasoning_gym", *INLINE)
 IMPORTS = {"math": "math_verify", "reasoning_gym": "reasoning_gym"}  # loaded before an item's clock starts
 FILE_KINDS = ("math", *INLINE)  # what a row of a file or of the hub may ask for: comparisons that run nothing
+KIND_FIELDS = {"choice": ("letters",)}  # what such a row may give beside the kind
 CHECK = "entrl.verify.judge:check"  # what a child process is told to call
 
 
@@ -44,21 +45,36 @@ def read_verifier(column: Any, row: int, *, default: str = "auto") -> tuple[str,
     return kind, spec
 
 
-def file_verifier(column: Any, where: str) -> str:
+def file_verifier(column: Any, where: str, *, default: str = "math") -> str:
     """The `verifier` value of a row that somebody else wrote, as JSON; ValueError names `where` (file and line).
 
+    column: a word ("exact"), an object ({"kind": "choice", "letters": "ABCDE"}), its JSON, or None for `default`.
     reasoning-gym's scorers read an entry, a config and a place in a generator, which a file could fill with anything;
     rows that ask for them are made by `entrl.tasks.procedural` only.
     """
-    try:
-        spec = json.loads(column) if isinstance(column, str) else column
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{where}: column 'verifier' is not JSON: {error}") from error
-    if not isinstance(spec, Mapping):
-        raise ValueError(f'{where}: column \'verifier\' must be an object such as {{"kind": "math"}}, got {column!r}')
-    kind = spec.get("kind", "math")
+    spec: Any = default if column is None else column
+    if isinstance(spec, str) and spec.lstrip().startswith("{"):
+        try:
+            spec = json.loads(spec)
+        except ValueError as error:
+            raise ValueError(f"{where}: column 'verifier' is not JSON: {error}") from error
+    spec = {"kind": spec} if isinstance(spec, str) else spec
+    known = ", ".join(FILE_KINDS)
+    if not isinstance(spec, Mapping) or "kind" not in spec:
+        raise ValueError(
+            f"{where}: column 'verifier' must be {known}, as a word or as an object with the key kind, or null for the "
+            f"task's own; got {column!r}"
+        )
+    kind = spec["kind"]
     if kind not in FILE_KINDS:
         other = "; write the task as reasoning_gym:NAME instead" if kind == "reasoning_gym" else ""
-        known = ", ".join(FILE_KINDS)
-        raise ValueError(f"{where}: a row of a file may ask for the verifiers {known}, got {kind!r}{other}")
+        raise ValueError(
+            f"{where}: a row of a file may ask for the verifiers {known}, its column 'verifier' says {kind!r}{other}"
+        )
+    takes = KIND_FIELDS.get(kind, ())
+    if odd := sorted(set(spec) - {"kind", *takes}):
+        raise ValueError(f"{where}: column 'verifier': {kind} takes no {odd[0]!r}, only {list(takes)}")
+    letters = spec.get("letters", "ABCD")
+    if not (isinstance(letters, str) and letters.isalpha() and len(set(letters)) == len(letters) > 1):
+        raise ValueError(f"{where}: column 'verifier': letters must be different ones such as 'ABCDE', got {letters!r}")
     return json.dumps(dict(spec), sort_keys=True)

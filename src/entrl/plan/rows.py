@@ -1,0 +1,211 @@
+"""Every check on the rows that training and evaluation will see: columns, numbers of prompts, golds, lengths.
+
+`entrl plan` and `entrl train` run the same ones. A file or a benchmark is read whole; of a task that generates its
+problems a few are made.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from entrl.models.load import tokenizer_of
+from entrl.plan.checks import Prepared, column_problems, first_line, opening_problems, required_names
+from entrl.plan.estimates import model_config
+from entrl.recipe import EvalSpec, Recipe
+
+PROBE_ROWS = 4  # made of a task that generates its problems
+NAMED = 3  # rows named in a message about many
+SPECIAL = 4  # tokens a tokenizer may put around a text, beside those of its bytes
+
+
+@dataclass(kw_only=True)
+class Found:
+    """What the rows show; a run starts only without `problems`."""
+
+    problems: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    unchecked: list[str] = field(default_factory=list)  # what could not be looked at from here
+
+
+def check_data(recipe: Recipe, prepared: Prepared) -> Found:
+    """What `plan` says about the training set and the evaluation set."""
+    from entrl.tasks import is_endless
+
+    found = Found()
+    endless = is_endless(recipe.data.task)
+    if rows := _loaded(lambda: recipe.load_data(size=PROBE_ROWS if endless else None), "data", found):
+        check_training_rows(recipe, prepared, rows, found, count=recipe.data.train_size if endless else len(rows))
+    if (spec := recipe.eval) is not None:
+        from dataclasses import replace
+
+        probe = replace(recipe, eval=replace(spec, size=PROBE_ROWS)) if is_endless(spec.task) else recipe
+        if rows := _loaded(probe.load_eval_data, "eval", found):
+            check_evaluation_rows(recipe, prepared, rows, found)
+    return found
+
+
+def check_rows(recipe: Recipe, prepared: Prepared, rows: Any) -> Found:
+    """What `train` says before it begins, of the training set it has loaded and of the evaluation set."""
+    from entrl.tasks import is_endless
+
+    found = Found()
+    check_training_rows(recipe, prepared, rows, found, count=len(rows))
+    if recipe.eval is not None and not is_endless(recipe.eval.task):
+        check_evaluation_rows(recipe, prepared, recipe.load_eval_data(), found)
+    return found
+
+
+def _loaded(load: Callable[[], Any], what: str, found: Found) -> Any:
+    try:
+        return load()
+    except ConnectionError as error:
+        found.unchecked.append(f"the rows of {what!r} could not be looked at from here ({first_line(error)})")
+    except (ValueError, TypeError, OSError) as error:
+        found.problems.append(f"{what}: {error}")
+    return None
+
+
+def check_training_rows(recipe: Recipe, prepared: Prepared, rows: Any, found: Found, *, count: int | None) -> None:
+    """count: rows the run will have, of which `rows` may be a few; None where the task has not said."""
+    found.problems += column_problems(prepared.rewards, rows.column_names) + opening_problems(prepared, rows)
+    for reward in prepared.rewards:
+        for name in sorted(required_names(reward.value) & set(rows.column_names)):
+            _check_nulls(rows, name, reward.source, "data", found)
+    _check_repeats(rows, found)
+    if prepared.args is not None:
+        if count is not None:
+            found.problems += too_few_prompts(count, prepared.args)
+        _check_texts(recipe, prepared, rows, prepared.args.max_completion_length, "data", found)
+
+
+def check_evaluation_rows(recipe: Recipe, prepared: Prepared, rows: Any, found: Found) -> None:
+    spec = recipe.eval
+    assert isinstance(spec, EvalSpec)
+    if prepared.environment is None:
+        _check_nulls(rows, "answer", "the evaluation", "eval", found)
+    if prepared.args is not None:
+        length = spec.max_new_tokens or prepared.args.max_completion_length
+        _check_texts(recipe, prepared, rows, length, "eval", found)
+
+
+def too_few_prompts(count: int, args: Any) -> list[str]:
+    """A rollout takes whole groups of different prompts and drops a rest: with too few there is none at all."""
+    from entrl.trainers.schedule import describe_schedule
+
+    schedule = describe_schedule(args, args.world_size)
+    needed = schedule.prompts_per_rollout
+    if count >= needed:
+        return []
+    return [
+        f"one rollout needs {needed} prompts ({schedule.rows_per_rollout} rows in groups of "
+        f"{schedule.num_generations}) and data has {count}: no step would be trained. Give it more prompts (data.task, "
+        "data.train_size), raise trainer.num_generations, or lower trainer.per_device_train_batch_size or "
+        "trainer.steps_per_generation"
+    ]
+
+
+def _check_nulls(rows: Any, name: str, reader: str, where: str, found: Found) -> None:
+    """Rows without a value that somebody needs (a gold answer): some are said, none at all is refused."""
+    without = [row_id for row_id, value in zip(rows["problem_id"], rows[name], strict=True) if value is None]
+    what = "gold answer" if name == "answer" else repr(name)
+    if without and len(without) == len(rows):
+        column = "; is answer_column right?" if name == "answer" else ""
+        found.problems.append(f"{where}: none of the {len(rows)} rows has a {what}, which {reader} needs{column}")
+    elif without:
+        found.warnings.append(
+            f"{where}: {len(without)} of {len(rows)} rows have no {what} ({_some(without)}), which {reader} needs; it "
+            "cannot judge them: give them one or leave them out"
+        )
+
+
+def _check_repeats(rows: Any, found: Found) -> None:
+    first: dict[str, str] = {}
+    again = [
+        f"{row_id} as {first[str(prompt)]}"
+        for row_id, prompt in zip(rows["problem_id"], rows["prompt"], strict=True)
+        if first.setdefault(str(prompt), row_id) != row_id
+    ]
+    if again:
+        found.warnings.append(f"data: {len(again)} of {len(rows)} prompts occur before ({_some(again)})")
+
+
+def _check_texts(recipe: Recipe, prepared: Prepared, rows: Any, length: int, where: str, found: Found) -> None:
+    """Prompts as the model will be shown them: the template takes them, and they leave room for `length` tokens.
+
+    Not with an environment, whose tools become part of the prompt.
+    """
+    if prepared.environment is not None:
+        return
+    try:
+        tokenizer, positions = tokenizer_of(recipe.model), context(recipe, prepared.args)
+    except (OSError, ValueError) as error:
+        found.unchecked.append(f"{where}: lengths of prompts, for want of the model's tokenizer ({first_line(error)})")
+        return
+    if where == "eval" and recipe.eval is not None and recipe.eval.before and tokenizer.pad_token_id is None:
+        found.problems.append(
+            "eval: the tokenizer has no pad token, which the evaluation before training needs; set tokenizer.pad_token "
+            "and save it, or eval.before: false"
+        )
+    try:
+        texts = as_shown(tokenizer, rows, prepared.args.chat_template_kwargs or {})
+    except ValueError as error:
+        found.problems.append(f"{where}: {error}")
+        return
+    if positions is None:
+        return
+    limit, key = positions - length, "trainer.max_completion_length" if where == "data" else "eval.max_new_tokens"
+    if limit < 1:  # legal, as few completions may get so long; prompts must fit at least
+        found.warnings.append(f"{key} of {length} leaves no room for a prompt in the context of {positions}; lower it")
+        limit, length = positions, 0
+    counts = lengths(tokenizer, texts, limit, special=isinstance(rows[0]["prompt"], str))
+    if long := [(n, row_id) for n, row_id in zip(counts, rows["problem_id"], strict=True) if n > limit]:
+        (found.problems if len(long) == len(rows) else found.warnings).append(
+            f"{where}: {len(long)} of {len(rows)} prompts are longer than the {limit} tokens that the context of "
+            f"{positions} leaves beside {length} to generate; the longest has {max(long)[0]} "
+            f"({_some([row_id for _, row_id in long])}). Leave them out, or lower {key}"
+        )
+
+
+def context(recipe: Recipe, args: Any) -> int | None:
+    """Tokens of a prompt and its completion that the model, or the engine, takes; None where nothing says."""
+    model = getattr(model_config(recipe).get_text_config(), "max_position_embeddings", None)
+    limits = [n for n in (model, args.vllm_max_model_length if args.use_vllm else None) if n]
+    return min(limits, default=None)
+
+
+def as_shown(tokenizer: Any, rows: Any, template_kwargs: dict[str, Any]) -> list[str]:
+    """Prompts as text, messages through the chat template; ValueError for what the template refuses."""
+    from jinja2 import TemplateError
+
+    texts = []
+    for row_id, prompt in zip(rows["problem_id"], rows["prompt"], strict=True):
+        if not isinstance(prompt, str):
+            try:
+                prompt = tokenizer.apply_chat_template(
+                    prompt, add_generation_prompt=True, tokenize=False, **template_kwargs
+                )
+            except (ValueError, TypeError, TemplateError) as error:
+                raise ValueError(
+                    f"the chat template cannot take the prompt of {row_id}: {first_line(error)}"
+                ) from error
+        texts.append(prompt)
+    return texts
+
+
+def lengths(tokenizer: Any, texts: Sequence[str], limit: int, *, special: bool) -> list[int]:
+    """Tokens of each text; 0 for one with so few bytes that it fits the limit, as a token takes a byte at least.
+
+    special: with what the tokenizer puts around a text; a chat template has written it already.
+    """
+    counts = [0] * len(texts)
+    doubtful = [i for i, text in enumerate(texts) if len(text.encode()) + SPECIAL > limit]
+    if doubtful:
+        ids = tokenizer([texts[i] for i in doubtful], add_special_tokens=special, verbose=False)["input_ids"]
+        for i, found in zip(doubtful, ids, strict=True):
+            counts[i] = len(found)
+    return counts
+
+
+def _some(names: Sequence[str]) -> str:
+    more = ", ..." if len(names) > NAMED else ""
+    return ", ".join(names[:NAMED]) + more
