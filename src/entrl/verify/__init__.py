@@ -1,9 +1,11 @@
 """Is an answer right: the answer in a text, one comparison per kind, and processes in which a comparison may hang.
 
-    answers      where the answer stands in a text
-    mathematics  equality as mathematics          choices   the letter of an option
-    gym          the scorers of reasoning-gym     judge     one check of one answer by its kind
-    pool         child processes that can be killed         worker    what runs in them
+    answers      the answer part of a text        statements   which few characters of it state the result
+    characters   one table of signs               reading      a statement as a value (values, regions, quantities,
+    choices      the letter of an option                       units, expressions, numerics)
+    mathematics  equality as mathematics          comparison   two values
+    gym          the scorers of reasoning-gym     judge        one check of one answer by its kind
+    pool         child processes to be killed     worker       what runs in them
 
 Knows nobody else in the library: rewards, tasks and evaluation all judge through it.
 """

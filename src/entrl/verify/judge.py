@@ -4,13 +4,15 @@ import json
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from entrl.verify.choices import chosen_letter
+from entrl.verify.answers import final_answer
+from entrl.verify.choices import chosen_letter, gold_letter
 from entrl.verify.gym import reasoning_gym_score
 from entrl.verify.gym_scorers import refuse_evaluating
-from entrl.verify.mathematics import math_score
+from entrl.verify.mathematics import gold_statement, math_score, quick_score
 
 Kind = Literal["math", "reasoning_gym", "exact", "choice"]
 INLINE = ("exact", "choice")  # cannot hang: no process needed
+LETTERS = "ABCD"  # of kind choice, where a row names no others
 KINDS = ("math", "reasoning_gym", *INLINE)
 IMPORTS = {"math": "math_verify", "reasoning_gym": "reasoning_gym"}  # loaded before an item's clock starts
 FILE_KINDS = ("math", *INLINE)  # what a row of a file or of the hub may ask for: comparisons that run nothing
@@ -23,10 +25,32 @@ def check(kind: str, text: str, gold: str, spec: Mapping[str, Any]) -> float:
     if kind == "math":
         return math_score(text, gold)
     if kind == "reasoning_gym":
-        return reasoning_gym_score(text, spec)
+        return reasoning_gym_score(final_answer(text), spec)
     if kind == "choice":
-        return float(chosen_letter(text, spec.get("letters", "ABCD")) == gold.strip().upper())
-    return float(" ".join(text.split()) == " ".join(gold.split()))
+        letters = "".join(spec.get("letters", LETTERS))
+        return float(chosen_letter(text, letters) == gold_letter(gold, letters))
+    return float(" ".join(final_answer(text).split()) == " ".join(gold.split()))
+
+
+def quick_check(kind: str, text: str, gold: str, spec: Mapping[str, Any]) -> float | None:
+    """`check` where it is bounded and runs nothing of others, so that it needs no child process; else None."""
+    if kind == "math":
+        return quick_score(text, gold)
+    return check(kind, text, gold, spec) if kind in INLINE else None
+
+
+def gold_problem(kind: str, gold: str, spec: Mapping[str, Any]) -> str | None:
+    """Why no answer can be verified against the gold of a row of this kind; None for a row in order."""
+    try:
+        if kind == "math":
+            gold_statement(gold)
+        elif kind == "choice":
+            gold_letter(gold, "".join(spec.get("letters", LETTERS)))
+        elif kind == "exact" and not gold.strip():
+            return "the gold answer is empty; give it a value or drop the row"
+    except ValueError as error:
+        return str(error)
+    return None
 
 
 def read_verifier(column: Any, row: int, *, default: str = "auto") -> tuple[str, dict[str, Any]]:
