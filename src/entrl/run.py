@@ -23,6 +23,8 @@ from entrl.recipe import Recipe
 from entrl.rollouts.faults import RolloutError
 from entrl.run_folder import RunFolder, make_manifest, now, read_json, write_json, write_text
 from entrl.run_log import ProgressLine, RunLog, be_quiet
+from entrl.trainers.checkpoint import complete
+from entrl.trainers.completeness import read_marker, unmark
 
 USER_ERRORS = (ValueError, TypeError, OSError, RolloutError)
 T = TypeVar("T")
@@ -71,20 +73,24 @@ def train(
     console = console or Console(quiet=not state.is_main_process, soft_wrap=True)
     dataset = load_checked_data(recipe, prepared)
     folder = RunFolder(path=recipe.run_dir)
-    checkpoint = on_main(lambda: folder.open(recipe, resume=resume, overwrite=overwrite))
-    manifest = make_manifest(recipe, prepared.args, checkpoint)
+
+    def say(text: str) -> None:
+        console.print(text, highlight=False, markup=False)
+
+    start = on_main(lambda: folder.open(recipe, resume=resume, overwrite=overwrite, say=say))
+    manifest = make_manifest(recipe, prepared.args, start)
 
     def note(**changes: Any) -> None:
         manifest.update(changes)
         if state.is_main_process:
             write_json(folder.path / "manifest.json", manifest)
 
+    note()  # first of all files: a folder without it would be taken for somebody else's
     if state.is_main_process:
         write_text(folder.path / "recipe.yaml", recipe.to_yaml())
-        describe_start(console, recipe, prepared, checkpoint)
-    note()
+        describe_start(console, recipe, prepared, start)
     try:
-        return _train_in(folder, recipe, prepared, dataset, checkpoint, console, note)
+        return _train_in(folder, recipe, prepared, dataset, start, console, note)
     except BaseException as error:
         status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
         note(status=status, finished=now(), error=f"{type(error).__name__}: {error}")
@@ -96,28 +102,46 @@ def _train_in(
     recipe: Recipe,
     prepared: Prepared,
     dataset: Any,
-    checkpoint: Path | None,
+    start: Path | None,
     console: Console,
     note: Callable[..., None],
 ) -> RunResult:
-    start = lambda: load_model(recipe.model, prepared.lora)  # noqa: E731
-    evaluate_into(folder, start, recipe, prepared, console, "before", keep=checkpoint is not None)
-    trainer, progress = build_trainer(recipe, prepared, dataset, folder, console)
+    trained = start == folder.model  # the files of a whole model are there: evaluation and report are left
+    untrained = lambda: load_model(recipe.model, prepared.lora)  # noqa: E731
+    evaluate_into(folder, untrained, recipe, prepared, console, "before", keep=start is not None)
+    if not trained:
+        train_model(folder, recipe, prepared, dataset, start, console)
     try:
-        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    finally:
-        progress.stop()
-    trainer.save_model(str(folder.model))
-    if trainer.accelerator.is_main_process:
-        trainer.processing_class.save_pretrained(folder.model)
-    trainer.accelerator.wait_for_everyone()
-    evaluate_into(folder, lambda: load_trained(folder, recipe), recipe, prepared, console, "after", keep=False)
-    note(status="finished", finished=now(), steps=trainer.state.global_step)
+        evaluate_into(folder, lambda: load_trained(folder, recipe), recipe, prepared, console, "after", keep=trained)
+    except USER_ERRORS as error:
+        raise ValueError(
+            f"training is over and its model is in {folder.model}, but the evaluation after it failed: {error}; once "
+            "that is mended, resume=true evaluates and writes the report, and trains nothing again"
+        ) from error
+    note(status="finished", finished=now(), steps=read_marker(folder.model).step)
     report = on_main(lambda: write_report(folder.path))
     before, after = (read_json(folder.path / f"eval_{when}.json") for when in ("before", "after"))
     result = RunResult(run_dir=folder.path, model_dir=folder.model, report=report, eval_before=before, eval_after=after)
     describe_end(console, result)
     return result
+
+
+def train_model(
+    folder: RunFolder, recipe: Recipe, prepared: Prepared, dataset: Any, checkpoint: Path | None, console: Console
+) -> None:
+    """Train, or go on from a checkpoint, and leave the whole model in the folder."""
+    if checkpoint is not None:
+        prepared.args.eval_on_start = False  # it has been done
+    trainer, progress = build_trainer(recipe, prepared, dataset, folder, console)
+    try:
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    finally:
+        progress.stop()
+    on_main(lambda: unmark(folder.model))
+    trainer.save_model(str(folder.model))
+    if trainer.accelerator.is_main_process:
+        trainer.processing_class.save_pretrained(folder.model)
+    complete(folder.model, trainer.accelerator, step=trainer.state.global_step)
 
 
 def load_checked_data(recipe: Recipe, prepared: Prepared) -> Any:
@@ -171,6 +195,7 @@ def build_trainer(
     if dense and recipe.eval is not None:
         trainer.evaluation_seed = recipe.eval.seed
     log.trainer = trainer
+    trainer.checkpoint_files.append(log.into_checkpoint)
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     return trainer, progress
@@ -235,14 +260,14 @@ def write_report(run_dir: Path) -> Path:
     return write([run_dir], run_dir / "report.html")
 
 
-def describe_start(console: Console, recipe: Recipe, prepared: Prepared, checkpoint: Path | None) -> None:
+def describe_start(console: Console, recipe: Recipe, prepared: Prepared, start: Path | None) -> None:
     console.print(recipe.to_yaml(), highlight=False, markup=False)
     for loaded in (*prepared.rewards, *prepared.controllers):
         console.print(f"using {loaded.source} from {loaded.file}", highlight=False, markup=False)
     for note in prepared.notes:
         console.print(note, highlight=False, markup=False)
-    start = "from the start" if checkpoint is None else f"from {checkpoint.name}"
-    console.print(f"run folder {recipe.run_dir}, {start}", highlight=False, markup=False)
+    where = "from the start" if start is None else f"from {start.name}"
+    console.print(f"run folder {recipe.run_dir}, {where}", highlight=False, markup=False)
 
 
 def describe_end(console: Console, result: RunResult) -> None:
@@ -274,6 +299,9 @@ def before_after(before: dict[str, Any], after: dict[str, Any]) -> Table:
 def gain_line(before: dict[str, Any], after: dict[str, Any]) -> str:
     from entrl.intervals import paired_difference
 
+    judged = [{p["id"] for p in e["problems"] if p["greedy_correct"] is not None} for e in (before, after)]
+    if not set.intersection(*judged):
+        return "greedy accuracy: no problem was judged both before and after training, so there is no gain to tell"
     found = paired_difference(before, after, metric="greedy_correct")
     diff, low, high = found[0], found[1], found[2]
     verdict = "excludes 0" if low > 0 or high < 0 else "includes 0"

@@ -4,7 +4,7 @@
     checkpoints/  model/  report.html
 
 Files that must not be read half-written are replaced in one move. A resumed run cuts metrics and completions back to
-its checkpoint: no step is written twice.
+its checkpoint: no step is written twice (`entrl.runs.checkpoints`).
 """
 
 import importlib.metadata
@@ -24,6 +24,7 @@ import torch
 
 from entrl import __version__
 from entrl.recipe import Recipe, make_recipe
+from entrl.runs.log_lengths import cut_logs
 from entrl.settings import parse_yaml
 
 OURS = (
@@ -37,6 +38,7 @@ OURS = (
     "checkpoints",
     "model",
 )
+STARTING = "starting"  # status of a folder that is being emptied
 
 
 def write_text(path: Path, text: str) -> None:
@@ -67,21 +69,6 @@ def append_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
             file.write(lines)
 
 
-def keep_lines(path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
-    """Drop the lines `keep` refuses, and a last line that a killed run left half-written."""
-    if not path.is_file():
-        return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if keep(row):
-            kept.append(line + "\n")
-    write_text(path, "".join(kept))
-
-
 @dataclass(frozen=True, kw_only=True)
 class RunFolder:
     """The run folder of a recipe: where things are, and whether a run may start there."""
@@ -100,24 +87,19 @@ class RunFolder:
         file = self.path / "manifest.json"
         return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
 
-    def newest_checkpoint(self) -> Path | None:
-        """The checkpoint of the latest step that was written to its end."""
-        found = [
-            (int(p.name.removeprefix("checkpoint-")), p)
-            for p in self.checkpoints.glob("checkpoint-*")
-            if p.name.removeprefix("checkpoint-").isdigit() and (p / "trainer_state.json").is_file()
-        ]
-        return max(found)[1] if found else None
+    def open(self, recipe: Recipe, *, resume: bool, overwrite: bool, say: Callable[[str], None] = print) -> Path | None:
+        """Make the folder ready; returns what to go on from, None for a run from the start.
 
-    def open(self, recipe: Recipe, *, resume: bool, overwrite: bool) -> Path | None:
-        """Make the folder ready; returns the checkpoint to go on from, None for a run from the start."""
+        That is a checkpoint, or `model` where training is over and only evaluation and report are left.
+        say: takes the lines about checkpoints that are skipped
+        """
         if resume and overwrite:
             raise ValueError("resume=true and overwrite=true exclude each other; name one")
         manifest = self.manifest()
         if manifest is None:
             self._refuse_foreign()
         elif resume:
-            return self._resumed(recipe, manifest)
+            return self._resumed(recipe, manifest, say)
         elif not overwrite:
             go_on = "" if manifest.get("status") == "finished" else "resume=true to go on with it, "
             raise ValueError(
@@ -128,35 +110,55 @@ class RunFolder:
         return None
 
     def _refuse_foreign(self) -> None:
-        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+        half_written = f"{OURS[1]}.part"  # all that a run killed in its first moment leaves
+        if self.path.exists() and (not self.path.is_dir() or any(p.name != half_written for p in self.path.iterdir())):
             raise ValueError(f"{self.path} exists and is not a run folder; set trainer.output_dir to another place")
 
     def _clear(self) -> None:
-        """Delete what a run writes, nothing else."""
+        """Delete what a run writes, nothing else; the manifest last, so that a kill in here leaves a run folder."""
         self.path.mkdir(parents=True, exist_ok=True)
-        for name in OURS:
+        write_json(self.path / "manifest.json", {"status": STARTING})
+        for name in sorted(OURS, key=lambda name: name == "manifest.json"):
             target = self.path / name
             if target.is_dir():
                 shutil.rmtree(target)
             else:
                 target.unlink(missing_ok=True)
 
-    def _resumed(self, recipe: Recipe, manifest: dict[str, Any]) -> Path | None:
-        if manifest.get("status") == "finished":
-            raise ValueError(f"{self.path} is finished, there is nothing to resume; overwrite=true runs it again")
+    def _resumed(self, recipe: Recipe, manifest: dict[str, Any], say: Callable[[str], None]) -> Path | None:
+        from entrl.runs import checkpoints  # knows the trainers, which take seconds to import
+        from entrl.trainers.completeness import read_marker
+
+        if manifest.get("status") == STARTING:  # killed before anything was kept
+            self._clear()
+            return None
+        finished = manifest.get("status") == "finished"
+        if finished and (self.path / "report.html").is_file():
+            raise self._nothing_left()
         if manifest.get("config_hash") != recipe.config_hash():
             raise ValueError(
                 f"{self.path} was started with other settings ({', '.join(self._changed(recipe)) or 'unknown'}); a "
                 "resumed run must equal an uninterrupted one: take the settings back, or set trainer.output_dir anew"
             )
-        checkpoint = self.newest_checkpoint()
+        if checkpoints.trained_model(self.model, say=say) is not None:
+            return self.model
+        if finished:
+            raise self._nothing_left()
+        checkpoint = checkpoints.newest_whole(self.checkpoints, say=say)
         if checkpoint is None:
+            say(f"{self.path} has no whole checkpoint to go on from: the run starts over")
             self._clear()
             return None
-        step = int(checkpoint.name.removeprefix("checkpoint-"))
-        keep_lines(self.path / "metrics.jsonl", lambda row: row["step"] <= step)
-        keep_lines(self.path / "completions.jsonl", lambda row: row["step"] < step)  # generated before update step+1
+        if (reason := read_marker(checkpoint).inexact) is not None:
+            raise ValueError(
+                f"{self.path} cannot be resumed as if it had not stopped: {reason}; add overwrite=true to run it "
+                "again, or start a new run from its weights (model.path)"
+            )
+        cut_logs(self.path, checkpoint, say=say)
         return checkpoint
+
+    def _nothing_left(self) -> ValueError:
+        return ValueError(f"{self.path} is finished, there is nothing to resume; overwrite=true runs it again")
 
     def _changed(self, recipe: Recipe) -> list[str]:
         """Dotted names of settings that differ from the recipe the folder was started with."""
