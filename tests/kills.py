@@ -4,6 +4,7 @@
 (`python -m entrl train`, or `accelerate launch` with two ranks), killed by SIGKILL, resumed by `resume=true`.
 """
 
+import contextlib
 import json
 import os
 import random
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import yaml
 
 TESTS = Path(__file__).parent
@@ -105,13 +107,18 @@ def entrl_train(
     started = time.monotonic()
     with (run_dir.parent / f"{run_dir.name}.out").open("w+") as out:
         process = subprocess.Popen(
-            [sys.executable, *program, *train], stdout=out, stderr=subprocess.STDOUT, env=environment,
-            start_new_session=True,
-        )  # fmt: skip
+            [sys.executable, *program, *train], stdout=out, stderr=subprocess.STDOUT, env=environment
+        )
         try:
             code = process.wait(timeout=LIMIT_S if kill_after is None else kill_after)
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)  # the launcher and its ranks are one session
+            family = [
+                process,
+                *psutil.Process(process.pid).children(recursive=True),
+            ]  # ranks have sessions of their own
+            for member in family:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    member.send_signal(signal.SIGKILL)
             code = process.wait()
         out.seek(0)
         return Ended(code=code, seconds=time.monotonic() - started, text=out.read())
@@ -225,10 +232,25 @@ def copied(run_dir: Path, to: Path) -> Path:
     return Path(shutil.copytree(run_dir, to))
 
 
-def chosen_places(trace: Sequence[str], *, seed: int, per_kind: int = 1) -> list[int]:
-    """Some places of each kind: what the run is doing, what is about to happen and to which file (steps aside)."""
-    kinds: dict[str, list[int]] = {}
+def kinds_of_places(trace: Sequence[str], *, seed: int) -> dict[str, list[int]]:
+    """Places by what the run is doing (a pass, a checkpoint, the report, ...), in an order that names no file twice
+    before all of that kind have been named."""
+    alike: dict[str, list[int]] = {}
     for i, place in enumerate(trace):
-        kinds.setdefault(place.translate(str.maketrans("", "", "0123456789")), []).append(i)
+        alike.setdefault(place.translate(str.maketrans("", "", "0123456789")), []).append(i)
     draw = random.Random(seed)
-    return sorted(i for found in kinds.values() for i in draw.sample(found, min(per_kind, len(found))))
+    kinds: dict[str, list[tuple[int, float, int]]] = {}
+    for place, found in alike.items():
+        for turn, i in enumerate(draw.sample(found, len(found))):
+            kinds.setdefault(kind_of(place), []).append((turn, draw.random(), i))
+    return {kind: [i for *_, i in sorted(found)] for kind, found in kinds.items()}
+
+
+def kind_of(place: str) -> str:
+    """A forward pass counts by what it is for, a backward pass and an optimiser step by themselves, files by what is
+    being saved."""
+    doing, _, what = place.partition(": ")
+    for word in ("backward pass", "optimiser step"):
+        if word in what:
+            return word
+    return doing
