@@ -7,6 +7,7 @@ The recipes, the places and the comparison are those of tests/kills.py. Of every
 at a random time (every other one of these is killed again while it resumes). Places are taken in turn from all recipes
 and from all that a run does, so that any number of kills covers as much as it can. Each outcome is one line of the
 file, written at once; a line that is there is not run again, so the same command goes on where it was stopped.
+Runs on one process are forks of this one, which has the libraries imported; two ranks come from `accelerate launch`.
 """
 
 import argparse
@@ -60,7 +61,7 @@ def whole_run(name: str, work: Path) -> Whole:
     if not note.is_file():
         for rank in reversed(range(ranks)):
             shutil.rmtree(run_dir, ignore_errors=True)
-            ended = entrl_train(recipe, run_dir, trace=traces[rank], rank=rank)
+            ended = entrl_train(recipe, run_dir, trace=traces[rank], rank=rank, forked=True)
             if ended.code:
                 raise RuntimeError(f"{name} does not run: {ended.text[-2000:]}")
         note.write_text(json.dumps({"seconds": ended.seconds}))
@@ -101,7 +102,7 @@ def kill(job: dict[str, Any], whole: Whole, run_dir: Path) -> dict[str, Any]:
         codes = []
         for moment in job["moments"]:
             how = ("resume=true",) if codes else ()
-            codes.append(entrl_train(whole.recipe, run_dir, *how, kill_after=moment * whole.seconds).code)
+            codes.append(entrl_train(whole.recipe, run_dir, *how, kill_after=moment * whole.seconds, forked=True).code)
         row |= {
             "kind": "random time",
             "where": [round(m * whole.seconds, 1) for m in job["moments"]],
@@ -109,10 +110,10 @@ def kill(job: dict[str, Any], whole: Whole, run_dir: Path) -> dict[str, Any]:
         }
     else:
         rank, at = next(itertools.islice(planned_places(whole), job["place"], None))
-        ended = entrl_train(whole.recipe, run_dir, at=at, rank=rank)
+        ended = entrl_train(whole.recipe, run_dir, at=at, rank=rank, forked=True)
         where = whole.traces[rank][at]
         row |= {"kind": kind_of(where), "where": where, "rank": rank, "killed": ended.code != 0}
-    return {**row, **resume(whole.recipe, whole.run_dir, run_dir)}
+    return {**row, **resume(whole.recipe, whole.run_dir, run_dir, forked=True)}
 
 
 def damage(name: str, what: str, whole: Whole, work: Path) -> dict[str, Any]:
@@ -120,12 +121,12 @@ def damage(name: str, what: str, whole: Whole, work: Path) -> dict[str, Any]:
     cut = work / f"{name}-cut"
     if not cut.is_dir():
         last = max(i for i, place in enumerate(whole.traces[0]) if "rename model/" in place)
-        entrl_train(whole.recipe, cut, at=last)
+        entrl_train(whole.recipe, cut, at=last, forked=True)
     run_dir = copied(cut, work / f"{name}-damaged")
     folder = newest(run_dir)
     DAMAGES[what](folder)
     row = {"id": f"{name} damage {what}", "recipe": name, "kind": "damage", "where": what, "killed": True}
-    row |= resume(whole.recipe, whole.run_dir, run_dir)
+    row |= resume(whole.recipe, whole.run_dir, run_dir, forked=True)
     return {**row, "alike": row["alike"] and any(line.startswith(folder.name) for line in row["skipped"])}
 
 

@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,36 +93,71 @@ def write_recipe(folder: Path, name: str) -> Path:
 
 def entrl_train(
     recipe: Path, run_dir: Path, *words: str, at: int = -1, trace: Path | None = None, rank: int = 0,
-    kill_after: float | None = None,
+    kill_after: float | None = None, forked: bool = False,
 ) -> Ended:  # fmt: skip
-    """One `entrl train` in processes of its own. at, rank: the place to die at (`kill_at.py`); kill_after: seconds."""
+    """One `entrl train` in processes of its own. at, rank: the place to die at (`kill_at.py`); kill_after: seconds.
+
+    forked: the process is a fork of this one, in which the libraries are imported, so it starts at once; one rank only.
+    """
     ranks = RECIPES[recipe.stem].get("launch", {}).get("world_size", 1)
     train = ["train", str(recipe), f"trainer.output_dir={run_dir}", *words]
-    program = ["-m", "entrl"]
-    if at >= 0 or trace is not None:
-        program = [str(TESTS / "kill_at.py"), str(at), str(trace or "-"), str(rank)]
-    if ranks > 1:
-        launch = ["-m", "accelerate.commands.launch", "--config_file", str(ROOT / "launch" / "cpu_2.yaml")]
-        program = [*launch, "--main_process_port", "0", *program]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-    started = time.monotonic()
-    with (run_dir.parent / f"{run_dir.name}.out").open("w+") as out:
-        process = subprocess.Popen(
-            [sys.executable, *program, *train], stdout=out, stderr=subprocess.STDOUT, env=environment
-        )
-        try:
-            code = process.wait(timeout=LIMIT_S if kill_after is None else kill_after)
-        except subprocess.TimeoutExpired:
-            family = [
-                process,
-                *psutil.Process(process.pid).children(recursive=True),
-            ]  # ranks have sessions of their own
-            for member in family:
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    member.send_signal(signal.SIGKILL)
-            code = process.wait()
-        out.seek(0)
-        return Ended(code=code, seconds=time.monotonic() - started, text=out.read())
+    places = [str(at), str(trace or "-"), str(rank)]
+    started, out = time.monotonic(), run_dir.parent / f"{run_dir.name}.out"
+    if forked and ranks == 1:
+        process = _Forked([*places, *train], out)
+    else:
+        program = [str(TESTS / "kill_at.py"), *places] if at >= 0 or trace is not None else ["-m", "entrl"]
+        if ranks > 1:
+            launch = ["-m", "accelerate.commands.launch", "--config_file", str(ROOT / "launch" / "cpu_2.yaml")]
+            program = [*launch, "--main_process_port", "0", *program]
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+        with out.open("w") as file:
+            command = [sys.executable, *program, *train]
+            process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=environment)
+    try:
+        code = process.wait(timeout=LIMIT_S if kill_after is None else kill_after)
+    except subprocess.TimeoutExpired:
+        ranks_too = psutil.Process(process.pid).children(recursive=True)  # they have sessions of their own
+        for member in (psutil.Process(process.pid), *ranks_too):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                member.send_signal(signal.SIGKILL)
+        code = process.wait()
+    return Ended(code=code, seconds=time.monotonic() - started, text=out.read_text())
+
+
+class _Forked:
+    """`python tests/kill_at.py WORDS` in a fork, as far as a `subprocess.Popen` is needed."""
+
+    def __init__(self, words: list[str], out: Path) -> None:
+        import kill_at
+
+        import entrl.run
+        import entrl.trainers  # noqa: F401
+
+        self.pid = os.fork()
+        if self.pid == 0:
+            code = 1
+            try:
+                with out.open("w") as file:
+                    for stream in (1, 2):
+                        os.dup2(file.fileno(), stream)
+                sys.argv = ["entrl", *words[3:]]
+                code = kill_at.main(words)
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                sys.stdout.flush()
+                os._exit(code)
+
+    def wait(self, timeout: float | None = None) -> int:
+        started = time.monotonic()
+        while True:
+            pid, status = os.waitpid(self.pid, 0 if timeout is None else os.WNOHANG)
+            if pid:
+                return os.waitstatus_to_exitcode(status)
+            if timeout is not None and time.monotonic() - started > timeout:
+                raise subprocess.TimeoutExpired("fork", timeout)
+            time.sleep(0.02)
 
 
 def places(trace: Path) -> list[str]:
@@ -157,15 +193,14 @@ def _rows(file: Path) -> list[dict[str, Any]]:
     return [{k: v for k, v in row.items() if not any(word in k for word in TIMES)} for row in rows]
 
 
-def resume(recipe: Path, whole: Path, run_dir: Path) -> dict[str, Any]:
+def resume(recipe: Path, whole: Path, run_dir: Path, *, forked: bool = False) -> dict[str, Any]:
     """Resume a killed run and say how it came out; `alike` is True where nothing differs from the whole run."""
-    ended = entrl_train(recipe, run_dir, "resume=true")
+    ended = entrl_train(recipe, run_dir, "resume=true", forked=forked)
     said = [line for line in ended.text.splitlines() if line.startswith("run folder") or " is skipped: " in line]
     done = "there is nothing to resume" in ended.text  # it had finished before the kill
     wrong = differences(whole, run_dir) if ended.code == 0 or done else [ended.text[-2000:]]
-    traceback = "Traceback" in ended.text
     return {
-        "alike": not wrong and not traceback,
+        "alike": not wrong and "Traceback" not in ended.text,
         "differences": wrong,
         "seconds": round(ended.seconds, 1),
         "went_on": "finished before" if done else _last_word(said),
