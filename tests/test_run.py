@@ -132,7 +132,7 @@ def test_existing_folder_rules(model: str, tmp_path: Path):
     folder = RunFolder(path=tmp_path / "run")
     made = recipe("grpo", model, folder.path)
     assert folder.open(made, resume=False, overwrite=False) is None
-    write_json(folder.path / "manifest.json", {"status": "failed", "config_hash": made.config_hash()})
+    write_json(folder.path / "manifest.json", {"entrl": "0", "status": "failed", "config_hash": made.config_hash()})
     (folder.path / "recipe.yaml").write_text(made.to_yaml())
     with pytest.raises(ValueError, match=r"holds a run already \(failed\); add resume=true"):
         folder.open(made, resume=False, overwrite=False)
@@ -141,7 +141,7 @@ def test_existing_folder_rules(model: str, tmp_path: Path):
     other = recipe("grpo", model, folder.path, "trainer.seed=5")
     with pytest.raises(ValueError, match=r"started with other settings \(trainer.seed\)"):
         folder.open(other, resume=True, overwrite=False)
-    write_json(folder.path / "manifest.json", {"status": "finished", "config_hash": made.config_hash()})
+    write_json(folder.path / "manifest.json", {"entrl": "0", "status": "finished", "config_hash": made.config_hash()})
     with pytest.raises(ValueError, match="is finished, there is nothing to resume"):
         folder.open(made, resume=True, overwrite=False)
     (folder.path / "mine.txt").write_text("keep me")

@@ -11,7 +11,6 @@ import importlib.metadata
 import json
 import math
 import platform
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
@@ -25,6 +24,9 @@ import torch
 from entrl import __version__
 from entrl.recipe import Recipe, make_recipe
 from entrl.runs.log_lengths import cut_logs
+from entrl.runs.longer import only_longer, refuse_other_steps
+from entrl.runs.ours import clear, read_manifest, refuse_foreign, refuse_linked_model
+from entrl.runs.secrets import mask, mask_words, without_masked
 from entrl.settings import parse_yaml
 
 OURS = (
@@ -84,8 +86,17 @@ class RunFolder:
         return self.path / "model"
 
     def manifest(self) -> dict[str, Any] | None:
-        file = self.path / "manifest.json"
-        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+        return read_manifest(self.path)
+
+    def refuse_foreign(self) -> None:
+        """ValueError for a folder that is somebody else's, before anything is written into it."""
+        refuse_foreign(self.path, kind="a run folder", place="trainer.output_dir")
+
+    def is_finished(self, recipe: Recipe) -> bool:
+        """Whether a run with these settings went to its end here, its report written."""
+        manifest = self.manifest() or {}
+        done = manifest.get("status") == "finished" and (self.path / "report.html").is_file()
+        return done and manifest.get("config_hash") == recipe.config_hash()
 
     def open(self, recipe: Recipe, *, resume: bool, overwrite: bool, say: Callable[[str], None] = print) -> Path | None:
         """Make the folder ready; returns what to go on from, None for a run from the start.
@@ -97,11 +108,13 @@ class RunFolder:
             raise ValueError("resume=true and overwrite=true exclude each other; name one")
         manifest = self.manifest()
         if manifest is None:
-            self._refuse_foreign()
+            self.refuse_foreign()
         elif resume:
+            refuse_linked_model(self.path)
             return self._resumed(recipe, manifest, say)
         elif not overwrite:
-            go_on = "" if manifest.get("status") == "finished" else "resume=true to go on with it, "
+            finished = manifest.get("status") == "finished"
+            go_on = f"resume=true to {'train on with a larger trainer.max_steps' if finished else 'go on with it'}, "
             raise ValueError(
                 f"{self.path} holds a run already ({manifest.get('status')}); add {go_on}overwrite=true to delete it, "
                 "or trainer.output_dir=... to write elsewhere"
@@ -109,21 +122,12 @@ class RunFolder:
         self._clear()
         return None
 
-    def _refuse_foreign(self) -> None:
-        half_written = f"{OURS[1]}.part"  # all that a run killed in its first moment leaves
-        if self.path.exists() and (not self.path.is_dir() or any(p.name != half_written for p in self.path.iterdir())):
-            raise ValueError(f"{self.path} exists and is not a run folder; set trainer.output_dir to another place")
-
     def _clear(self) -> None:
         """Delete what a run writes, nothing else; the manifest last, so that a kill in here leaves a run folder."""
         self.path.mkdir(parents=True, exist_ok=True)
-        write_json(self.path / "manifest.json", {"status": STARTING})
-        for name in sorted(OURS, key=lambda name: name == "manifest.json"):
-            target = self.path / name
-            if target.is_dir():
-                shutil.rmtree(target)
-            else:
-                target.unlink(missing_ok=True)
+        write_json(self.path / "manifest.json", {"entrl": __version__, "config_hash": None, "status": STARTING})
+        if left := clear(self.path, sorted(OURS, key=lambda name: name == "manifest.json")):
+            print(f"left in {self.path}, not written by a run: {', '.join(left)}", file=sys.stderr)
 
     def _resumed(self, recipe: Recipe, manifest: dict[str, Any], say: Callable[[str], None]) -> Path | None:
         from entrl.runs import checkpoints  # knows the trainers, which take seconds to import
@@ -133,9 +137,12 @@ class RunFolder:
             self._clear()
             return None
         finished = manifest.get("status") == "finished"
-        if finished and (self.path / "report.html").is_file():
+        same = manifest.get("config_hash") == recipe.config_hash()
+        if finished and same and (self.path / "report.html").is_file():
             raise self._nothing_left()
-        if manifest.get("config_hash") != recipe.config_hash():
+        if not same and only_longer(self._changed(recipe)):
+            return self._train_on(recipe, manifest, say)
+        if not same:
             raise ValueError(
                 f"{self.path} was started with other settings ({', '.join(self._changed(recipe)) or 'unknown'}); a "
                 "resumed run must equal an uninterrupted one: take the settings back, or set trainer.output_dir anew"
@@ -158,15 +165,45 @@ class RunFolder:
         return checkpoint
 
     def _nothing_left(self) -> ValueError:
-        return ValueError(f"{self.path} is finished, there is nothing to resume; overwrite=true runs it again")
+        return ValueError(
+            f"{self.path} is finished, there is nothing to resume; raise trainer.max_steps to train on, or set "
+            "trainer.output_dir to run it once more elsewhere"
+        )
 
     def _changed(self, recipe: Recipe) -> list[str]:
         """Dotted names of settings that differ from the recipe the folder was started with."""
         file = self.path / "recipe.yaml"
         if not file.is_file():
             return []
-        before, after = flat(parse_yaml(file.read_text(encoding="utf-8"))), flat(recipe.resolved())
-        return sorted(k for k in before.keys() | after.keys() if before.get(k) != after.get(k))
+        before, after = self._settings(), flat(mask(recipe.resolved()))
+        different = (k for k in before.keys() | after.keys() if before.get(k) != after.get(k))
+        return sorted(k for k in different if k != "trainer.output_dir")
+
+    def _settings(self) -> dict[str, Any]:
+        """Flat, of the run that was started here."""
+        file = self.path / "recipe.yaml"
+        return flat(parse_yaml(file.read_text(encoding="utf-8"), name=str(file)))
+
+    def _train_on(self, recipe: Recipe, manifest: dict[str, Any], say: Callable[[str], None]) -> Path:
+        """The checkpoint another length of training goes on from; ValueError where its steps would be others."""
+        from entrl.runs import checkpoints
+        from entrl.trainers.completeness import read_marker, unmark
+
+        newest = checkpoints.newest_whole(self.checkpoints, say=say)
+        if newest is None or read_marker(newest).inexact is not None:
+            raise ValueError(
+                f"{self.path} keeps no checkpoint to train on from; start a new run in another trainer.output_dir, "
+                f"from these weights: model.path={self.model}"
+            )
+        steps = read_marker(newest).step
+        ended = manifest.get("steps") == steps
+        refuse_other_steps(self._settings(), flat(mask(recipe.resolved())), steps, ended=ended)
+        unmark(self.model)  # of the shorter run, as are these
+        for name in ("eval_after.json", "report.html"):
+            (self.path / name).unlink(missing_ok=True)
+        cut_logs(self.path, newest, say=say)
+        say(f"training on after step {steps}")
+        return newest
 
 
 def flat(content: Any, prefix: str = "") -> dict[str, Any]:
@@ -183,7 +220,7 @@ def flat(content: Any, prefix: str = "") -> dict[str, Any]:
 def read_recipe(run_dir: Path) -> Recipe:
     """The resolved recipe of a run folder."""
     content = parse_yaml((run_dir / "recipe.yaml").read_text(encoding="utf-8"), name=str(run_dir / "recipe.yaml"))
-    return make_recipe(content, name=run_dir.name, base=Path.cwd())
+    return make_recipe(without_masked(content), name=run_dir.name, base=Path.cwd())
 
 
 def git_state(folder: Path) -> dict[str, Any]:
@@ -229,7 +266,7 @@ def make_manifest(recipe: Recipe, args: Any, resumed_from: Path | None) -> dict[
         "backend": backend,
         "device": str(args.device),
         "device_name": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
-        "command": sys.argv,
+        "command": mask_words(sys.argv),
         "resumed_from": None if resumed_from is None else resumed_from.name,
         "started": now(),
         "finished": None,
@@ -238,4 +275,10 @@ def make_manifest(recipe: Recipe, args: Any, resumed_from: Path | None) -> dict[
 
 
 def read_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    """What a JSON file holds, None where there is none; ValueError naming one that holds no JSON."""
+    if not path.is_file():
+        return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON ({error}); it was cut off or edited: restore or remove it") from None

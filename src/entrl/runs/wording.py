@@ -1,0 +1,27 @@
+"""Text from outside (data, rewards, models, files) as a terminal may show it."""
+
+import re
+from typing import TYPE_CHECKING, Any
+
+from entrl.runs.secrets import mask_text
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+# C0 but for tab and newline, DEL, C1 (U+009B starts an escape sequence too), and marks that turn the reading direction.
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+
+
+def printable(text: str) -> str:
+    r"""The text with control characters written out, such as \x1b: a terminal shows them and obeys none."""
+    return CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
+
+
+def shown(text: str) -> str:
+    """What may go to a console: no control characters, no tokens and keys."""
+    return printable(mask_text(text))
+
+
+def say(console: "Console", text: Any) -> None:
+    """One plain line on the console."""
+    console.print(shown(str(text)), highlight=False, markup=False)
