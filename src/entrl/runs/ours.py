@@ -16,7 +16,7 @@ from entrl.runs.lock import LOCK
 MANIFEST = "manifest.json"
 OURS = ("entrl", "config_hash", "status")  # keys of every manifest of ours
 FIRST = (LOCK, f"{MANIFEST}.part")  # all that a run killed in its first moment leaves
-CHECKPOINTS = ("checkpoint-*", "windows", "completions", "runs")
+CHECKPOINTS = ("checkpoint-*", "windows", "completions", "runs", "README.md")
 SAVED = (  # what save_pretrained, the trainer and PEFT write into a model's folder
     "*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json", "config.json", "generation_config.json",
     "adapter_config.json", "README.md", "chat_template.*", "additional_chat_templates", "tokenizer*", "vocab*",
