@@ -1,4 +1,4 @@
-"""Runs of a few steps on a random model, in this process or as real ones, for tests of the run folder and of its end."""
+"""Runs of a few steps on a random model, in this process or as real ones, for tests of the run folder and its end."""
 
 import json
 import os
@@ -56,8 +56,9 @@ def manifest(out: Path) -> dict[str, Any]:
 
 def rows(out: Path) -> list[dict[str, Any]]:
     """metrics.jsonl without what a clock says."""
+    clock = ("seconds", "step_time", "runtime", "samples_per_second", "steps_per_second")
     read = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if k not in ("seconds", "step_time")} for row in read]
+    return [{k: v for k, v in row.items() if k not in clock} for row in read]
 
 
 def command(*arguments: str, processes: int = 1) -> list[str]:

@@ -118,6 +118,8 @@ def test_with_the_same_settings_nothing_is_left_to_do(model: str, tmp_path: Path
         (["trainer.lr_scheduler_type=constant_with_warmup", "trainer.warmup_steps=0.5"], "warmup_steps is a share"),
         (["eval={task: sums, size: 4, samples: 1, at: early}"], "eval.at: early spreads its evaluations"),
         (["trainer.max_steps=1"], "2 steps are made already"),
+        (["trainer.save_only_model=true"], "save_only_model: true left the optimiser out"),
+        (["trainer.sync_ref_model=true", "trainer.beta=0.1"], "sync_ref_model: true moves the reference model"),
     ],
 )
 def test_a_length_whose_steps_would_be_others_is_refused(model: str, tmp_path: Path, settings: list[str], why: str):

@@ -267,5 +267,5 @@ def test_weights_are_not_written_through_a_link(model: str, tmp_path: Path):
     quietly(short_recipe(model, out, "trainer.max_steps=1"))
     (out / "model").rename(tmp_path / "kept")
     (out / "model").symlink_to(tmp_path / "kept")
-    with pytest.raises(ValueError, match="is a link to .*remove the link"):
+    with pytest.raises(ValueError, match=r"is a link to .*remove the link"):
         quietly(short_recipe(model, out, "trainer.max_steps=2"), resume=True)

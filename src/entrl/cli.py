@@ -82,7 +82,8 @@ def _print_error(error: BaseException) -> None:
 
 def _origin(error: BaseException) -> str:
     """Where the cause was raised, for errors of a user's own code that reach us wrapped (a reward that raises)."""
-    frames = traceback.extract_tb(error.__cause__.__traceback__) if error.__cause__ is not None else []
+    cause = None if isinstance(error, CannotWrite) else error.__cause__
+    frames = traceback.extract_tb(cause.__traceback__) if cause is not None else []
     return f" (at {frames[-1].filename}:{frames[-1].lineno})" if frames else ""
 
 

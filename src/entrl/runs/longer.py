@@ -56,6 +56,10 @@ def _reasons(trainer: Mapping[str, Any], at: Any, last: int | None) -> list[str]
             why.append(f"trainer.{key} is a share of all steps")
     if at == "early":
         why.append("eval.at: early spreads its evaluations over all steps")
+    if last is not None and trainer["save_only_model"]:
+        why.append("save_only_model: true left the optimiser out of its last checkpoint")
+    if trainer["sync_ref_model"] and trainer["beta"]:
+        why.append("sync_ref_model: true moves the reference model, which is in no checkpoint")
     every = trainer.get("eval_steps") or trainer.get("logging_steps")
     by_steps = str(getattr(trainer["eval_strategy"], "value", trainer["eval_strategy"])) == "steps"
     if last is not None and by_steps and isinstance(every, int | float) and every >= 1 and last % every:

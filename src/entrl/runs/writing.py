@@ -12,7 +12,9 @@ from entrl.errors import CannotWrite
 
 OF_A_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.EIO, errno.ESTALE)
 # torch and safetensors put the system's error into a text, or swallow it.
-IN_WORDS = re.compile(r"\(os error (\d+)\)|PytorchStreamWriter|inline_container|unexpected pos|[Ff]ailed writing")
+IN_WORDS = re.compile(
+    r"\(os error (\d+)\)|PytorchStreamWriter|inline_container|iostream error|unexpected pos|[Ff]ailed writing"
+)
 
 
 def disk_error(error: BaseException) -> tuple[str, str | None] | None:
@@ -27,7 +29,7 @@ def disk_error(error: BaseException) -> tuple[str, str | None] | None:
     number = int(found[1]) if found[1] else None
     if number is not None and number not in OF_A_DISK:
         return None
-    return (os.strerror(number) if number else f"the disk took only part of a file ({error})"), None
+    return (os.strerror(number) if number else "only part of a file was taken"), None
 
 
 def room(folder: Path) -> str:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from entrl.trainers.checkpoint import OPTIMIZER_FILES, inexact_because, load_state, write_checkpoint
+from entrl.trainers.completeness import MARKER, read_marker
 
 if TYPE_CHECKING:
     from trl import GRPOTrainer as Base
@@ -78,7 +79,8 @@ class Resumable(Base):
         """Where training is over nothing has to be exact any more: the weights are all that is needed."""
         if self.state.global_step >= self.state.max_steps:
             return
-        reason = inexact_because(self.args)
+        marked = (Path(checkpoint) / MARKER).is_file()  # which knows whether more was saved than these options say
+        reason = read_marker(Path(checkpoint)).inexact if marked else inexact_because(self.args)
         sharded = self.is_deepspeed_enabled or self.is_fsdp_enabled
         if reason is None and not sharded and not any((Path(checkpoint) / name).is_file() for name in OPTIMIZER_FILES):
             reason = "its optimiser is gone"
