@@ -2,13 +2,14 @@
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from tiny_model import trainer
 
 from entrl.runs.log_lengths import cut_logs, note_logs
-from entrl.trainers.checkpoint import rotate
+from entrl.trainers.checkpoint import redrawn_because, rotate
 from entrl.trainers.completeness import MARKER, Marker, file_names, fingerprints, flaw, mark, read_marker
 
 
@@ -95,3 +96,10 @@ def test_logs_are_cut_back_to_the_byte(tmp_path: Path):
     cut_logs(tmp_path, checkpoint, say=lines.append)
     assert (tmp_path / "completions.jsonl").read_text() == '{"a": 1}\n'
     assert "completions.jsonl has lost" in lines[0]
+
+
+def test_where_a_resumed_run_draws_anew_is_said():
+    assert "colocated engine" in str(redrawn_because(SimpleNamespace(use_vllm=True, vllm_mode="colocate")))
+    assert "asynchronous" in str(redrawn_because(SimpleNamespace()))
+    for same in ({"use_vllm": False, "vllm_mode": "colocate"}, {"use_vllm": True, "vllm_mode": "server"}):
+        assert redrawn_because(SimpleNamespace(**same)) is None

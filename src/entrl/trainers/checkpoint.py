@@ -70,6 +70,13 @@ def inexact_because(args: Any) -> str | None:
     return None
 
 
+def redrawn_because(args: Any) -> str | None:
+    """Why the completions after a resume will be others than without the stop; None where they are the same."""
+    if getattr(args, "use_vllm", False) and getattr(args, "vllm_mode", None) == "colocate":
+        return "the random state of a colocated engine is in no checkpoint"
+    return None if hasattr(args, "use_vllm") else "an asynchronous run draws whenever there is room"
+
+
 def complete(folder: Path, accelerator: Accelerator, *, step: int, inexact: str | None = None) -> None:
     """Mark the folder as whole once every rank has written its files. Every rank calls this.
 

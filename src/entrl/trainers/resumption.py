@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from entrl.trainers.checkpoint import OPTIMIZER_FILES, inexact_because, load_state, write_checkpoint
+from entrl.trainers.checkpoint import OPTIMIZER_FILES, inexact_because, load_state, redrawn_because, write_checkpoint
 from entrl.trainers.completeness import MARKER, read_marker
 
 if TYPE_CHECKING:
@@ -67,9 +67,11 @@ class Resumable(Base):
             warnings.warn(
                 f"{checkpoint} holds no state of entrl's: rollout in hand, controllers, rewards and counters start "
                 "anew, so the run will differ from one that was not stopped",
-                stacklevel=2,
+                stacklevel=1,  # the caller is transformers, whose warnings a run hides
             )
             return
+        if (reason := redrawn_because(self.args)) is not None:
+            warnings.warn(f"the resumed run goes on with other completions: {reason}", stacklevel=1)
         self._restore(state)
         self._resumed = state.get("log", {})
         if os.path.realpath(os.path.dirname(checkpoint)) == os.path.realpath(self.args.output_dir):
@@ -102,11 +104,19 @@ class Resumable(Base):
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
         """Called after a step, and again at the end of a pass, which may log and evaluate: a save comes after both."""
+        if self._stopped_within_a_pass:
+            return  # its end, with what belongs to it, comes when the run goes on
         if self._save_owed:
             self._save_owed, self.control.should_save = False, True
         elif self.control.should_save and self._more_at_this_step:
             self._save_owed, self.control.should_save = True, False
         super()._maybe_log_save_evaluate(*args, **kwargs)
+
+    @property
+    def _stopped_within_a_pass(self) -> bool:
+        state = self.state
+        saved = self._complete_at == state.global_step < state.max_steps
+        return saved and self.control.should_training_stop and not float(state.epoch).is_integer()
 
     @property
     def _more_at_this_step(self) -> bool:
