@@ -227,7 +227,14 @@ def test_a_finished_run_is_never_started_over(model: str, finished: Path, tmp_pa
         quietly(recipe(tmp_path, model), resume=True)
 
 
-def test_an_evaluation_that_judges_nothing_has_words():
+def test_an_evaluation_that_judges_nothing_is_a_finished_run_with_words(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("entrl.evaluate._scorer", lambda _: lambda texts, *rest: [None] * len(texts))
+    text = told(recipe(tmp_path, model, "trainer.max_steps=1"), tmp_path)
+    assert "no problem was judged both before and after training" in text
+    assert json.loads((tmp_path / "run" / "manifest.json").read_text())["status"] == "finished"
+    assert (tmp_path / "run" / "report.html").is_file()
     nothing = {"problems": [{"id": "1", "greedy_correct": None}, {"id": "2", "greedy_correct": True}]}
     other = {"problems": [{"id": "1", "greedy_correct": True}, {"id": "2", "greedy_correct": None}]}
     assert "no problem was judged both before and after training" in gain_line(nothing, other)
