@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from tiny_model import trainer
 
 from entrl.runs.log_lengths import cut_logs, note_logs
@@ -103,3 +104,10 @@ def test_where_a_resumed_run_draws_anew_is_said():
     assert "asynchronous" in str(redrawn_because(SimpleNamespace()))
     for same in ({"use_vllm": False, "vllm_mode": "colocate"}, {"use_vllm": True, "vllm_mode": "server"}):
         assert redrawn_because(SimpleNamespace(**same)) is None
+
+
+def test_tensors_can_be_read_onto_the_device_of_a_cpu_rank(tmp_path: Path):
+    """transformers maps an optimiser to the rank's device, which gloo calls cpu:0; torch knew `cpu` alone."""
+    torch.save({"x": torch.ones(2)}, tmp_path / "x.pt")
+    found = torch.load(tmp_path / "x.pt", map_location=torch.device("cpu", 0), weights_only=True)
+    assert torch.equal(found["x"], torch.ones(2))
