@@ -30,7 +30,7 @@ from entrl.runs.ending import Ending
 from entrl.runs.lock import FolderLock
 from entrl.runs.secrets import hand_over_hub_token, mask_text
 from entrl.runs.together import hush, lost_ranks, main_first, together
-from entrl.runs.wording import say
+from entrl.runs.wording import say, tame_completion_tables
 from entrl.runs.writing import in_words
 from entrl.trainers.checkpoint import complete
 from entrl.trainers.completeness import read_marker, unmark
@@ -75,6 +75,7 @@ def train(
 ) -> RunResult:
     """Run a recipe to its end; see the module docstring for what it leaves behind."""
     be_quiet()
+    tame_completion_tables()
     prepared = prepare(recipe)  # joins the process group, if there is one
     state = PartialState()
     together(lambda: refuse_problems(prepared))

@@ -38,6 +38,7 @@ from entrl.rollouts.adapters import adapter_rank, server_rank
 from entrl.rollouts.middleware import STORE_VARIABLE
 from entrl.rollouts.servers import KEY_VARIABLE, PROCESSED
 from entrl.runs.secrets import mask_words
+from entrl.runs.wording import shown
 
 if TYPE_CHECKING:
     from entrl.recipe import Recipe
@@ -287,7 +288,7 @@ class Server:
         return self.process.wait()
 
     def _failed(self, what: str) -> ServerFailed:
-        print(tail(self.log), file=sys.stderr)
+        print(shown(tail(self.log)), file=sys.stderr)
         return ServerFailed(f"the server on {self.command.url} {what}; the end of {self.log} is above")
 
     def stop(self) -> None:

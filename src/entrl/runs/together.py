@@ -45,8 +45,9 @@ def together(action: Callable[[], T]) -> T:
     if state.num_processes == 1:
         return action()
     own: Exception | None = None
+    results: list[T] = []
     try:
-        result = action()
+        results.append(action())
     except Exception as error:  # raised again below, once the other ranks know
         own = error
     texts = gather_object(["" if own is None else f"{type(own).__name__}: {own}"])
@@ -55,7 +56,7 @@ def together(action: Callable[[], T]) -> T:
     for rank, text in enumerate(texts):
         if text:
             raise hush(OtherRankFailed(f"rank {rank} failed: {text}"))
-    return result  # pyright: ignore[reportPossiblyUnboundVariable]
+    return results[0]
 
 
 @contextlib.contextmanager

@@ -1,6 +1,8 @@
 """Text from outside (data, rewards, models, files) as a terminal may show it."""
 
+import functools
 import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from entrl.runs.secrets import mask_text
@@ -25,3 +27,28 @@ def shown(text: str) -> str:
 def say(console: "Console", text: Any) -> None:
     """One plain line on the console."""
     console.print(shown(str(text)), highlight=False, markup=False)
+
+
+def tame_completion_tables() -> None:
+    """TRL's table of completions (`log_completions`) prints what a model wrote as it is: here without control codes."""
+    from trl.trainer import grpo_trainer
+
+    print_table = grpo_trainer.print_prompt_completions_sample
+    if getattr(print_table, "tame", False):
+        return
+
+    @functools.wraps(print_table)
+    def tamed(prompts: Sequence[Any], completions: Sequence[Any], *rest: Any, **more: Any) -> None:
+        print_table([_printable(p) for p in prompts], [_printable(c) for c in completions], *rest, **more)
+
+    tamed.tame = True  # pyright: ignore[reportAttributeAccessIssue]
+    grpo_trainer.print_prompt_completions_sample = tamed
+
+
+def _printable(value: Any) -> Any:
+    """Texts at any depth of messages."""
+    if isinstance(value, dict):
+        return {key: _printable(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_printable(inner) for inner in value]
+    return printable(value) if isinstance(value, str) else value

@@ -10,26 +10,29 @@ from pathlib import Path
 
 from entrl.errors import CannotWrite
 
-OF_A_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.EIO, errno.ESTALE)
+OF_A_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)  # nobody gets these from reading
+OF_A_FOLDER = (errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE)  # ours where the file lies in the run folder
 # torch and safetensors put the system's error into a text, or swallow it.
-IN_WORDS = re.compile(
-    r"\(os error (\d+)\)|PytorchStreamWriter|inline_container|iostream error|unexpected pos|[Ff]ailed writing"
-)
+IN_WORDS = re.compile(r"\(os error (\d+)\)|PytorchStreamWriter|iostream error|unexpected pos")
 
 
-def disk_error(error: BaseException) -> tuple[str, str | None] | None:
-    """(why, path if known) where the error is a disk's; None for any other."""
-    if isinstance(error, CannotWrite):
-        return None
+def disk_error(error: BaseException, folder: Path) -> tuple[str, str | None] | None:
+    """(why, path if known) where the error is of writing into the folder; None for any other."""
     if isinstance(error, OSError):
-        return (os.strerror(error.errno), error.filename) if error.errno in OF_A_DISK else None
-    found = IN_WORDS.search(str(error)) if type(error).__module__.startswith(("safetensors", "builtins")) else None
-    if found is None or not isinstance(error, (RuntimeError, Exception)) or isinstance(error, (ValueError, KeyError)):
+        path = None if error.filename is None else str(error.filename)
+        inside = path is not None and Path(path).absolute().is_relative_to(folder.absolute())
+        ours = error.errno in OF_A_DISK or (inside and error.errno in OF_A_FOLDER)
+        return (os.strerror(error.errno or 0), path) if ours else None
+    found = IN_WORDS.search(str(error)) if isinstance(error, RuntimeError) or _of_safetensors(error) else None
+    if found is None:
         return None
-    number = int(found[1]) if found[1] else None
-    if number is not None and number not in OF_A_DISK:
-        return None
-    return (os.strerror(number) if number else "only part of a file was taken"), None
+    if found[1] is None:
+        return "only part of a file was taken", None
+    return (os.strerror(int(found[1])), None) if int(found[1]) in OF_A_DISK else None
+
+
+def _of_safetensors(error: BaseException) -> bool:
+    return type(error).__name__ == "SafetensorError"  # a class of its own, derived from Exception
 
 
 def room(folder: Path) -> str:
@@ -44,7 +47,7 @@ def in_words(folder: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if (found := disk_error(error)) is None:
+        if isinstance(error, CannotWrite) or (found := disk_error(error, folder)) is None:
             raise
         why, path = found
         raise CannotWrite(
