@@ -197,8 +197,8 @@ def resume(recipe: Path, whole: Path, run_dir: Path, *, forked: bool = False) ->
     """Resume a killed run and say how it came out; `alike` is True where nothing differs from the whole run."""
     ended = entrl_train(recipe, run_dir, "resume=true", forked=forked)
     said = [line for line in ended.text.splitlines() if line.startswith("run folder") or " is skipped: " in line]
-    done = "there is nothing to resume" in ended.text  # it had finished before the kill
-    wrong = differences(whole, run_dir) if ended.code == 0 or done else [ended.text[-2000:]]
+    done = "nothing is left to do" in ended.text  # it had finished before the kill
+    wrong = differences(whole, run_dir) if ended.code == 0 else [ended.text[-2000:]]
     return {
         "alike": not wrong and "Traceback" not in ended.text,
         "differences": wrong,

@@ -216,8 +216,9 @@ def test_a_damaged_model_is_saved_again(model: str, finished: Path, tmp_path: Pa
 
 def test_a_finished_run_is_never_started_over(model: str, finished: Path, tmp_path: Path):
     run_dir = copied(finished, tmp_path / "run")
-    with pytest.raises(ValueError, match="is finished, there is nothing to resume"):
-        quietly(recipe(tmp_path, model), resume=True)
+    before = {p: p.stat().st_mtime_ns for p in run_dir.rglob("*") if p.is_file()}
+    assert "nothing is left to do" in told(recipe(tmp_path, model), tmp_path, resume=True)
+    assert {p: p.stat().st_mtime_ns for p in before} == before
     (run_dir / "report.html").unlink()
     quietly(recipe(tmp_path, model), resume=True)
     assert (run_dir / "report.html").is_file()
@@ -298,7 +299,7 @@ def test_a_checkpoint_without_our_state_warns(tmp_path: Path):
 def test_a_folder_killed_while_it_was_emptied_starts_over(model: str, finished: Path, tmp_path: Path):
     run_dir = copied(finished, tmp_path / "run")
     made = recipe(tmp_path, model)
-    write_json(run_dir / "manifest.json", {"status": "starting"})
+    write_json(run_dir / "manifest.json", {"entrl": "0.1.0", "config_hash": None, "status": "starting"})
     shutil.rmtree(run_dir / "model")
     assert RunFolder(path=run_dir).open(made, resume=True, overwrite=False) is None
     assert list(run_dir.iterdir()) == []
