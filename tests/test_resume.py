@@ -16,6 +16,7 @@ from entrl.recipe import Recipe, load_recipe
 from entrl.run import gain_line, train
 from entrl.run_folder import RunFolder, write_json
 from entrl.runs.checkpoints import newest_whole, trained_model
+from entrl.runs.lock import LOCK
 
 TESTS = Path(__file__).parent
 PLAIN = {
@@ -216,7 +217,7 @@ def test_a_damaged_model_is_saved_again(model: str, finished: Path, tmp_path: Pa
 
 def test_a_finished_run_is_never_started_over(model: str, finished: Path, tmp_path: Path):
     run_dir = copied(finished, tmp_path / "run")
-    before = {p: p.stat().st_mtime_ns for p in run_dir.rglob("*") if p.is_file()}
+    before = {p: p.stat().st_mtime_ns for p in run_dir.rglob("*") if p.is_file() and p.name != LOCK}
     assert "nothing is left to do" in told(recipe(tmp_path, model), tmp_path, resume=True)
     assert {p: p.stat().st_mtime_ns for p in before} == before
     (run_dir / "report.html").unlink()
@@ -302,6 +303,6 @@ def test_a_folder_killed_while_it_was_emptied_starts_over(model: str, finished: 
     write_json(run_dir / "manifest.json", {"entrl": "0.1.0", "config_hash": None, "status": "starting"})
     shutil.rmtree(run_dir / "model")
     assert RunFolder(path=run_dir).open(made, resume=True, overwrite=False) is None
-    assert list(run_dir.iterdir()) == []
+    assert [p.name for p in run_dir.iterdir()] == [LOCK]
     (run_dir / "manifest.json.part").write_text('{"sta')
     assert RunFolder(path=run_dir).open(made, resume=True, overwrite=False) is None
