@@ -152,8 +152,8 @@ def log_state(trainer: Any) -> dict[str, Any]:
     }
     table = getattr(trainer, "_logs", None)
     if getattr(trainer, "log_completions", False) and table is not None and not table["images"]:
-        state["table"] = {name: list(table[name]) for name in TABLE}
-        state["table"]["rewards"] = {name: list(values) for name, values in table["rewards"].items()}
+        rewards = {name: list(values) for name, values in table["rewards"].items()}
+        state["table"] = {**{name: list(table[name]) for name in TABLE}, "rewards": rewards}
     return state
 
 
