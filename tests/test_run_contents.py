@@ -1,5 +1,6 @@
 """What a run folder remembers: the contents of its files, and how many steps it was to have."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from tiny_model import saved_model
 
 from entrl.run import train
 from entrl.run_folder import read_json, write_json
-from entrl.runs.contents import END, WHOLE, digest
+from entrl.runs.contents import END, WHOLE, contents, digest
 from entrl.runs.lock import LOCK
 
 
@@ -56,6 +57,16 @@ def test_a_changed_file_is_refused_by_name_on_resume(model: str, tmp_path: Path,
         quietly(made(), resume=True)
     (tmp_path / file).write_bytes(content)
     quietly(made(), resume=True)
+
+
+def test_the_base_of_an_adapter_is_looked_at_too(model: str, tmp_path: Path):
+    for name in ("base", "adapter"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "base" / "config.json").write_text("{}")
+    adapter = {"base_model_name_or_path": str(tmp_path / "base")}
+    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(adapter))
+    found = contents({"model.path": str(tmp_path / "adapter")}, tmp_path)
+    assert found.keys() == {"model.path adapter_config.json", "model.path base/config.json"}
 
 
 def test_a_long_file_is_hashed_at_both_ends(tmp_path: Path):

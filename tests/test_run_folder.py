@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -168,21 +167,30 @@ def test_exactly_one_of_several_that_start_together_wins(tmp_path: Path):
     assert sorted(words) == ["holds"] + ["refused"] * 5
 
 
+FORKING = """
+import os, sys, time
+from pathlib import Path
+from entrl.runs.lock import FolderLock
+lock = FolderLock(Path(sys.argv[1]))
+lock.take(print)
+if not os.fork():
+    print(os.getpid(), flush=True)
+    time.sleep(60)
+os.wait()
+"""
+
+
 def test_a_forked_worker_does_not_keep_the_lock(tmp_path: Path):
-    lock = FolderLock(tmp_path)
-    lock.take(print)
-    child = os.fork()
-    if not child:
-        time.sleep(60)
-        os._exit(0)
+    owner = subprocess.Popen([sys.executable, "-c", FORKING, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    worker = int(said(owner))
     try:
-        lock.release()
-        again = FolderLock(tmp_path)
-        again.take(print)
-        again.release()
+        with pytest.raises(ValueError, match=f"is being written by process {owner.pid} "):
+            FolderLock(tmp_path).take(print)
+        owner.kill()
+        owner.wait()
+        FolderLock(tmp_path).take(print)
     finally:
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
+        os.kill(worker, signal.SIGKILL)
 
 
 def test_a_lock_that_is_a_link_is_refused(tmp_path: Path):

@@ -33,6 +33,7 @@ from typing import Any
 from entrl.recipe import Recipe, load_recipe
 from entrl.run_folder import flat
 from entrl.runs.paths import expand_paths
+from entrl.runs.secrets import mask
 from entrl.settings import parse_yaml
 
 NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")  # of arms and tasks: they become folders
@@ -342,7 +343,7 @@ def _changes(study: Study, task: Task) -> dict[str, dict[str, list[Any]]]:
     seed = study.seeds[0]
 
     def trainer_of(arm: Arm, setting: int | None) -> dict[str, Any]:
-        return flat(study.recipe_of(Run(task=task, arm=arm, seed=seed, setting=setting)).trainer)
+        return flat(mask(study.recipe_of(Run(task=task, arm=arm, seed=seed, setting=setting)).trainer))
 
     reference = next(a for a in study.arms if a.name == study.reference)
     base = trainer_of(reference, 0 if reference.tune else None)

@@ -15,6 +15,7 @@ from typing import Any
 
 from entrl.assets import model_path
 from entrl.load import find_file
+from entrl.models.load import find_adapter
 from entrl.runs.paths import AFTER_COLON, PATH_ENDINGS
 
 WHOLE = 64 * 2**20  # bytes up to which a file is hashed whole
@@ -66,6 +67,8 @@ def _of_model(name: str) -> Iterator[tuple[str, Path]]:
         folder = Path(model_path(name))
         if folder.is_dir():
             yield from ((file.name, file) for file in sorted(folder.iterdir()) if file.is_file())
+            if (adapter := find_adapter(name)) is not None:
+                yield from ((f"base/{part}", file) for part, file in _of_model(adapter.base))
 
 
 def _module_file(name: str) -> Path | None:

@@ -52,7 +52,7 @@ class FolderLock:
         os.ftruncate(handle, 0)
         os.pwrite(handle, (json.dumps(_this_process()) + "\n").encode(), 0)
         self._handle = handle
-        os.register_at_fork(after_in_child=self.release)  # a worker that outlives the run must not hold its lock
+        os.register_at_fork(after_in_child=self._close)  # a worker that outlives the run must not hold its lock
 
     def _open(self) -> int:
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -71,6 +71,13 @@ class FolderLock:
 
     def release(self) -> None:
         """Give the folder back; a second call does nothing."""
+        if self._handle is not None:
+            with contextlib.suppress(OSError):  # a file system without locks
+                fcntl.flock(self._handle, fcntl.LOCK_UN)
+        self._close()
+
+    def _close(self) -> None:
+        """Closing a copy leaves the lock with whoever has the others."""
         handle, self._handle = self._handle, None
         if handle is not None:
             os.close(handle)
