@@ -201,7 +201,7 @@ def test_other_settings_are_refused_and_overwritten_on_request(file, tmp_path):
 
 def test_an_interrupted_start_begins_again(file, tmp_path):
     (tmp_path / "start").mkdir()
-    (tmp_path / "start" / "manifest.json").write_text('{"status": "running", "config_hash": "x"}')
+    (tmp_path / "start" / "manifest.json").write_text('{"entrl": "0", "status": "running", "config_hash": "x"}')
     (tmp_path / "start" / "train.jsonl").write_text("half a li")
     assert not is_made(load(file))
     cold_start(load(file), console=QUIET)
@@ -222,7 +222,7 @@ def test_a_foreign_folder_is_left_alone(file, tmp_path, what):
     (tmp_path / "start").mkdir()
     (tmp_path / "start" / what).write_text("mine")
     if what == "metrics.jsonl":  # a run has a manifest too
-        (tmp_path / "start" / "manifest.json").write_text('{"status": "finished"}')
+        (tmp_path / "start" / "manifest.json").write_text('{"entrl": "0", "status": "running", "config_hash": "x"}')
     with pytest.raises(ValueError, match=r"set `out` to another place"):
         cold_start(load(file), console=QUIET)
     assert (tmp_path / "start" / what).read_text() == "mine"

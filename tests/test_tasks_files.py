@@ -15,7 +15,8 @@ from entrl.answer_files import read_answers
 from entrl.replicate.folders import rows as metric_rows
 from entrl.replicate.summary import training_end
 from entrl.report.read import read_json_lines
-from entrl.run_folder import append_lines, keep_lines
+from entrl.run_folder import append_lines
+from entrl.runs.log_lengths import cut_logs, note_logs
 from entrl.tasks import FILE_TASKS, is_endless, load_task, task_names
 from entrl.tasks.json_lines import json_lines, numbered_lines
 from entrl.verify.judge import FILE_KINDS, KINDS
@@ -52,7 +53,6 @@ def test_every_reader_keeps_lines_whole(tmp_path: Path, character: str):
     file = tmp_path / "metrics.jsonl"
     append_lines(file, [row, {**row, "step": 2}])
     assert character in file.read_text()  # written as it is, not escaped
-    keep_lines(file, lambda r: r["step"] <= 2)
     assert [r["note"] for _, r in json_lines(file)] == [text, text]
     assert [r["note"] for r in metric_rows(tmp_path)] == [text, text]
     assert training_end(tmp_path)["tokens"] == 1.0
@@ -65,9 +65,10 @@ def test_every_reader_keeps_lines_whole(tmp_path: Path, character: str):
 def test_a_resumed_run_drops_only_the_half_written_line(tmp_path: Path):
     file = tmp_path / "completions.jsonl"
     append_lines(file, [{"step": 0, "text": "é\u2028"}])
+    note_logs(tmp_path, tmp_path)
     with file.open("ab") as half:
         half.write('{"step": 1, "text": "é'.encode()[:-1])  # killed inside a character
-    keep_lines(file, lambda row: True)
+    cut_logs(tmp_path, tmp_path, say=print)
     assert [row for _, row in json_lines(file)] == [{"step": 0, "text": "é\u2028"}]
 
 

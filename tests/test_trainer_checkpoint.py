@@ -1,8 +1,10 @@
 """A resumed run equals an uninterrupted one, also when it was stopped between two updates of one rollout."""
 
+import pandas
 import pytest
 import torch
-from tiny_model import digits, parameters, same, trainer
+from tiny_model import digits, parameters, prompts, same, trainer
+from transformers import TrainerCallback
 
 from entrl.controllers.clip_cov import ClipCov
 from entrl.controllers.kl_cov import KLCov
@@ -52,6 +54,43 @@ def test_resuming_equals_not_stopping(tmp_path, stop, controller):
         if entry["step"] > stop and "loss" in entry:
             name = f"{controller.name}/selected"
             assert entry[name] == log[entry["step"]][name]
+
+
+def test_the_printed_table_of_a_rollout_survives_a_checkpoint_inside_it(tmp_path):
+    """TRL prints and stores the latest rollout with every log row; a resumed run has not generated it."""
+    options = {"steps_per_generation": 2, "max_steps": 2, "save_strategy": "steps", "save_steps": 1}
+
+    def table(**how):
+        trainer(tmp_path, log_completions=True, **options).train(**how)
+        return pandas.read_parquet(tmp_path / "out" / "completions" / "completions_00002.parquet")
+
+    whole = table()
+    assert len(whole) == 8
+    assert whole.equals(table(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-1")))
+
+
+class StopsAfter(TrainerCallback):
+    """What a signal does to a run: it is saved and ends."""
+
+    def on_step_end(self, args, state, control, **_):
+        if state.global_step == 2:
+            control.should_training_stop = control.should_save = True
+
+
+def test_a_run_that_is_stopped_within_a_pass_does_not_do_what_belongs_to_its_end(tmp_path):
+    rows = prompts(4)
+    options = {"max_steps": 6, "eval_strategy": "epoch", "train_dataset": rows, "eval_dataset": rows}
+    whole = trainer(tmp_path / "whole", **options)
+    whole.train()
+    stopped = trainer(tmp_path, **options)
+    stopped.add_callback(StopsAfter())
+    stopped.train()
+    assert not [e for e in stopped.state.log_history if "eval_loss" in e]
+    resumed = trainer(tmp_path, **options)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-2"))
+    assert same(parameters(whole), parameters(resumed))
+    evaluations = [[e["step"] for e in run.state.log_history if "eval_loss" in e] for run in (whole, resumed)]
+    assert evaluations == [[4, 6], [4, 6]]
 
 
 def test_a_checkpoint_of_another_world_size_is_refused(tmp_path):

@@ -1,5 +1,7 @@
 """Batch arithmetic, refusals at start, and the number of forward passes a schedule costs."""
 
+import re
+
 import pytest
 from tiny_model import digits, prompts, tiny_model, trainer
 from trl import GRPOTrainer
@@ -228,3 +230,16 @@ def test_another_trl_is_refused_by_version_and_by_signature():
 
     with pytest.raises(ImportError, match=r"has no Bare\._generate"):
         check_trl("1.16.0", Bare)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"num_iterations": 0}, "num_iterations counts the passes over a rollout: at least 1, got 0"),
+        ({"max_steps": 0}, "max_steps must be at least 1, or -1 to count by num_train_epochs; got 0"),
+        ({"max_steps": -1, "num_train_epochs": 0}, "num_train_epochs must be above 0, got 0"),
+    ],
+)
+def test_a_run_without_a_step_is_refused(tmp_path, options, said):
+    with pytest.raises(ValueError, match=re.escape(said)):
+        trainer(tmp_path, **options)

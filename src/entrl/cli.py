@@ -14,8 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from entrl import __version__
-from entrl.errors import UnsupportedTRL
+from entrl.errors import CannotWrite, RunStopped, UnsupportedTRL
 from entrl.rollouts.faults import RolloutError
+from entrl.runs.paths import expand_path
+from entrl.runs.together import hush, is_hushed, lost_ranks, rank_prefix
+from entrl.runs.wording import shown
 
 USER_ERRORS = (
     ValueError,
@@ -24,6 +27,7 @@ USER_ERRORS = (
     FileExistsError,
     NotADirectoryError,
     ConnectionError,
+    CannotWrite,
     UnsupportedTRL,
     RolloutError,
 )
@@ -48,19 +52,53 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         _print_error(error)
         return 2
+    except RunStopped as stop:
+        if os.environ.get("RANK", "0") == "0":
+            print(stop, file=sys.stderr)
+        return stop.code
+    except KeyboardInterrupt:
+        print("stopped by Ctrl-C", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if not rank_prefix() or options.traceback:
+            raise
+        if lost_ranks(error) or is_hushed(error):  # the cause is what the other rank says
+            print(f"{rank_prefix()}ended with the other ranks ({_one_line(error)})", file=sys.stderr)
+            return 2
+        _print_error(error)  # before the noise of the ranks that lose this one
+        raise
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(shown(str(error)).split()) or type(error).__name__
 
 
 def _print_error(error: BaseException) -> None:
-    if os.environ.get("RANK", "0") == "0":  # every rank fails alike; one of them says so
-        text = " ".join(str(error).split()) or type(error).__name__
-        print(f"error: {text}{_origin(error)}", file=sys.stderr)
-        print("(--traceback shows where)", file=sys.stderr)
+    """In one line, with the rank where there are several; not what another rank says alike."""
+    if not is_hushed(error):
+        print(f"{rank_prefix()}error: {_one_line(error)}{_origin(error)}", file=sys.stderr)
+        print("(--traceback shows where)", file=sys.stderr, flush=True)
 
 
 def _origin(error: BaseException) -> str:
     """Where the cause was raised, for errors of a user's own code that reach us wrapped (a reward that raises)."""
-    frames = traceback.extract_tb(error.__cause__.__traceback__) if error.__cause__ is not None else []
+    cause = None if isinstance(error, CannotWrite) else error.__cause__
+    frames = traceback.extract_tb(cause.__traceback__) if cause is not None else []
     return f" (at {frames[-1].filename}:{frames[-1].lineno})" if frames else ""
+
+
+def path(text: str) -> Path:
+    """A path among the arguments; a shell leaves `--out=~/x` and quoted ones as they are."""
+    return Path(expanded(text))
+
+
+def expanded(text: str) -> str:
+    """The same for what may also be a name or KIND:PATH: a model, a task, a policy."""
+    kind, colon, rest = text.partition(":")
+    try:
+        return f"{kind}:{expand_path(rest, 'the path')}" if colon else expand_path(text, "the path")
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -76,13 +114,13 @@ def make_parser() -> argparse.ArgumentParser:
         return sub
 
     sub = command("train", run_train, "Train a recipe, evaluating before and after, into a run folder.")
-    sub.add_argument("recipe", type=Path)
+    sub.add_argument("recipe", type=path)
     sub.add_argument("overrides", nargs="*", metavar="key=value", help="trainer.learning_rate=1e-5, resume=true, ...")
 
     sub = command("plan", run_plan, "Check a recipe and show its batch arithmetic; exit 1 when it would not train.")
-    sub.add_argument("recipe", type=Path)
+    sub.add_argument("recipe", type=path)
     sub.add_argument("overrides", nargs="*", metavar="key=value", help="also world_size=8")
-    sub.add_argument("--accelerate-config", type=Path, metavar="FILE", help="the file `accelerate launch` will get")
+    sub.add_argument("--accelerate-config", type=path, metavar="FILE", help="the file `accelerate launch` will get")
     sub.add_argument("--device-memory", type=float, metavar="GIB", help="of one GPU; refuses what does not fit")
     sub.add_argument("--generate-rate", type=float, metavar="N", help="measured tokens per second of one engine")
     sub.add_argument("--train-rate", type=float, metavar="N", help="measured tokens per second of one trainer process")
@@ -91,7 +129,7 @@ def make_parser() -> argparse.ArgumentParser:
     sub.add_argument("--bandwidth", type=float, metavar="N", help="bytes per second from trainer to engines")
 
     sub = command("serve", run_serve, "Start a vLLM server that generates for a recipe; stays until it is ended.")
-    sub.add_argument("recipe", type=Path)
+    sub.add_argument("recipe", type=path)
     sub.add_argument("overrides", nargs="*", metavar="key=value", help="as for train")
     sub.add_argument("--replica", type=int, default=0, help="which of trainer.vllm_replicas, from 0 on (default 0)")
     sub.add_argument("--host", help="address to listen on (default 127.0.0.1: this machine only)")
@@ -102,9 +140,12 @@ def make_parser() -> argparse.ArgumentParser:
     sub.add_argument("--dry-run", action="store_true", help="print the command and do nothing")
 
     sub = command("eval", run_eval, "Evaluate a model or adapter folder: accuracy, pass@k, length, entropy by phase.")
-    sub.add_argument("model", help="folder, adapter folder, hub id, or tiny-reasoner")
+    sub.add_argument("model", type=expanded, help="folder, adapter folder, hub id, or tiny-reasoner")
     sub.add_argument(
-        "--task", required=True, help="sums, reasoning_gym:NAME, jsonl:PATH, csv:PATH, gsm8k, math-500, ..."
+        "--task",
+        type=expanded,
+        required=True,
+        help="sums, reasoning_gym:NAME, jsonl:PATH, csv:PATH, gsm8k, math-500, ...",
     )
     sub.add_argument("--task-args", default="{}", metavar="YAML", help="options of the task, such as '{max_terms: 3}'")
     sub.add_argument("-k", default="1", help="of pass@k, such as 1,8,32")
@@ -117,19 +158,19 @@ def make_parser() -> argparse.ArgumentParser:
     sub.add_argument("--max-new-tokens", type=int, default=512)
     sub.add_argument("--batch-size", type=int, default=64)
     sub.add_argument("--dtype", default="auto", help="of the weights (default: as saved)")
-    sub.add_argument("--out", type=Path, help="write the JSON here")
+    sub.add_argument("--out", type=path, help="write the JSON here")
 
     sub = command("report", run_report, "Write one self-contained HTML page about one or several runs.")
-    sub.add_argument("runs", nargs="+", type=Path, metavar="RUN")
-    sub.add_argument("--out", type=Path, help="default: report.html in the first run folder")
+    sub.add_argument("runs", nargs="+", type=path, metavar="RUN")
+    sub.add_argument("--out", type=path, help="default: report.html in the first run folder")
 
     sub = command("compare", run_compare, "Paired differences of two runs on the same problems, with 95 %% intervals.")
-    sub.add_argument("run_a", type=Path, metavar="RUN_A")
-    sub.add_argument("run_b", type=Path, metavar="RUN_B")
+    sub.add_argument("run_a", type=path, metavar="RUN_A")
+    sub.add_argument("run_b", type=path, metavar="RUN_B")
     sub.add_argument("--json", action="store_true", dest="as_json", help="print everything as JSON")
 
     sub = command("conformance", run_conformance, "Run our implementation on vector files; exit 1 when a case fails.")
-    sub.add_argument("files", nargs="+", type=Path, metavar="FILE.json")
+    sub.add_argument("files", nargs="+", type=path, metavar="FILE.json")
     sub.add_argument("--json", action="store_true", dest="as_json", help="print the computed values")
     sub.add_argument("--strict", action="store_true", help="fail on kinds that are not implemented")
     sub.add_argument(
@@ -142,20 +183,22 @@ def make_parser() -> argparse.ArgumentParser:
     )
 
     sub = command("merge", run_merge, "Fold a LoRA adapter into its base model.")
-    sub.add_argument("adapter", type=Path)
-    sub.add_argument("--out", type=Path, required=True)
-    sub.add_argument("--base", help="base model, where the one the adapter names has moved")
+    sub.add_argument("adapter", type=path)
+    sub.add_argument("--out", type=path, required=True)
+    sub.add_argument("--base", type=expanded, help="base model, where the one the adapter names has moved")
     sub.add_argument("--dtype", default="float32", help="of the merged weights (default float32)")
 
     sub = command("replicate", run_replicate, "Run a study: arms x paired seeds on one schedule, one JSON, one page.")
-    sub.add_argument("study", metavar="STUDY", help="a YAML file, or a folder's name under recipes: entropy-mechanism")
+    sub.add_argument(
+        "study", type=expanded, metavar="STUDY", help="a YAML file, or a folder's name under recipes: entropy-mechanism"
+    )
     sub.add_argument("--quick", action="store_true", help="the named study's short version: minutes, weak verdicts")
     sub.add_argument("--jobs", type=int, default=1, help="runs at a time, each a process (default 1)")
-    sub.add_argument("--out", type=Path, help="default: results.json in the study's folder of runs; the page beside it")
+    sub.add_argument("--out", type=path, help="default: results.json in the study's folder of runs; the page beside it")
 
     sub = command("curate", run_curate, "Choose SFT answers whose length fits the difficulty of their problem (AdaCS).")
-    sub.add_argument("answers", type=Path, metavar="ANSWERS.jsonl", help="problem_id, prompt, completion, correct, ...")
-    sub.add_argument("--out", type=Path, required=True, help="folder for train.jsonl and report.json")
+    sub.add_argument("answers", type=path, metavar="ANSWERS.jsonl", help="problem_id, prompt, completion, correct, ...")
+    sub.add_argument("--out", type=path, required=True, help="folder for train.jsonl and report.json")
     sub.add_argument("--per-bracket", type=int, help="answers of each bracket (default: what the poorest has)")
     sub.add_argument("--per-problem", type=int, default=1, help="answers of a problem; 0 = no limit (default 1)")
     sub.add_argument("--brackets", type=int, default=8, help="steps of the pass rate from 0 to 1 (default 8)")
@@ -164,19 +207,28 @@ def make_parser() -> argparse.ArgumentParser:
     sub.add_argument("--only-correct", action="store_true", help="take verified right answers alone")
     sub.add_argument("--fallback", default="error", help="error, or nearest: sources without pass rate 0 or 1")
     sub.add_argument("--seed", type=int, default=0)
-    sub.add_argument("--tokenizer", metavar="MODEL", help="counts lengths where the file has none (else characters)")
+    sub.add_argument(
+        "--tokenizer", type=expanded, metavar="MODEL", help="counts lengths where the file has none (else characters)"
+    )
 
     sub = command("cold-start", run_cold_start, "Teach a model by SFT on chosen answers, so that RL can start from it.")
-    sub.add_argument("recipe", type=Path)
+    sub.add_argument("recipe", type=path)
     sub.add_argument("overrides", nargs="*", metavar="key=value", help="sft.max_steps=100, overwrite=true, ...")
 
     sub = command("offline", run_offline, "Teach a model which question to ask, from scored candidates (GRPO or DPO).")
-    sub.add_argument("recipe", type=Path)
+    sub.add_argument("recipe", type=path)
     sub.add_argument("overrides", nargs="*", metavar="key=value", help="method=dpo, trainer.max_steps=50, ...")
 
     sub = command("play", run_play, "Let policies ask on the same rows of a game, and score how they did.")
     sub.add_argument("task", help="twenty_questions, diagram, or a task whose rows --environment can play")
-    sub.add_argument("--policy", action="append", required=True, metavar="SPEC", help="greedy, random, model:PATH, ...")
+    sub.add_argument(
+        "--policy",
+        action="append",
+        type=expanded,
+        required=True,
+        metavar="SPEC",
+        help="greedy, random, model:PATH, ...",
+    )
     sub.add_argument("--task-args", default="{}", metavar="YAML", help="options of the task, such as '{rows: 8}'")
     sub.add_argument("--environment", metavar="USE", help="default: the one of the task's name")
     sub.add_argument("--env-args", default="{}", metavar="YAML", help="options of the environment")
@@ -190,12 +242,12 @@ def make_parser() -> argparse.ArgumentParser:
     sub.add_argument("--dtype", default="auto", help="of the weights (default: as saved)")
     sub.add_argument("--no-coverage", action="store_true", help="leave out the coverage report of ip and cip")
     sub.add_argument("--transcripts", action="store_true", help="write every message into the JSON")
-    sub.add_argument("--out", type=Path, help="write the JSON here")
+    sub.add_argument("--out", type=path, help="write the JSON here")
 
     sub = command(
         "replay", run_replay, "Predict offline what other controllers would do to entropy in a run's windows."
     )
-    sub.add_argument("run_dir", type=Path, metavar="RUN")
+    sub.add_argument("run_dir", type=path, metavar="RUN")
     sub.add_argument(
         "--controllers",
         nargs="+",
@@ -237,7 +289,12 @@ def run_train(options: argparse.Namespace) -> int:
     from entrl.recipe import load_recipe
 
     overrides, how = split_overrides(options.overrides)
-    recipe = load_recipe(options.recipe, overrides)  # before the heavy imports: a typo should not wait for them
+    try:
+        recipe = load_recipe(options.recipe, overrides)  # before the heavy imports: a typo should not wait for them
+    except USER_ERRORS as error:
+        if os.environ.get("LOCAL_RANK", "0") != "0":
+            hush(error)  # ranks of one machine read the same files
+        raise
     from entrl.run import train
 
     train(recipe, resume=how.get("resume", False), overwrite=how.get("overwrite", False))
@@ -263,9 +320,9 @@ def run_plan(options: argparse.Namespace) -> int:
     except USER_ERRORS as error:
         if options.traceback:
             raise
-        print(f"problem: {error}")
+        print(f"problem: {_one_line(error)}")
         return 1
-    print(found.render())
+    print(shown(found.render()))
     return 0 if found.ok else 1
 
 

@@ -10,8 +10,9 @@
     launch: {world_size, backend}, refused when the real ones differ
     trainer: EntropyGRPOConfig (hence TRL GRPOConfig) fields verbatim
 
-Nothing is read from the environment. A key that is not known, is written twice or was removed from TRL stops the
-recipe with the next move. YAML is read as YAML 1.2 reads scalars: `1e-4` is a number, `no` is the word "no".
+Nothing is read from the environment but `~` and `$NAME` in paths (entrl.runs.paths). A key that is not known, is
+written twice or was removed from TRL stops the recipe with the next move. YAML is read as YAML 1.2 reads scalars:
+`1e-4` is a number, `no` is the word "no".
 """
 
 import dataclasses
@@ -26,6 +27,8 @@ from typing import Any
 import yaml
 
 from entrl.load import Loaded, find_file, load_controller, load_reward
+from entrl.runs.paths import expand_paths
+from entrl.runs.secrets import mask, refuse_masked
 from entrl.settings import Dumper, build, build_list, check, check_keys, plain, read_settings, typed
 
 # Keys people carry over from older TRL or transformers; none is a field in TRL 1.16 with transformers 5.17.
@@ -215,11 +218,12 @@ class Recipe:
         return {f.name: plain(getattr(self, f.name)) for f in dataclasses.fields(self) if f.name not in skip}
 
     def to_yaml(self) -> str:
-        return yaml.dump(self.resolved(), Dumper=Dumper, sort_keys=False, allow_unicode=True)
+        """What is printed and kept: without tokens and keys."""
+        return yaml.dump(mask(self.resolved()), Dumper=Dumper, sort_keys=False, allow_unicode=True)
 
     def config_hash(self) -> str:
-        """Of everything that decides the numbers; not of where the run is written."""
-        content = self.resolved()
+        """Of everything that decides the numbers; not of where the run is written, nor of tokens and keys."""
+        content = mask(self.resolved())
         content["trainer"] = {k: v for k, v in content["trainer"].items() if k != "output_dir"}
         return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
@@ -298,6 +302,8 @@ def make_recipe(content: Mapping[str, Any], *, name: str, base: Path) -> Recipe:
     """Plain objects -> `Recipe`."""
     known = [f.name for f in dataclasses.fields(Recipe) if f.name not in ("name", "base")]
     check_keys(content, known, where="recipe", elsewhere=_elsewhere)
+    refuse_masked(content)
+    content = expand_paths(content)
     for group in ("model", "data", "rewards"):
         check(content.get(group) is not None, f"the recipe has no {group!r} group; see recipes/README.md")
     return Recipe(

@@ -4,6 +4,7 @@ Rank 0 alone writes and prints. Decisions that look at the disk are taken on ran
 rank starts, or stops with the same error.
 """
 
+import contextlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,13 +17,23 @@ from rich.console import Console
 from rich.table import Table
 from transformers import PrinterCallback, ProgressCallback, set_seed
 
+from entrl.errors import CannotWrite
 from entrl.law_watch import DenseEvaluation, LawWatch, evaluation_steps, interventions
 from entrl.models.load import load_model, load_policy, new_adapter
 from entrl.plan import Prepared, check_rows, missing_engine, prepare
 from entrl.recipe import Recipe
 from entrl.rollouts.faults import RolloutError
-from entrl.run_folder import RunFolder, make_manifest, now, read_json, write_json, write_text
+from entrl.run_folder import RunFolder, flat, make_manifest, now, read_json, write_json, write_text
 from entrl.run_log import ProgressLine, RunLog, be_quiet
+from entrl.runs.contents import contents, refuse_changed
+from entrl.runs.ending import Ending
+from entrl.runs.lock import FolderLock
+from entrl.runs.secrets import hand_over_hub_token, mask_text
+from entrl.runs.together import hush, lost_ranks, main_first, together
+from entrl.runs.wording import say, tame_completion_tables
+from entrl.runs.writing import in_words
+from entrl.trainers.checkpoint import complete
+from entrl.trainers.completeness import read_marker, unmark
 
 USER_ERRORS = (ValueError, TypeError, OSError, RolloutError)
 T = TypeVar("T")
@@ -40,21 +51,22 @@ class RunResult:
 
 
 def on_main(action: Callable[[], T]) -> T:
-    """Run on rank 0, hand the result to every rank; a user's error is raised on every rank alike."""
+    """Run on rank 0, hand the result to every rank; an error of rank 0 is raised on every rank, and said by rank 0."""
     state = PartialState()
     outcome: list[Any] = [None, None, None]
+    own: Exception | None = None
     if state.is_main_process:
         try:
             outcome[0] = action()
-        except USER_ERRORS as error:
-            if state.num_processes == 1:
-                raise
-            outcome[1:] = [type(error).__name__, str(error)]
+        except Exception as error:  # raised again below, once the other ranks know
+            own, outcome[1:] = error, [type(error).__name__, str(error)]
     if state.num_processes > 1:
         broadcast_object_list(outcome)
+    if own is not None:
+        raise own
     if outcome[1] is not None:
-        known = {"FileNotFoundError": FileNotFoundError, "TypeError": TypeError, "ConnectionError": ConnectionError}
-        raise known.get(outcome[1], ValueError)(outcome[2])
+        known = {e.__name__: e for e in (FileNotFoundError, TypeError, ConnectionError, CannotWrite, RuntimeError)}
+        raise hush(known.get(outcome[1], ValueError)(outcome[2]))
     return outcome[0]
 
 
@@ -63,31 +75,67 @@ def train(
 ) -> RunResult:
     """Run a recipe to its end; see the module docstring for what it leaves behind."""
     be_quiet()
+    tame_completion_tables()
     prepared = prepare(recipe)  # joins the process group, if there is one
     state = PartialState()
-    prepared.raise_first()
-    if problem := missing_engine(prepared.args):
-        raise ValueError(problem)
+    together(lambda: refuse_problems(prepared))
     console = console or Console(quiet=not state.is_main_process, soft_wrap=True)
-    dataset = load_checked_data(recipe, prepared, console)
-    folder = RunFolder(path=recipe.run_dir)
-    checkpoint = on_main(lambda: folder.open(recipe, resume=resume, overwrite=overwrite))
-    manifest = make_manifest(recipe, prepared.args, checkpoint)
+    dataset = together(lambda: load_checked_data(recipe, prepared, console))
+    folder, files = RunFolder(path=recipe.run_dir), contents(flat(recipe.resolved()), recipe.base)
+    lock, ending = FolderLock(folder.path), Ending()
+
+    def begin() -> tuple[Path | None, bool]:
+        with in_words(folder.path):
+            folder.refuse_foreign()
+            lock.take(lambda text: say(console, text))
+            if resume:
+                refuse_changed((folder.manifest() or {}).get("contents"), files, folder.path)
+            if resume and folder.is_finished(recipe):
+                return None, True
+            return folder.open(recipe, resume=resume, overwrite=overwrite, say=lambda text: say(console, text)), False
+
+    try:
+        start, finished = on_main(begin)
+        if finished:
+            say(console, f"{folder.path} is finished with these settings: nothing is left to do")
+            return read_result(folder, folder.path / "report.html")
+        manifest = make_manifest(recipe, prepared.args, start) | {"contents": files}
+        with ending.listening():
+            return _noted(folder, recipe, prepared, dataset, start, console, ending, manifest)
+    finally:
+        lock.release()
+
+
+def _noted(
+    folder: RunFolder,
+    recipe: Recipe,
+    prepared: Prepared,
+    dataset: Any,
+    start: Path | None,
+    console: Console,
+    ending: Ending,
+    manifest: dict[str, Any],
+) -> RunResult:
+    """The run, with its manifest kept up to date however it ends."""
+    state = PartialState()
 
     def note(**changes: Any) -> None:
         manifest.update(changes)
         if state.is_main_process:
             write_json(folder.path / "manifest.json", manifest)
 
-    if state.is_main_process:
-        write_text(folder.path / "recipe.yaml", recipe.to_yaml())
-        describe_start(console, recipe, prepared, checkpoint)
-    note()
     try:
-        return _train_in(folder, recipe, prepared, dataset, checkpoint, console, note)
+        with in_words(folder.path):
+            note()  # first of all files: a folder without it would be taken for somebody else's
+            if state.is_main_process:
+                write_text(folder.path / "recipe.yaml", recipe.to_yaml())
+                describe_start(console, recipe, prepared, start)
+            return _train_in(folder, recipe, prepared, dataset, start, console, ending, note)
     except BaseException as error:
         status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
-        note(status=status, finished=now(), error=f"{type(error).__name__}: {error}")
+        lost = "lost the other ranks, one of which failed: " if lost_ranks(error) else ""
+        with contextlib.suppress(OSError):  # a disk that takes nothing is what the error says
+            note(status=status, finished=now(), error=mask_text(f"{lost}{type(error).__name__}: {error}"))
         raise
 
 
@@ -96,40 +144,77 @@ def _train_in(
     recipe: Recipe,
     prepared: Prepared,
     dataset: Any,
-    checkpoint: Path | None,
+    start: Path | None,
     console: Console,
+    ending: Ending,
     note: Callable[..., None],
 ) -> RunResult:
-    start = lambda: load_model(recipe.model, prepared.lora)  # noqa: E731
-    evaluate_into(folder, start, recipe, prepared, console, "before", keep=checkpoint is not None)
-    trainer, progress = build_trainer(recipe, prepared, dataset, folder, console)
+    trained = start == folder.model  # the files of a whole model are there: evaluation and report are left
+    untrained = lambda: load_model(recipe.model, prepared.lora)  # noqa: E731
+    evaluate_into(folder, untrained, recipe, prepared, console, "before", keep=start is not None)
+    if not trained:
+        train_model(folder, recipe, prepared, dataset, start, console, ending)
     try:
-        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    finally:
-        progress.stop()
-    check_trained(trainer.state.global_step, trainer.state.max_steps)
-    trainer.save_model(str(folder.model))
-    if trainer.accelerator.is_main_process:
-        trainer.processing_class.save_pretrained(folder.model)
-    trainer.accelerator.wait_for_everyone()
-    evaluate_into(folder, lambda: load_trained(folder, recipe), recipe, prepared, console, "after", keep=False)
-    note(status="finished", finished=now(), steps=trainer.state.global_step)
+        evaluate_into(folder, lambda: load_trained(folder, recipe), recipe, prepared, console, "after", keep=trained)
+    except USER_ERRORS as error:
+        raise ValueError(
+            f"training is over and its model is in {folder.model}, but the evaluation after it failed: {error}; once "
+            "that is mended, resume=true evaluates and writes the report, and trains nothing again"
+        ) from error
+    note(status="finished", finished=now(), steps=read_marker(folder.model).step)
     report = on_main(lambda: write_report(folder.path))
-    before, after = (read_json(folder.path / f"eval_{when}.json") for when in ("before", "after"))
-    result = RunResult(run_dir=folder.path, model_dir=folder.model, report=report, eval_before=before, eval_after=after)
+    result = read_result(folder, report)
     describe_end(console, result)
     return result
 
 
+def read_result(folder: RunFolder, report: Path | None) -> RunResult:
+    """What lies in a finished run's folder."""
+    before, after = (read_json(folder.path / f"eval_{when}.json") for when in ("before", "after"))
+    return RunResult(run_dir=folder.path, model_dir=folder.model, report=report, eval_before=before, eval_after=after)
+
+
+def refuse_problems(prepared: Prepared) -> None:
+    prepared.raise_first()
+    if problem := missing_engine(prepared.args):
+        raise ValueError(problem)
+
+
+def train_model(
+    folder: RunFolder,
+    recipe: Recipe,
+    prepared: Prepared,
+    dataset: Any,
+    checkpoint: Path | None,
+    console: Console,
+    ending: Ending,
+) -> None:
+    """Train, or go on from a checkpoint, and leave the whole model in the folder."""
+    if checkpoint is not None:
+        prepared.args.eval_on_start = False  # it has been done
+    trainer, progress = build_trainer(recipe, prepared, dataset, folder, console, ending)
+    try:
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    finally:
+        progress.stop()
+    ending.raise_if_asked()
+    check_trained(trainer.state.global_step, trainer.state.max_steps)
+    on_main(lambda: unmark(folder.model))
+    trainer.save_model(str(folder.model))
+    if trainer.accelerator.is_main_process:
+        trainer.processing_class.save_pretrained(folder.model)
+    complete(folder.model, trainer.accelerator, step=trainer.state.global_step)
+
+
 def load_checked_data(recipe: Recipe, prepared: Prepared, console: Console) -> Any:
     """The training set; rank 0 first, so that a download happens once. What the rows lack is said before training."""
-    with PartialState().main_process_first():
+    with main_first():
         dataset = recipe.load_data()
     found = check_rows(recipe, prepared, dataset)
     if found.problems:
         raise ValueError(found.problems[0])
     for warning in found.warnings:
-        console.print(f"warning: {warning}", highlight=False, markup=False)
+        say(console, f"warning: {warning}")
     return dataset
 
 
@@ -148,7 +233,7 @@ def load_trained(folder: RunFolder, recipe: Recipe) -> tuple[Any, Any]:
 
 
 def build_trainer(
-    recipe: Recipe, prepared: Prepared, dataset: Any, folder: RunFolder, console: Console
+    recipe: Recipe, prepared: Prepared, dataset: Any, folder: RunFolder, console: Console, ending: Ending
 ) -> tuple[Any, ProgressLine]:
     """The trainer with our logging in place of TRL's."""
     from entrl.trainers import EntropyGRPOTrainer
@@ -159,13 +244,14 @@ def build_trainer(
         variable = prepared.args.vllm_api_key_env
         if key := find_api_key(recipe.run_dir, variable):  # what `entrl serve` made for this recipe, where none is set
             os.environ[variable] = key
+    hand_over_hub_token(prepared.args)
     set_seed(prepared.args.seed)  # before the adapter draws its first weights
-    model, tokenizer = load_model(recipe.model, prepared.lora)
+    model, tokenizer = together(lambda: load_model(recipe.model, prepared.lora))
     log, progress = RunLog(folder.path), ProgressLine(console)
     watch = LawWatch(
         active=interventions(prepared.args, prepared.controller_objects, prepared.reward_funcs),
         history=folder.path / "metrics.jsonl",
-        say=lambda text: console.print(f"warning: {text}", highlight=False, markup=False),
+        say=lambda text: say(console, f"warning: {text}"),
     )
     dense = evaluation_steps(None if recipe.eval is None else recipe.eval.at, prepared.args.max_steps)
     trainer = EntropyGRPOTrainer(
@@ -178,11 +264,13 @@ def build_trainer(
         peft_config=new_adapter(model, prepared.lora),
         controllers=prepared.controller_objects,
         environment_factory=prepared.environment,
-        callbacks=[watch, DenseEvaluation(dense), log, progress],  # the watch writes into what the log then saves
+        # the watch writes into what the log then saves
+        callbacks=[watch, DenseEvaluation(dense), log, progress, ending],
     )
     if dense and recipe.eval is not None:
         trainer.evaluation_seed = recipe.eval.seed
     log.trainer = trainer
+    trainer.checkpoint_files.append(log.into_checkpoint)
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     return trainer, progress
@@ -206,7 +294,7 @@ def evaluate_into(
     def run() -> None:
         if keep and file.is_file():
             return
-        console.print(f"evaluating {when} training ...", highlight=False)
+        say(console, f"evaluating {when} training ...")
         model, tokenizer = load()
         name = recipe.model.path if when == "before" else str(folder.model)
         write_json(file, evaluate_spec(model, tokenizer, recipe, prepared, name=name))
@@ -247,22 +335,22 @@ def write_report(run_dir: Path) -> Path:
     return write([run_dir], run_dir / "report.html")
 
 
-def describe_start(console: Console, recipe: Recipe, prepared: Prepared, checkpoint: Path | None) -> None:
-    console.print(recipe.to_yaml(), highlight=False, markup=False)
+def describe_start(console: Console, recipe: Recipe, prepared: Prepared, start: Path | None) -> None:
+    say(console, recipe.to_yaml())
     for loaded in (*prepared.rewards, *prepared.controllers):
-        console.print(f"using {loaded.source} from {loaded.file}", highlight=False, markup=False)
+        say(console, f"using {loaded.source} from {loaded.file}")
     for note in prepared.notes:
-        console.print(note, highlight=False, markup=False)
-    start = "from the start" if checkpoint is None else f"from {checkpoint.name}"
-    console.print(f"run folder {recipe.run_dir}, {start}", highlight=False, markup=False)
+        say(console, note)
+    where = "from the start" if start is None else f"from {start.name}"
+    say(console, f"run folder {recipe.run_dir}, {where}")
 
 
 def describe_end(console: Console, result: RunResult) -> None:
     if result.eval_before and result.eval_after:
         console.print(before_after(result.eval_before, result.eval_after))
-        console.print(gain_line(result.eval_before, result.eval_after), highlight=False, markup=False)
-    console.print(f"model  {result.model_dir}", highlight=False, markup=False)
-    console.print(f"report {result.report}", highlight=False, markup=False)
+        say(console, gain_line(result.eval_before, result.eval_after))
+    say(console, f"model  {result.model_dir}")
+    say(console, f"report {result.report}")
 
 
 def before_after(before: dict[str, Any], after: dict[str, Any]) -> Table:
@@ -286,6 +374,9 @@ def before_after(before: dict[str, Any], after: dict[str, Any]) -> Table:
 def gain_line(before: dict[str, Any], after: dict[str, Any]) -> str:
     from entrl.intervals import paired_difference
 
+    judged = [{p["id"] for p in e["problems"] if p["greedy_correct"] is not None} for e in (before, after)]
+    if not set.intersection(*judged):
+        return "greedy accuracy: no problem was judged both before and after training, so there is no gain to tell"
     found = paired_difference(before, after, metric="greedy_correct")
     diff, low, high = found[0], found[1], found[2]
     verdict = "excludes 0" if low > 0 or high < 0 else "includes 0"

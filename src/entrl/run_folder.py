@@ -4,14 +4,13 @@
     checkpoints/  model/  report.html
 
 Files that must not be read half-written are replaced in one move. A resumed run cuts metrics and completions back to
-its checkpoint: no step is written twice.
+its checkpoint: no step is written twice (`entrl.runs.checkpoints`).
 """
 
 import importlib.metadata
 import json
 import math
 import platform
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
@@ -24,8 +23,11 @@ import torch
 
 from entrl import __version__
 from entrl.recipe import Recipe, make_recipe
+from entrl.runs.log_lengths import cut_logs
+from entrl.runs.longer import only_longer, refuse_other_steps
+from entrl.runs.ours import clear, read_manifest, refuse_foreign, refuse_linked_model
+from entrl.runs.secrets import mask, mask_words, without_masked
 from entrl.settings import parse_yaml
-from entrl.tasks.json_lines import numbered_lines
 
 OURS = (
     "recipe.yaml",
@@ -38,6 +40,7 @@ OURS = (
     "checkpoints",
     "model",
 )
+STARTING = "starting"  # status of a folder that is being emptied
 
 
 def write_text(path: Path, text: str) -> None:
@@ -68,21 +71,6 @@ def append_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
             file.write(lines)
 
 
-def keep_lines(path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
-    """Drop the lines `keep` refuses, and a last line that a killed run left half-written."""
-    if not path.is_file():
-        return
-    kept = []
-    for _, line in numbered_lines(path, errors="replace"):
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if keep(row):
-            kept.append(line + "\n")
-    write_text(path, "".join(kept))
-
-
 @dataclass(frozen=True, kw_only=True)
 class RunFolder:
     """The run folder of a recipe: where things are, and whether a run may start there."""
@@ -98,29 +86,35 @@ class RunFolder:
         return self.path / "model"
 
     def manifest(self) -> dict[str, Any] | None:
-        file = self.path / "manifest.json"
-        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+        return read_manifest(self.path)
 
-    def newest_checkpoint(self) -> Path | None:
-        """The checkpoint of the latest step that was written to its end."""
-        found = [
-            (int(p.name.removeprefix("checkpoint-")), p)
-            for p in self.checkpoints.glob("checkpoint-*")
-            if p.name.removeprefix("checkpoint-").isdigit() and (p / "trainer_state.json").is_file()
-        ]
-        return max(found)[1] if found else None
+    def refuse_foreign(self) -> None:
+        """ValueError for a folder that is somebody else's, before anything is written into it."""
+        refuse_foreign(self.path, kind="a run folder", place="trainer.output_dir")
 
-    def open(self, recipe: Recipe, *, resume: bool, overwrite: bool) -> Path | None:
-        """Make the folder ready; returns the checkpoint to go on from, None for a run from the start."""
+    def is_finished(self, recipe: Recipe) -> bool:
+        """Whether a run with these settings went to its end here, its report written."""
+        manifest = self.manifest() or {}
+        done = manifest.get("status") == "finished" and (self.path / "report.html").is_file()
+        return done and manifest.get("config_hash") == recipe.config_hash()
+
+    def open(self, recipe: Recipe, *, resume: bool, overwrite: bool, say: Callable[[str], None] = print) -> Path | None:
+        """Make the folder ready; returns what to go on from, None for a run from the start.
+
+        That is a checkpoint, or `model` where training is over and only evaluation and report are left.
+        say: takes the lines about checkpoints that are skipped
+        """
         if resume and overwrite:
             raise ValueError("resume=true and overwrite=true exclude each other; name one")
         manifest = self.manifest()
         if manifest is None:
-            self._refuse_foreign()
+            self.refuse_foreign()
         elif resume:
-            return self._resumed(recipe, manifest)
+            refuse_linked_model(self.path)
+            return self._resumed(recipe, manifest, say)
         elif not overwrite:
-            go_on = "" if manifest.get("status") == "finished" else "resume=true to go on with it, "
+            finished = manifest.get("status") == "finished"
+            go_on = f"resume=true to {'train on with a larger trainer.max_steps' if finished else 'go on with it'}, "
             raise ValueError(
                 f"{self.path} holds a run already ({manifest.get('status')}); add {go_on}overwrite=true to delete it, "
                 "or trainer.output_dir=... to write elsewhere"
@@ -128,44 +122,88 @@ class RunFolder:
         self._clear()
         return None
 
-    def _refuse_foreign(self) -> None:
-        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
-            raise ValueError(f"{self.path} exists and is not a run folder; set trainer.output_dir to another place")
-
     def _clear(self) -> None:
-        """Delete what a run writes, nothing else."""
+        """Delete what a run writes, nothing else; the manifest last, so that a kill in here leaves a run folder."""
         self.path.mkdir(parents=True, exist_ok=True)
-        for name in OURS:
-            target = self.path / name
-            if target.is_dir():
-                shutil.rmtree(target)
-            else:
-                target.unlink(missing_ok=True)
+        write_json(self.path / "manifest.json", {"entrl": __version__, "config_hash": None, "status": STARTING})
+        if left := clear(self.path, sorted(OURS, key=lambda name: name == "manifest.json")):
+            print(f"left in {self.path}, not written by a run: {', '.join(left)}", file=sys.stderr)
 
-    def _resumed(self, recipe: Recipe, manifest: dict[str, Any]) -> Path | None:
-        if manifest.get("status") == "finished":
-            raise ValueError(f"{self.path} is finished, there is nothing to resume; overwrite=true runs it again")
-        if manifest.get("config_hash") != recipe.config_hash():
+    def _resumed(self, recipe: Recipe, manifest: dict[str, Any], say: Callable[[str], None]) -> Path | None:
+        from entrl.runs import checkpoints  # knows the trainers, which take seconds to import
+        from entrl.trainers.completeness import read_marker
+
+        if manifest.get("status") == STARTING:  # killed before anything was kept
+            self._clear()
+            return None
+        finished = manifest.get("status") == "finished"
+        same = manifest.get("config_hash") == recipe.config_hash()
+        if finished and same and (self.path / "report.html").is_file():
+            raise self._nothing_left()
+        if not same and only_longer(self._changed(recipe)):
+            return self._train_on(recipe, manifest, say)
+        if not same:
             raise ValueError(
                 f"{self.path} was started with other settings ({', '.join(self._changed(recipe)) or 'unknown'}); a "
                 "resumed run must equal an uninterrupted one: take the settings back, or set trainer.output_dir anew"
             )
-        checkpoint = self.newest_checkpoint()
+        if checkpoints.trained_model(self.model, say=say) is not None:
+            return self.model
+        if finished:
+            raise self._nothing_left()
+        checkpoint = checkpoints.newest_whole(self.checkpoints, say=say)
         if checkpoint is None:
+            say(f"{self.path} has no whole checkpoint to go on from: the run starts over")
             self._clear()
             return None
-        step = int(checkpoint.name.removeprefix("checkpoint-"))
-        keep_lines(self.path / "metrics.jsonl", lambda row: row["step"] <= step)
-        keep_lines(self.path / "completions.jsonl", lambda row: row["step"] < step)  # generated before update step+1
+        if (reason := read_marker(checkpoint).inexact) is not None:
+            raise ValueError(
+                f"{self.path} cannot be resumed as if it had not stopped: {reason}; add overwrite=true to run it "
+                "again, or start a new run from its weights (model.path)"
+            )
+        cut_logs(self.path, checkpoint, say=say)
         return checkpoint
+
+    def _nothing_left(self) -> ValueError:
+        return ValueError(
+            f"{self.path} is finished, there is nothing to resume; raise trainer.max_steps to train on, or set "
+            "trainer.output_dir to run it once more elsewhere"
+        )
 
     def _changed(self, recipe: Recipe) -> list[str]:
         """Dotted names of settings that differ from the recipe the folder was started with."""
         file = self.path / "recipe.yaml"
         if not file.is_file():
             return []
-        before, after = flat(parse_yaml(file.read_text(encoding="utf-8"))), flat(recipe.resolved())
-        return sorted(k for k in before.keys() | after.keys() if before.get(k) != after.get(k))
+        before, after = self._settings(), flat(mask(recipe.resolved()))
+        different = (k for k in before.keys() | after.keys() if before.get(k) != after.get(k))
+        return sorted(k for k in different if k != "trainer.output_dir")
+
+    def _settings(self) -> dict[str, Any]:
+        """Flat, of the run that was started here."""
+        file = self.path / "recipe.yaml"
+        return flat(parse_yaml(file.read_text(encoding="utf-8"), name=str(file)))
+
+    def _train_on(self, recipe: Recipe, manifest: dict[str, Any], say: Callable[[str], None]) -> Path:
+        """The checkpoint another length of training goes on from; ValueError where its steps would be others."""
+        from entrl.runs import checkpoints
+        from entrl.trainers.completeness import read_marker, unmark
+
+        newest = checkpoints.newest_whole(self.checkpoints, say=say)
+        if newest is None or read_marker(newest).inexact is not None:
+            raise ValueError(
+                f"{self.path} keeps no checkpoint to train on from; start a new run in another trainer.output_dir, "
+                f"from these weights: model.path={self.model}"
+            )
+        steps = read_marker(newest).step
+        ended = manifest.get("steps") == steps
+        refuse_other_steps(self._settings(), flat(mask(recipe.resolved())), steps, ended=ended)
+        unmark(self.model)  # of the shorter run, as are these
+        for name in ("eval_after.json", "report.html"):
+            (self.path / name).unlink(missing_ok=True)
+        cut_logs(self.path, newest, say=say)
+        say(f"training on after step {steps}")
+        return newest
 
 
 def flat(content: Any, prefix: str = "") -> dict[str, Any]:
@@ -182,7 +220,7 @@ def flat(content: Any, prefix: str = "") -> dict[str, Any]:
 def read_recipe(run_dir: Path) -> Recipe:
     """The resolved recipe of a run folder."""
     content = parse_yaml((run_dir / "recipe.yaml").read_text(encoding="utf-8"), name=str(run_dir / "recipe.yaml"))
-    return make_recipe(content, name=run_dir.name, base=Path.cwd())
+    return make_recipe(without_masked(content), name=run_dir.name, base=Path.cwd())
 
 
 def git_state(folder: Path) -> dict[str, Any]:
@@ -228,7 +266,7 @@ def make_manifest(recipe: Recipe, args: Any, resumed_from: Path | None) -> dict[
         "backend": backend,
         "device": str(args.device),
         "device_name": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
-        "command": sys.argv,
+        "command": mask_words(sys.argv),
         "resumed_from": None if resumed_from is None else resumed_from.name,
         "started": now(),
         "finished": None,
@@ -237,4 +275,10 @@ def make_manifest(recipe: Recipe, args: Any, resumed_from: Path | None) -> dict[
 
 
 def read_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    """What a JSON file holds, None where there is none; ValueError naming one that holds no JSON."""
+    if not path.is_file():
+        return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON ({error}); it was cut off or edited: restore or remove it") from None

@@ -11,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from transformers import TrainerCallback
 
 from entrl.run_folder import append_lines
+from entrl.runs.log_lengths import note_logs
 
 PLAIN_LINES = 20  # progress lines of a run whose output is not a terminal
 
@@ -39,9 +40,14 @@ class RunLog(TrainerCallback):
         append_lines(self.folder / "metrics.jsonl", [{**values, **row}])
         self._drain()
 
-    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if state.is_world_process_zero:
             self._drain()
+
+    def into_checkpoint(self, checkpoint: Path) -> None:
+        """The logs hold every step up to a checkpoint, and the checkpoint how long they are."""
+        self._drain()
+        note_logs(self.folder, checkpoint)
 
     def _drain(self) -> None:
         samples = self.trainer.completion_samples

@@ -16,6 +16,8 @@ import yaml
 
 from entrl.load import suggest
 
+MOST_VALUES = 100_000  # of one file, what its aliases stand for included; our recipes have about a hundred
+
 
 def check(good: bool, message: str) -> None:
     if not good:
@@ -67,11 +69,33 @@ def parse_yaml(text: str, *, name: str = "recipe") -> Any:
     loader = Loader(text)
     loader.name = name
     try:
-        return loader.get_single_data()
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        if (count := count_values(node, {}, name)) > MOST_VALUES:
+            raise ValueError(
+                f"{name} stands for {count:,} values by its aliases (*name), at most {MOST_VALUES:,} are read"
+            )
+        return loader.construct_document(node)
+    except RecursionError:
+        raise ValueError(f"{name} is nested too deeply; a recipe has a handful of levels") from None
     except yaml.YAMLError as error:
         raise ValueError(f"{name} is not valid YAML: {' '.join(str(error).split())}") from error
     finally:
         loader.dispose()
+
+
+def count_values(node: yaml.Node, known: dict[int, int], name: str) -> int:
+    """Values a YAML node stands for once every alias is written out; ValueError for one that holds itself."""
+    if not isinstance(node, yaml.CollectionNode):
+        return 1
+    if id(node) in known:
+        check(known[id(node)] > 0, f"{name}: line {node.start_mark.line + 1} holds an alias of itself")
+        return known[id(node)]
+    known[id(node)] = 0  # being counted
+    inner = [part for entry in node.value for part in (entry if isinstance(entry, tuple) else (entry,))]
+    known[id(node)] = 1 + sum(count_values(part, known, name) for part in inner)
+    return known[id(node)]
 
 
 def read_settings(path: Path, overrides: Sequence[str], *, what: str) -> dict[str, Any]:
@@ -147,6 +171,7 @@ def typed(value: Any, hint: Any, where: str) -> Any:
         if kind in (Any, typing.Literal) or not isinstance(kind, type):
             return value
         if isinstance(value, kind) and not (isinstance(value, bool) and kind is int):
+            _check_items(value, option, where)
             return value
     names = " or ".join(
         "null" if o is type(None) else getattr(typing.get_origin(o) or o, "__name__", str(o)) for o in options
@@ -155,6 +180,14 @@ def typed(value: Any, hint: Any, where: str) -> Any:
         f"; write {where.rsplit('.', 1)[-1]}: true or false" if bool in options and isinstance(value, str) else ""
     )
     raise ValueError(f"{where} must be {names}, got {value!r}{hint_text}")
+
+
+def _check_items(value: Any, hint: Any, where: str) -> None:
+    """A list of plain values holds values of that kind; they are left as written."""
+    kinds = typing.get_args(hint)
+    if isinstance(value, list) and len(kinds) == 1 and kinds[0] in (int, float, str, bool):
+        for position, item in enumerate(value):
+            typed(item, kinds[0], f"{where}.{position}")
 
 
 def plain(value: Any) -> Any:

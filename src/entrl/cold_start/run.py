@@ -6,7 +6,6 @@ A folder that is finished and was made from the same settings is kept; one that 
 """
 
 import hashlib
-import shutil
 import sys
 import tempfile
 import time
@@ -21,6 +20,10 @@ from entrl import __version__
 from entrl.answer_files import choose, print_choice, write_choice
 from entrl.cold_start.spec import ColdStart
 from entrl.run_folder import flat, git_state, now, read_json, versions, write_json, write_text
+from entrl.runs.lock import locked
+from entrl.runs.ours import clear, refuse_foreign
+from entrl.runs.secrets import mask, mask_text, mask_words
+from entrl.runs.wording import say
 from entrl.settings import parse_yaml
 
 WRITTEN = ("recipe.yaml", "manifest.json", "train.jsonl", "report.json", "model")
@@ -59,7 +62,7 @@ def changed_settings(folder: Path, settings: dict[str, Any]) -> list[str]:
     file = folder / "recipe.yaml"
     if not file.is_file():
         return []
-    was, is_now = flat(parse_yaml(file.read_text(encoding="utf-8"), name=str(file))), flat(settings)
+    was, is_now = flat(parse_yaml(file.read_text(encoding="utf-8"), name=str(file))), flat(mask(settings))
     return sorted(k for k in was.keys() | is_now.keys() if was.get(k) != is_now.get(k) and k != "out")
 
 
@@ -67,24 +70,30 @@ def cold_start(start: ColdStart, *, overwrite: bool = False, console: Console | 
     """Make the folder unless it is made already; returns its manifest."""
     console = console or Console(soft_wrap=True)
     if not overwrite and is_made(start):
-        console.print(f"{start.folder} is finished and was made from these settings: kept", highlight=False)
+        say(console, f"{start.folder} is finished and was made from these settings: kept")
         return read_json(start.folder / "manifest.json")
     start.answers_file()  # a missing file should not cost the folder that is there
+    refuse_foreign(start.folder, kind="a cold start's folder", place="`out`")
+    with locked(start.folder, lambda text: say(console, text), elsewhere="`out`"):
+        return _cold_start(start, console)
+
+
+def _cold_start(start: ColdStart, console: Console) -> dict[str, Any]:
     _clear(start.folder)
-    write_text(start.folder / "recipe.yaml", start.to_yaml())
     manifest = _manifest(start)
-    write_json(start.folder / "manifest.json", manifest)
+    write_json(start.folder / "manifest.json", manifest)  # first: a folder without it is somebody else's
+    write_text(start.folder / "recipe.yaml", start.to_yaml())
     try:
         manifest |= _make(start, console)
     except BaseException as error:
         status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
-        manifest |= {"status": status, "finished": now(), "error": f"{type(error).__name__}: {error}"}
+        manifest |= {"status": status, "finished": now(), "error": mask_text(f"{type(error).__name__}: {error}")}
         write_json(start.folder / "manifest.json", manifest)
         raise
     manifest |= {"status": "finished", "finished": now()}
     write_json(start.folder / "manifest.json", manifest)
     taken = f"{manifest['rows']} answers, {manifest['steps']} steps, {manifest['seconds']['sft']:.0f} s of SFT"
-    console.print(f"model {start.model_dir}: {taken}", highlight=False)
+    say(console, f"model {start.model_dir}: {taken}")
     return manifest
 
 
@@ -97,7 +106,7 @@ def _manifest(start: ColdStart) -> dict[str, Any]:
         "git": git_state(Path.cwd()),
         "config_hash": start.config_hash(),
         "made_with": {model: made for model in named if (made := made_from(Path(model).parent))},
-        "command": sys.argv,
+        "command": mask_words(sys.argv),
         "started": now(),
         "status": "running",
     }
@@ -105,28 +114,16 @@ def _manifest(start: ColdStart) -> dict[str, Any]:
 
 def _clear(folder: Path) -> None:
     """Delete what a cold start writes, nothing else."""
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{folder} is a file; set `out` to another place")
-    if not (folder / "manifest.json").is_file() and folder.exists() and any(folder.iterdir()):
-        raise ValueError(f"{folder} exists and is not a cold start's folder; set `out` to another place")
+    refuse_foreign(folder, kind="a cold start's folder", place="`out`")
     if (folder / "metrics.jsonl").exists():
         raise ValueError(f"{folder} is the folder of a run, not of a cold start; set `out` to another place")
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in WRITTEN:
-        target = folder / name
-        if target.is_dir():
-            shutil.rmtree(target)
-        else:
-            target.unlink(missing_ok=True)
+    clear(folder, WRITTEN)
 
 
 def _make(start: ColdStart, console: Console) -> dict[str, Any]:
     from entrl.cold_start.answers import collect
     from entrl.models.load import load_model, model_problems
     from entrl.run_log import be_quiet
-
-    def say(text: str) -> None:
-        console.print(text, highlight=False)
 
     be_quiet()
     with _threads(start.threads):
@@ -135,9 +132,11 @@ def _make(start: ColdStart, console: Console) -> dict[str, Any]:
         if problems:
             raise ValueError(problems[0])
         for note in notes:
-            say(note)
+            say(console, note)
         model, tokenizer = load_model(start.model)
-        every = collect(start.answers, start.answers_file(), (model, tokenizer), base=start.base, say=say)
+        every = collect(
+            start.answers, start.answers_file(), (model, tokenizer), base=start.base, say=lambda t: say(console, t)
+        )
         rows, report = choose(every, start.curation)
         write_choice(start.folder, rows, report)
         print_choice(report, console)

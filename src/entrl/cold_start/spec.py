@@ -29,6 +29,9 @@ from entrl.load import find_file
 from entrl.nursery.traces import Mixture
 from entrl.recipe import REMOVED_MODEL_KEYS, ModelSpec
 from entrl.run_folder import flat
+from entrl.runs.contents import contents
+from entrl.runs.paths import expand_paths
+from entrl.runs.secrets import mask, refuse_masked
 from entrl.settings import Dumper, build, check_keys, plain, read_settings, typed
 
 OWNED_SFT_KEYS = {
@@ -152,16 +155,17 @@ class ColdStart:
         return {f.name: plain(getattr(self, f.name)) for f in dataclasses.fields(self) if f.name not in skip}
 
     def to_yaml(self) -> str:
-        return yaml.dump(self.resolved(), Dumper=Dumper, sort_keys=False, allow_unicode=True)
+        return yaml.dump(mask(self.resolved()), Dumper=Dumper, sort_keys=False, allow_unicode=True)
 
     def config_hash(self) -> str:
         """Of everything that decides the weights, the content of an answers file included; not of `out`.
 
         Settings that are null do not count: an option that did not exist when a folder was made leaves it valid.
         """
-        content = {k: v for k, v in flat(self.resolved()).items() if k != "out" and v is not None}
+        content = {k: v for k, v in flat(mask(self.resolved())).items() if k != "out" and v is not None}
         if file := self.answers_file():
             content["answers.file"] = hashlib.sha256(file.read_bytes()).hexdigest()
+        content |= contents(flat(self.resolved()), self.base, only=lambda key: key.startswith("answers.sample"))
         return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
@@ -184,6 +188,8 @@ def make_cold_start(content: Mapping[str, Any], *, name: str, base: Path) -> Col
     """Plain objects -> `ColdStart`."""
     known = [f.name for f in dataclasses.fields(ColdStart) if f.name not in ("name", "base")]
     check_keys(content, known, where="cold start")
+    refuse_masked(content)
+    content = expand_paths(content)
     for group in ("model", "answers", "out"):
         if content.get(group) is None:
             raise ValueError(f"the cold start {name} has no {group!r}; see docs/cold_start.md")

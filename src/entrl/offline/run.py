@@ -24,6 +24,10 @@ from entrl.offline.pairs import Pair, make_pairs, write_pairs
 from entrl.offline.rollout import OfflineReward, OfflineRollouts, group_rows, group_size
 from entrl.offline.spec import Offline
 from entrl.run_folder import append_lines, git_state, now, read_json, versions, write_json, write_text
+from entrl.runs.lock import locked
+from entrl.runs.ours import clear, read_manifest, refuse_foreign
+from entrl.runs.secrets import mask_text, mask_words
+from entrl.runs.wording import say
 
 DATA = ("candidates.jsonl", "pairs.jsonl", "held_out.jsonl")
 WRITTEN = ("recipe.yaml", "manifest.json", *DATA, "metrics.jsonl", "report.json", "model")
@@ -51,17 +55,24 @@ def offline(spec: Offline, *, overwrite: bool = False, console: Console | None =
     if (processes := PartialState().num_processes) > 1:
         raise ValueError(f"an offline run is one process and {processes} were started; run it without a launcher")
     if not overwrite and is_made(spec):
-        console.print(f"{spec.folder} is finished and was made from these settings: kept", highlight=False)
+        say(console, f"{spec.folder} is finished and was made from these settings: kept")
         return read_json(spec.folder / "manifest.json")
-    _clear(spec.folder)
-    write_text(spec.folder / "recipe.yaml", spec.to_yaml())
+    _refuse_foreign(spec.folder)
+    with locked(spec.folder, lambda text: say(console, text), elsewhere="`out`"):
+        return _offline(spec, console)
+
+
+def _offline(spec: Offline, console: Console) -> dict[str, Any]:
+    _refuse_foreign(spec.folder)
+    clear(spec.folder, WRITTEN)
     manifest = _manifest(spec)
-    write_json(spec.folder / "manifest.json", manifest)
+    write_json(spec.folder / "manifest.json", manifest)  # first: a folder without it is somebody else's
+    write_text(spec.folder / "recipe.yaml", spec.to_yaml())
     try:
-        manifest |= _make(spec, lambda text: console.print(text, highlight=False, markup=False))
+        manifest |= _make(spec, lambda text: say(console, text))
     except BaseException as error:
         status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
-        manifest |= {"status": status, "finished": now(), "error": f"{type(error).__name__}: {error}"}
+        manifest |= {"status": status, "finished": now(), "error": mask_text(f"{type(error).__name__}: {error}")}
         write_json(spec.folder / "manifest.json", manifest)
         raise
     manifest |= {"status": "finished", "finished": now()}
@@ -79,26 +90,17 @@ def _manifest(spec: Offline) -> dict[str, Any]:
         "git": git_state(Path.cwd()),
         "config_hash": spec.config_hash(),
         "made_with": {spec.model.path: made} if made else {},
-        "command": sys.argv,
+        "command": mask_words(sys.argv),
         "started": now(),
         "status": "running",
     }
 
 
-def _clear(folder: Path) -> None:
-    """Delete what an offline run writes, nothing else."""
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{folder} is a file; set `out` to another place")
-    manifest = read_json(folder / "manifest.json") if folder.is_dir() else None
-    if folder.exists() and any(folder.iterdir()) and (manifest is None or manifest.get("method") is None):
+def _refuse_foreign(folder: Path) -> None:
+    refuse_foreign(folder, kind="an offline run's folder", place="`out`")
+    manifest = read_manifest(folder)
+    if manifest is not None and manifest.get("method") is None:
         raise ValueError(f"{folder} exists and is not an offline run's folder; set `out` to another place")
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in WRITTEN:
-        target = folder / name
-        if target.is_dir():
-            shutil.rmtree(target)
-        else:
-            target.unlink(missing_ok=True)
 
 
 def _make(spec: Offline, say: Say) -> dict[str, Any]:

@@ -42,6 +42,9 @@ from entrl.recipe import (
     trainer_fields,
 )
 from entrl.run_folder import flat
+from entrl.runs.contents import contents
+from entrl.runs.paths import expand_paths
+from entrl.runs.secrets import mask, refuse_masked
 from entrl.settings import Dumper, build, build_list, check_keys, plain, read_settings, typed
 
 METHODS = {"grpo": "EntropyGRPOConfig", "dpo": "trl.DPOConfig"}
@@ -168,13 +171,14 @@ class Offline:
         return {f.name: plain(getattr(self, f.name)) for f in dataclasses.fields(self) if f.name not in skip}
 
     def to_yaml(self) -> str:
-        return yaml.dump(self.resolved(), Dumper=Dumper, sort_keys=False, allow_unicode=True)
+        return yaml.dump(mask(self.resolved()), Dumper=Dumper, sort_keys=False, allow_unicode=True)
 
     def config_hash(self) -> str:
         """Of everything that decides the weights, a user's own files included; not of `out`."""
-        content: dict[str, Any] = {k: v for k, v in flat(self.resolved()).items() if k != "out" and v is not None}
+        content: dict[str, Any] = {k: v for k, v in flat(mask(self.resolved())).items() if k != "out" and v is not None}
         for file in self._files():
             content[str(file.name)] = hashlib.sha256(file.read_bytes()).hexdigest()
+        content |= contents(flat(self.resolved()), self.base, only=lambda key: key.endswith("use"))
         return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
     def _files(self) -> list[Path]:
@@ -202,6 +206,8 @@ def make_offline(content: Mapping[str, Any], *, name: str, base: Path) -> Offlin
     """Plain objects -> `Offline`."""
     known = [f.name for f in dataclasses.fields(Offline) if f.name not in ("name", "base")]
     check_keys(content, known, where="offline run")
+    refuse_masked(content)
+    content = expand_paths(content)
     for group in ("model", "data", "method", "out"):
         if content.get(group) is None:
             raise ValueError(f"the offline run {name} has no {group!r}; see docs/offline.md")

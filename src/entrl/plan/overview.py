@@ -226,9 +226,12 @@ def _selected(controller: Any, schedule: Any, args: Any) -> str:
 
 def _warnings(recipe: Recipe, prepared: Prepared, world_size: int) -> list[str]:
     """Legal settings that usually are not meant."""
+    from entrl.trainers.checkpoint import inexact_because
     from entrl.trainers.rewards import SCORED_SIGNALS, needed_signals
 
     args, out = prepared.args, []
+    if (reason := inexact_because(args)) is not None:
+        out.append(f"a run that is stopped could not go on from a checkpoint: trainer.{reason}")
     scored = [r for r in prepared.rewards if needed_signals(r.value) & set(SCORED_SIGNALS)]
     if scored and args.scale_rewards == "group":
         out.append(

@@ -20,8 +20,12 @@ from pathlib import Path
 from typing import Any
 
 from entrl.cold_start import ColdStart, is_made, load_cold_start
+from entrl.recipe import Recipe
 from entrl.replicate.study import Run, Study
 from entrl.run_folder import flat
+from entrl.runs.contents import contents
+from entrl.runs.ours import read_manifest
+from entrl.runs.secrets import mask
 from entrl.settings import parse_yaml
 
 PRELOAD = ["entrl.run", "entrl.trainers", "entrl.evaluate", "entrl.report", "entrl_rewards.accuracy", "reasoning_gym"]
@@ -41,10 +45,8 @@ class RunsFailed(RuntimeError):
 
 def finished(folder: Path) -> bool:
     """True for a run that went to its end, with its evaluation on disk."""
-    manifest = folder / "manifest.json"
-    if not manifest.is_file() or not (folder / "eval_after.json").is_file():
-        return False
-    return json.loads(manifest.read_text(encoding="utf-8")).get("status") == "finished"
+    manifest = read_manifest(folder)
+    return manifest is not None and (folder / "eval_after.json").is_file() and manifest["status"] == "finished"
 
 
 def check_kept(study: Study, runs: Sequence[Run]) -> None:
@@ -54,13 +56,24 @@ def check_kept(study: Study, runs: Sequence[Run]) -> None:
         if not finished(folder) or not (folder / "recipe.yaml").is_file():
             continue
         was = flat(parse_yaml((folder / "recipe.yaml").read_text(encoding="utf-8"), name=str(folder)))
-        now = flat(study.recipe_of(run).resolved())
+        recipe = study.recipe_of(run)
+        now = flat(mask(recipe.resolved()))
         changed = sorted(k for k in was.keys() | now.keys() if _differs(k, was, now))
+        changed += changed_contents(folder, recipe)
         if changed:
             raise ValueError(
                 f"{folder} was run with other settings than {study.file} now asks for: {', '.join(changed)}; delete "
                 "that folder to run it again, or give the study another `out`"
             )
+
+
+def changed_contents(folder: Path, recipe: Recipe) -> list[str]:
+    """Files of a finished run's recipe that are not what they were; models of offline runs are made anew, and aside."""
+    was = (read_manifest(folder) or {}).get("contents")
+    if was is None:
+        return []
+    now = contents(flat(recipe.resolved()), recipe.base, only=lambda key: not key.startswith("model."))
+    return sorted(k for k in was.keys() | now.keys() if was.get(k) != now.get(k) and not k.startswith("model."))
 
 
 def _differs(key: str, was: dict[str, object], now: dict[str, object]) -> bool:

@@ -32,6 +32,8 @@ from typing import Any
 
 from entrl.recipe import Recipe, load_recipe
 from entrl.run_folder import flat
+from entrl.runs.paths import expand_paths
+from entrl.runs.secrets import mask
 from entrl.settings import parse_yaml
 
 NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")  # of arms and tasks: they become folders
@@ -248,7 +250,7 @@ def load_study(file: str | Path) -> Study:
     file = Path(file)
     if not file.is_file():
         raise FileNotFoundError(f"no study {file}; name a YAML file, or a study under recipes/")
-    content = parse_yaml(file.read_text(encoding="utf-8"), name=str(file))
+    content = expand_paths(parse_yaml(file.read_text(encoding="utf-8"), name=str(file)), str(file))
     if not isinstance(content, dict) or content.keys() - STUDY_KEYS:
         found = sorted(content.keys() - STUDY_KEYS) if isinstance(content, dict) else type(content).__name__
         raise ValueError(f"{file}: unknown keys {found}; a study has {', '.join(sorted(STUDY_KEYS))}")
@@ -341,7 +343,7 @@ def _changes(study: Study, task: Task) -> dict[str, dict[str, list[Any]]]:
     seed = study.seeds[0]
 
     def trainer_of(arm: Arm, setting: int | None) -> dict[str, Any]:
-        return flat(study.recipe_of(Run(task=task, arm=arm, seed=seed, setting=setting)).trainer)
+        return flat(mask(study.recipe_of(Run(task=task, arm=arm, seed=seed, setting=setting)).trainer))
 
     reference = next(a for a in study.arms if a.name == study.reference)
     base = trainer_of(reference, 0 if reference.tune else None)

@@ -12,6 +12,7 @@ from entrl import __version__
 from entrl.intervals import non_inferior, seed_differences
 from entrl.replicate.study import Run, Study, Task
 from entrl.run_folder import git_state, now
+from entrl.runs.secrets import mask
 from entrl.tasks.json_lines import json_lines
 
 ACCURACIES = ("greedy_accuracy", "sampled_accuracy", "pass_at_k")  # judged by the margin; higher is better
@@ -64,7 +65,7 @@ def summarise(
         "reference": study.reference,
         "margin": study.margin,
         "arms": {
-            a.name: {"recipe": (a.recipe or study.recipe).name, "set": dict(a.set), "why": a.why} for a in study.arms
+            a.name: {"recipe": (a.recipe or study.recipe).name, "set": mask(a.set), "why": a.why} for a in study.arms
         },
     }
     blocks = {t.name: _of_task(study, t, changes[t.name], runs, (tuning or {}).get(t.name)) for t in study.tasks}

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeGuard
 
-import yaml
-
+from entrl.runs.secrets import mask, mask_text, mask_words
+from entrl.settings import parse_yaml
 from entrl.tasks.json_lines import numbered_lines
 
 X_AXES = ("step", "tokens", "seconds", "forward_passes")  # what a row counts, besides its metrics
@@ -45,12 +45,12 @@ def read_run(path: str | Path) -> RunFolder:
     path = Path(path)
     _refuse_other_folders(path)
     notes: list[str] = [f"{name} is missing" for name in FILES if not (path / name).is_file()]
-    recipe_text = _read_text(path / "recipe.yaml")
+    recipe_text = mask_text(_read_text(path / "recipe.yaml"))
     rows = read_json_lines(path / "metrics.jsonl", notes)
     return RunFolder(
         path=path,
         name=path.resolve().name,
-        manifest=_read_json(path / "manifest.json", notes) or {},
+        manifest=_without_secrets(_read_json(path / "manifest.json", notes) or {}),
         recipe=_read_recipe(recipe_text, notes),
         recipe_text=recipe_text,
         train=_rows_of_kind(rows, "train", notes),
@@ -60,6 +60,13 @@ def read_run(path: str | Path) -> RunFolder:
         eval_after=_read_json(path / "eval_after.json", notes),
         notes=notes,
     )
+
+
+def _without_secrets(manifest: dict[str, Any]) -> dict[str, Any]:
+    """As new manifests are written; older ones hold the command as it was typed."""
+    command = manifest.get("command")
+    words = {"command": mask_words([str(word) for word in command])} if isinstance(command, list) else {}
+    return mask(manifest) | words
 
 
 def read_runs(paths: Sequence[str | Path]) -> list[RunFolder]:
@@ -168,8 +175,8 @@ def _read_json(path: Path, notes: list[str]) -> dict[str, Any] | None:
 
 def _read_recipe(text: str, notes: list[str]) -> dict[str, Any]:
     try:
-        recipe = yaml.safe_load(text)
-    except yaml.YAMLError:
+        recipe = parse_yaml(text, name="recipe.yaml")
+    except ValueError:
         notes.append("recipe.yaml is not valid YAML; shown as text only")
         return {}
     return recipe if isinstance(recipe, dict) else {}

@@ -37,6 +37,8 @@ from entrl.models.load import base_of, refuse_adapter
 from entrl.rollouts.adapters import adapter_rank, server_rank
 from entrl.rollouts.middleware import STORE_VARIABLE
 from entrl.rollouts.servers import KEY_VARIABLE, PROCESSED
+from entrl.runs.secrets import mask_words
+from entrl.runs.wording import shown
 
 if TYPE_CHECKING:
     from entrl.recipe import Recipe
@@ -77,7 +79,7 @@ class ServerCommand:
     def render(self) -> str:
         """As one would type it."""
         variables = [f"{k}={shlex.quote(v)}" for k, v in sorted(self.environment.items())]
-        return " ".join([*variables, shlex.join(self.argv)])
+        return " ".join([*variables, shlex.join(mask_words(self.argv))])
 
 
 def server_command(
@@ -286,7 +288,7 @@ class Server:
         return self.process.wait()
 
     def _failed(self, what: str) -> ServerFailed:
-        print(tail(self.log), file=sys.stderr)
+        print(shown(tail(self.log)), file=sys.stderr)
         return ServerFailed(f"the server on {self.command.url} {what}; the end of {self.log} is above")
 
     def stop(self) -> None:

@@ -54,12 +54,12 @@ from entrl.trainers.async_rows import (
     staleness_metrics,
     staleness_sums,
 )
-from entrl.trainers.checkpoint import load_state, save_state
 from entrl.trainers.counters import Counters
 from entrl.trainers.loss import LossPass
 from entrl.trainers.observation import Observation
 from entrl.trainers.probe import Probe
 from entrl.trainers.ranks import AccelerateRanks
+from entrl.trainers.resumption import Resumable
 from entrl.trainers.rewards import SCORED_SIGNALS, guarded, needed_signals, reward_name
 from entrl.trainers.schedule import check_schedule
 from entrl.trainers.seam import TESTED_TRL
@@ -73,6 +73,7 @@ SEAM = {
     "_inner_training_loop": ("self",),
     "_save_checkpoint": ("self", "model", "trial"),
     "_load_optimizer_and_scheduler": ("self", "checkpoint"),
+    "_run_epoch": ("self", "model", "epoch"),
     "log": ("self", "logs", "start_time"),
 }
 PREFETCHED = 1  # micro-batches that accelerate's dispatcher holds beyond the one in hand, so samples age unseen
@@ -191,7 +192,7 @@ class LateAdvantages:
         return self.flat_M
 
 
-class EntropyAsyncGRPOTrainer(AsyncGRPOTrainer):
+class EntropyAsyncGRPOTrainer(Resumable, AsyncGRPOTrainer):
     """`AsyncGRPOTrainer` whose rewards may read the sampler's entropies and whose loss takes entropy controllers.
 
     Arguments are TRL's, plus
@@ -304,6 +305,7 @@ class EntropyAsyncGRPOTrainer(AsyncGRPOTrainer):
         rows = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
         self.counters = Counters(rows)
         self.completion_samples: deque[dict[str, Any]] = deque(maxlen=1024)
+        self.checkpoint_files = []
         self._observation = Observation(
             controllers=self.controllers,
             loss_controllers=self._loss_controllers,
@@ -535,25 +537,14 @@ class EntropyAsyncGRPOTrainer(AsyncGRPOTrainer):
 
     # Checkpoints
 
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        self._read_steps()
-        super()._save_checkpoint(model, trial)
-        folder = os.path.join(self._get_output_dir(trial=trial), f"checkpoint-{self.state.global_step}")
-        state = {
-            "world_size": self.accelerator.num_processes,
+    def _state(self) -> dict[str, Any]:
+        return {
             "counters": self.counters.state_dict(),
             "controllers": [c.state_dict() for c in self.controllers],
             "rewards": self._reward_state,
         }
-        save_state(folder, self.accelerator.process_index, state)
 
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is None:
-            return
-        state = load_state(checkpoint, self.accelerator.process_index, self.accelerator.num_processes)
-        if state is None:
-            return
+    def _restore(self, state: dict[str, Any]) -> None:
         self.counters.load_state_dict(state["counters"])
         for controller, saved in zip(self.controllers, state["controllers"], strict=True):
             controller.load_state_dict(saved)

@@ -17,7 +17,6 @@ Passes over a rollout's tokens, in order:
     loss       the training pass
 """
 
-import os
 from collections import deque
 from collections.abc import Sequence
 from typing import Any
@@ -31,7 +30,7 @@ from entrl.dynamics import Monitor
 from entrl.phases import ThinkTags
 from entrl.rollouts.faults import RolloutError
 from entrl.trainers.branching import BranchedRollout, Branching, branch_options, branching_problems
-from entrl.trainers.checkpoint import load_state, moved, save_state
+from entrl.trainers.checkpoint import moved
 from entrl.trainers.counters import Counters
 from entrl.trainers.group_filter import GroupFiltering, PromptSource, filter_rule
 from entrl.trainers.grpo_rollout import COLUMN, RolloutHalf
@@ -40,6 +39,7 @@ from entrl.trainers.loss import LossPass, aggregate
 from entrl.trainers.observation import Observation
 from entrl.trainers.probe import Probe
 from entrl.trainers.ranks import AccelerateRanks
+from entrl.trainers.resumption import Resumable
 from entrl.trainers.rewards import SCORED_SIGNALS, checked_rollout_func, needed_signals
 from entrl.trainers.rollout import Rollout
 from entrl.trainers.schedule import check_schedule, describe_schedule
@@ -49,7 +49,7 @@ from entrl.trainers.vllm import generating_with
 from entrl.trainers.vllm_rules import tool_problems
 
 
-class EntropyGRPOTrainer(RolloutHalf):
+class EntropyGRPOTrainer(Resumable, RolloutHalf):
     """`trl.GRPOTrainer` whose rewards may read token entropies and whose loss takes entropy controllers.
 
     Arguments are TRL's, plus
@@ -100,6 +100,7 @@ class EntropyGRPOTrainer(RolloutHalf):
         self._filtering: GroupFiltering | None = None
         self._warned: set[str] = set()
         self.completion_samples: deque[dict[str, Any]] = deque(maxlen=1024)
+        self.checkpoint_files = []
         if "rollout_func" in trl_kwargs:
             trl_kwargs["rollout_func"] = checked_rollout_func(trl_kwargs["rollout_func"])
         with generating_with(args):
@@ -436,15 +437,8 @@ class EntropyGRPOTrainer(RolloutHalf):
 
     # Checkpoints
 
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        self._read_steps()  # the counters and controllers saved below must know every step
-        super()._save_checkpoint(model, trial)
-        folder = os.path.join(self._get_output_dir(trial=trial), f"checkpoint-{self.state.global_step}")
-        save_state(folder, self.accelerator.process_index, self._state())
-
     def _state(self) -> dict[str, Any]:
         return {
-            "world_size": self.accelerator.num_processes,
             "micro_step": self._step,
             "buffered_rows": moved(self._buffered_inputs, "cpu"),
             "counters": self.counters.state_dict(),
@@ -460,13 +454,7 @@ class EntropyGRPOTrainer(RolloutHalf):
         """Reward functions in order; reward models keep their weights elsewhere and count as stateless."""
         return [None if isinstance(r, torch.nn.Module) else r for r in self.reward_funcs]
 
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is None:
-            return
-        state = load_state(checkpoint, self.accelerator.process_index, self.accelerator.num_processes)
-        if state is None:
-            return
+    def _restore(self, state: dict[str, Any]) -> None:
         self._step = state["micro_step"]
         self._buffered_inputs = moved(state["buffered_rows"], self.accelerator.device)
         self.counters.load_state_dict(state["counters"])

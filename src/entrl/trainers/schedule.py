@@ -115,8 +115,9 @@ def check_schedule(
     Each entry names the value, the rule and the next move. `EntropyGRPOTrainer` raises on the first, `entrl plan`
     prints them all.
     """
+    if problems := _empty_runs(args):
+        return problems  # without a step there is no arithmetic
     schedule = describe_schedule(args, world_size)
-    problems = []
     if args.loss_type not in TRL_LOSSES:
         problems.append(f"loss_type={args.loss_type!r} is not one of TRL's: {', '.join(TRL_LOSSES)}")
     if args.temperature <= 0:
@@ -161,6 +162,18 @@ def check_schedule(
     problems += turn_problems(args, reward_funcs)
     problems += _unpublished_columns(controllers, reward_funcs)
     return problems + vllm_problems(args, entropy_aware=entropy_aware)
+
+
+def _empty_runs(args: Any) -> list[str]:
+    """Options under which a run would end without a step and call itself finished."""
+    out = []
+    if args.num_iterations < 1:
+        out.append(f"num_iterations counts the passes over a rollout: at least 1, got {args.num_iterations}")
+    if args.max_steps == 0 or args.max_steps < -1:
+        out.append(f"max_steps must be at least 1, or -1 to count by num_train_epochs; got {args.max_steps}")
+    if args.max_steps == -1 and args.num_train_epochs <= 0:
+        out.append(f"num_train_epochs must be above 0, got {args.num_train_epochs}; or set max_steps")
+    return out
 
 
 def _unpublished_columns(controllers: Sequence[Controller], reward_funcs: Sequence[Callable | Any]) -> list[str]:

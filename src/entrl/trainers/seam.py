@@ -27,6 +27,9 @@ SEAM = {
     "_compute_loss": ("self", "model", "inputs"),
     "_save_checkpoint": ("self", "model", "trial"),
     "_load_optimizer_and_scheduler": ("self", "checkpoint"),
+    "_run_epoch": ("self", "model", "epoch"),
+    "_maybe_log_save_evaluate": ("self", "tr_loss", "grad_norm", "model"),
+    "_get_train_sampler": ("self", "dataset"),
     "get_high_entropy_mask": ("self", "entropies", "mask", "threshold"),
     "get_off_policy_mask": (
         "advantages",

@@ -1,0 +1,1 @@
+"""What a run is besides training: its folder, its lock, its end."""

@@ -1,0 +1,54 @@
+"""Text from outside (data, rewards, models, files) as a terminal may show it."""
+
+import functools
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from entrl.runs.secrets import mask_text
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+# C0 but for tab and newline, DEL, C1 (U+009B starts an escape sequence too), and marks that turn the reading direction.
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+
+
+def printable(text: str) -> str:
+    r"""The text with control characters written out, such as \x1b: a terminal shows them and obeys none."""
+    return CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
+
+
+def shown(text: str) -> str:
+    """What may go to a console: no control characters, no tokens and keys."""
+    return printable(mask_text(text))
+
+
+def say(console: "Console", text: Any) -> None:
+    """One plain line on the console."""
+    console.print(shown(str(text)), highlight=False, markup=False)
+
+
+def tame_completion_tables() -> None:
+    """TRL's table of completions (`log_completions`) prints what a model wrote as it is: here without control codes."""
+    from trl.trainer import grpo_trainer
+
+    print_table = grpo_trainer.print_prompt_completions_sample
+    if getattr(print_table, "tame", False):
+        return
+
+    @functools.wraps(print_table)
+    def tamed(prompts: Sequence[Any], completions: Sequence[Any], *rest: Any, **more: Any) -> None:
+        print_table([_printable(p) for p in prompts], [_printable(c) for c in completions], *rest, **more)
+
+    tamed.tame = True  # pyright: ignore[reportAttributeAccessIssue]
+    grpo_trainer.print_prompt_completions_sample = tamed
+
+
+def _printable(value: Any) -> Any:
+    """Texts at any depth of messages."""
+    if isinstance(value, dict):
+        return {key: _printable(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_printable(inner) for inner in value]
+    return printable(value) if isinstance(value, str) else value
