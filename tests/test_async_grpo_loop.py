@@ -161,6 +161,27 @@ def test_a_reward_that_names_nothing_gets_what_trl_gives(monkeypatch):
     assert "vllm_xargs" not in server.requests[0]  # nobody asked for entropies
 
 
+def test_rewards_get_the_answers_by_the_trainers_tags(monkeypatch):
+    from entrl.phases import ThinkTags
+
+    seen = {}
+
+    def reward(completions, answer_texts, **_):
+        seen.update({c[-1]["content"]: a for c, a in zip(completions, answer_texts, strict=True)})
+        return [float(len(a)) for a in answer_texts]
+
+    loop, tokenizer = make_loop(
+        monkeypatch,
+        guarded([reward]),
+        signals=frozenset({"answer_texts"}),
+        think_tags=ThinkTags.from_tokenizer(character_tokenizer(), open="[", close="]"),
+    )
+    server = Server(loop, tokenizer)
+    server.texts = ["[hm]7", "[hm", "5", "a]b]12"]
+    run_until(loop, GROUP)
+    assert seen == {"[hm]7": "7", "[hm": "", "5": "5", "a]b]12": "12"}
+
+
 def test_pear_pays_by_the_samplers_entropies(monkeypatch):
     signals = frozenset(needed_signals(pear)) & {"token_entropies", "token_mask", "truncated"}
     from entrl.phases import ThinkTags

@@ -140,7 +140,7 @@ def test_entropies_equal_a_teacher_forced_float64_pass(model, tokenizer, dataset
         p = torch.softmax(logits / 0.7, -1)
         expected.append(-(p * p.log()).sum(-1))
         torch.testing.assert_close(completion.entropies.double(), expected[-1], atol=1e-5, rtol=1e-5)
-    found = module._signals(drawn, module._tags(tokenizer, "<think>", "</think>"))["entropy"]
+    found = module._signals(prompts, drawn, module.tags_of(tokenizer, "<think>", "</think>"))["entropy"]
     assert found["all"] == pytest.approx(torch.cat(expected).mean().item(), abs=1e-5)
     close = tokenizer.convert_tokens_to_ids("</think>")
     think = [h[: c.ids.index(close) if close in c.ids else None] for h, c in zip(expected, drawn, strict=True)]

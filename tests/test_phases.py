@@ -11,13 +11,17 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from tokenizers.decoders import ByteLevel as ByteLevelDecoder
 from transformers import PreTrainedTokenizerFast
 
+from entrl.nursery.tokenizer import character_tokenizer
 from entrl.phases import (
     ThinkTags,
+    answer_text,
+    closing_seen,
     locate_close,
     opened_in_prompt,
     phase_labels,
     phase_masks,
     phase_spans,
+    prompt_start,
     turn_ranges,
 )
 
@@ -189,7 +193,131 @@ def test_tokenizer_with_tag_tokens(bpe):
     own = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(bpe.backend_tokenizer.to_str()))
     own.add_tokens(["<think>", "</think>"])
     tags = ThinkTags.from_tokenizer(own)
-    assert (len(tags.open_ids), len(tags.close_ids), tags.close_variants) == (1, 1, ())
+    assert (len(tags.open_ids), len(tags.close_ids), dict(tags.close_pieces)) == (1, 1, {})
+
+
+BLANK, MARK, TEXT = 30, 40, 50  # white space, a token of the template's, any other
+CHAT = ThinkTags(open_ids=(1,), close_ids=(2,), blank_ids=frozenset({BLANK}), marker_ids=frozenset({MARK}))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "start"),
+    [
+        ([TEXT, 1], "think"),  # the template opens
+        ([MARK, 1, BLANK], "think"),
+        ([MARK, 1, TEXT], "think"),  # and a first thought was given
+        ([MARK, 1, BLANK, 2, BLANK], "answer"),  # as Qwen3's with thinking off
+        ([1, 2], "answer"),
+        ([MARK, 1, 2, BLANK, TEXT], "answer"),  # an answer was begun
+        ([TEXT, 1, TEXT, 2, TEXT], None),  # prose about tags, no template
+        ([MARK, 1, TEXT, 2, TEXT, MARK, MARK], None),  # an earlier turn
+        ([MARK, TEXT, 1, TEXT, MARK], None),  # a message that names the tag
+        ([MARK, 1, TEXT, 2, MARK, 1], "think"),
+        ([TEXT], None),
+        ([], None),
+    ],
+)
+def test_where_a_prompt_leaves_off(prompt, start):
+    assert prompt_start(prompt, CHAT) == start
+    assert opened_in_prompt(prompt, CHAT) is (start == "think")
+    assert closing_seen([TEXT], CHAT, prompt_ids=prompt) is (start == "answer")
+
+
+CLOSED, OPENED = (MARK, 1, BLANK, 2, BLANK), (MARK, 1)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "ids", "first", "last"),
+    [
+        (CLOSED, [5, 6], "aa", "aa"),
+        (CLOSED, [5, 2, 6], "aaa", "tca"),  # the tag that counts stands in the prompt; asked for the last, it does not
+        (CLOSED, [BLANK, 1, 5, 2, 6], "totca", "totca"),  # the model began a phase of its own
+        (CLOSED, [5, 1, 6], "aaa", "tot"),
+        (CLOSED, [], "", ""),
+        (OPENED, [5, 6], "tt", "tt"),
+        (OPENED, [5, 2, 6], "tca", "tca"),
+    ],
+)
+def test_labels_behind_a_prompt_that_says(prompt, ids, first, last):
+    assert letters(ids, CHAT, prompt_ids=prompt) == first
+    assert letters(ids, CHAT, prompt_ids=prompt, which="last") == last
+    assert phase_masks([*ids, 6], CHAT, prompt_ids=CLOSED).closed is (2 in ids or 1 not in ids or ids[0] != BLANK)
+
+
+def test_the_template_between_turns_says_too():
+    # the template closes the thinking again in front of the second turn, or opens it
+    assert letters([5, 2, 6, MARK, 1, 2, 7], CHAT, token_mask=[c == "1" for c in "1110001"]) == "tca...a"
+    assert letters([5, 2, 6, MARK, 1, 7], CHAT, token_mask=[c == "1" for c in "111001"]) == "tca..t"
+    # a tool that writes a tag is not the template
+    assert letters([5, 2, 6, 1, MARK, 7], CHAT, token_mask=[c == "1" for c in "111001"]) == "tca..a"
+    assert letters([5, 2, 7], CHAT, token_mask=[True, False, True]) == "t.t"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "text", "answer"),
+    [
+        ("1+2=", "<think>hm</think> 3 ", "3"),
+        ("1+2=", "a</think>b</think>c", "c"),  # the last tag
+        ("1+2=", "3", "3"),  # a model that marks no thinking
+        ("1+2=", "<think>3", ""),  # never closed
+        ("1+2=<think>", "3", ""),  # opened by the prompt, cut inside the thought
+        ("1+2=<think>", "hm</think>3", "3"),
+        ("1+2=<think>\n\n</think>\n\n", "3", "3"),
+        ("1+2=<think>\n\n</think>\n\n", "<think>3", ""),
+        ("1+2=<think>\n\n</think>\n\n", "<think>1</think>3", "3"),
+        ("1+2=", "hm</think>", ""),
+        ("1+2=", "", ""),
+    ],
+)
+def test_the_answer_of_a_text(prompt, text, answer):
+    tokenizer = character_tokenizer()
+    tags = ThinkTags.from_tokenizer(tokenizer)
+    ids = [*tokenizer.encode(text), tokenizer.eos_token_id] if text else []
+    assert answer_text(ids, tags, tokenizer, prompt_ids=tokenizer.encode(prompt)) == answer
+
+
+def test_the_answer_is_the_last_turns():
+    tokenizer = character_tokenizer()
+    tags = ThinkTags.from_tokenizer(tokenizer)
+    turns = [("<think>a</think>5", True), ("7", False), ("8", True)]
+    ids = [i for text, _ in turns for i in tokenizer.encode(text)]
+    mask = [own for text, own in turns for _ in tokenizer.encode(text)]
+    assert answer_text(ids, tags, tokenizer, mask) == "8"
+    assert answer_text(ids, None, tokenizer, mask) == "8"
+    assert answer_text(ids[:-1], tags, tokenizer, mask[:-1]) == "5"
+    assert answer_text([], tags, tokenizer) == ""
+
+
+@pytest.fixture(scope="module")
+def merging():
+    """Byte-level BPE whose merges run over both ends of the tags: "x</", ".</", ">\\n\\n", ">The"."""
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    core.decoder = ByteLevelDecoder()
+    text = [
+        f"{a}</{t}>{b}" for a in ("x", ").", "!", "2}") for b in ("\n\n", "The", " 4", "$4") for t in ("think", "t")
+    ]
+    core.train_from_iterator(
+        text * 9, trainers.BpeTrainer(vocab_size=600, initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=core)
+
+
+@pytest.mark.parametrize("tag", ["</think>", "[/THINK]", "<|end_of_thought|>", "\n### Answer:"])
+def test_a_tag_of_several_tokens_is_found_whatever_it_is_merged_with(merging, tag):
+    tags = ThinkTags.from_tokenizer(merging, open="<o>", close=tag)
+    assert len(tags.close_ids) > 1 or tag == "</think>"
+    spellings = set()
+    for before in ("x", ").", "!", "2}", "", " ", "a\n", "$", "<", "é"):
+        for after in ("\n\n4", "The 4", " 4", "$4$", "4", "é4"):
+            ids = merging.encode(before + tag + after)
+            close = tags.find_close(ids)
+            spellings.add(tuple(ids[close.start : close.stop]))
+            assert tag in merging.decode(ids[close.start : close.stop]), (before, after)
+            assert tags.find_close(ids, which="last") == close
+            assert answer_text(ids, tags, merging) == after.strip(), (before, after)
+            assert not tags.find_close(merging.encode(before + tag[:-1] + after))
+    assert len(spellings) > 1 or tag != "</think>"
 
 
 def test_refusals(bpe):

@@ -437,7 +437,7 @@ def test_face():
     assert (ready.__name__, type(ready)) == ("pear", Pear)
     assert pickle.loads(pickle.dumps(ready)) == ready
     assert not ready.needs_whole_groups
-    assert set(ready.needs) == {"token_entropies", "token_mask", "think_tags", "truncated"}
+    assert set(ready.needs) == {"token_entropies", "token_mask", "think_tags", "prompt_ids", "truncated"}
     found = call(make(), [ROW, ROW], ok=[1, 0])
     assert [type(r) for r in found] == [float, float]
     with pytest.raises(TypeError, match="alhpa"):

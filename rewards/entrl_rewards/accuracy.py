@@ -2,9 +2,11 @@ r"""Accuracy: 1 for a right answer, 0 for a wrong one, None where it could not b
 
     r(y) = [ score(answer part of y, gold) >= threshold ]
 
-The answer part is what follows the last `</think>` (or the first, see `close`). Without a closing tag it is
-the whole text, unless the text opened `<think>` and never closed it, or `require_close` is set: then there is
-no answer and r = 0. How the answer is scored depends on the row's `verifier` column (JSON or a dict, key `kind`):
+The answer part is what EntropyGRPOTrainer delivers as `answer_texts`: found by token ids and by what the prompt opened
+or closed (`entrl.phases`), with the trainer's own tags. `entrl.evaluate` hands it to `score` the same way. Where only
+texts are known (stock TRL) it is what follows the last closing tag; without one it is the whole text, unless the text
+or its prompt opened the thinking, or `require_close` is set: then there is no answer and r = 0. How the answer is
+scored depends on the row's `verifier` column (JSON or a dict, key `kind`):
 
     math            math-verify: \boxed{}, LaTeX and plain expressions, compared as mathematics (default)
     reasoning_gym   the score_answer of the dataset that made the problem; <answer> tags are taken off
@@ -19,7 +21,8 @@ Source:  math-verify 0.9 (`parse`, `verify`), reasoning-gym 0.1.25 (`score_answe
 Differs: math-verify's own timeout needs the main thread and signals; ours is a killed child process. The
          scores of reasoning-gym are graded; here they are cut at `threshold`, since
          PEAR and pass@k need right or wrong. `partial_credit` gives the graded score
-Needs:   the dataset column `answer`; the column `verifier` for anything but mathematics
+Needs:   the dataset column `answer`; the column `verifier` for anything but mathematics; answer_texts, without which
+         tags that are special tokens cannot be seen (TRL's texts lack them)
 """
 
 import logging
@@ -29,9 +32,27 @@ from typing import Any, ClassVar, Literal
 
 from entrl.verify import Verdict, shared_pool
 from entrl.verify.answers import answer_part, completion_text
-from entrl.verify.judge import CHECK, IMPORTS, INLINE, KINDS, check, read_verifier
+from entrl.verify.judge import CHECK, IMPORTS, KINDS, quick_check, read_verifier
 
 logger = logging.getLogger(__name__)
+
+
+def settled(kind: str, part: str, gold: str, spec: Mapping[str, Any]) -> Verdict | None:
+    """The verdict where it needs no child process, None where the check may hang."""
+    try:
+        score = quick_check(kind, part, gold, spec)
+    except ValueError as error:  # a gold that cannot be read: the row's fault, not the answer's
+        return Verdict(status="crash", detail=f"{type(error).__name__}: {error}")
+    return None if score is None else Verdict(status="ok", value=score)
+
+
+def prompt_end(prompt: Any) -> str:
+    """The text a completion follows: of messages, what the assistant was given to start with."""
+    if isinstance(prompt, str):
+        return prompt
+    last = prompt[-1] if prompt else {}
+    content = last.get("content") if last.get("role") == "assistant" else ""
+    return content if isinstance(content, str) else ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,16 +61,24 @@ class Accuracy:
 
     __name__: ClassVar[str] = "accuracy"  # the name TRL logs
     columns: ClassVar[tuple[str, ...]] = ("answer",)  # of the data set; a run without it stops before training
+    # Option -> the trainer's key that decides in its place.
+    text_options: ClassVar[dict[str, str | None]] = {
+        "open_tag": "think_open",
+        "close_tag": "think_close",
+        "close": None,
+        "require_close": None,
+    }
 
     kind: Literal["auto", "math", "reasoning_gym", "exact", "choice"] = "auto"  # auto: the row decides, else math
     timeout_s: float = 5.0  # seconds of wall clock per item, our choice
     threshold: float = 0.99  # a graded score from here on counts as right, our choice
     partial_credit: bool = False  # give the graded score itself
-    close: Literal["last", "first"] = "last"  # which closing tag ends the thinking
-    require_close: bool = False  # no closing tag: no answer
-    open_tag: str = "<think>"
-    close_tag: str = "</think>"
     workers: int = 2  # child processes of this rank
+    # Where only texts are known; a trainer or an evaluation of ours has settings of its own for them.
+    open_tag: str | None = None  # None: <think>
+    close_tag: str | None = None  # None: </think>
+    close: Literal["last", "first"] | None = None  # which closing tag ends the thinking; None: the last
+    require_close: bool | None = None  # no closing tag: no answer; None: False
 
     def __post_init__(self) -> None:
         if self.kind != "auto" and self.kind not in KINDS:
@@ -58,10 +87,15 @@ class Accuracy:
             raise ValueError(f"timeout_s must be > 0 seconds, got {self.timeout_s}")
         if not 0 < self.threshold <= 1:
             raise ValueError(f"threshold must be in (0, 1], got {self.threshold}")
-        if self.close not in ("last", "first"):
+        if self.close not in ("last", "first", None):
             raise ValueError(f"close must be 'last' or 'first', got {self.close!r}")
         if self.workers < 1:
             raise ValueError(f"workers must be >= 1, got {self.workers}")
+
+    @property
+    def judges(self) -> str:
+        """The kind of verifier that golds are meant for; "auto" where each row says."""
+        return self.kind
 
     def __call__(
         self,
@@ -69,15 +103,22 @@ class Accuracy:
         completions: Sequence[Any],
         answer: Sequence[Any] | None = None,
         verifier: Sequence[Any] | None = None,
+        answer_texts: Sequence[str] | None = None,
+        prompts: Sequence[Any] | None = None,
         log_metric: Callable[[str, float], None] | None = None,
         **columns: Any,
     ) -> list[float | None]:
         if answer is None:
+            given = columns if prompts is None else {**columns, "prompts": prompts}
             raise TypeError(
-                f"the accuracy reward needs the dataset column 'answer'; the row has {sorted(columns)}. "
+                f"the accuracy reward needs the dataset column 'answer'; the row has {sorted(given)}. "
                 "Rename your gold column to 'answer'"
             )
-        verdicts = self.verdicts([completion_text(c) for c in completions], answer, verifier)
+        if answer_texts is None:
+            ends = [""] * len(completions) if prompts is None else [prompt_end(p) for p in prompts]
+            texts = [completion_text(c) for c in completions]
+            answer_texts = [self.answer_part(t, prompt=p) for t, p in zip(texts, ends, strict=True)]
+        verdicts = self._judged(answer_texts, answer, verifier)
         if log_metric is not None:
             for status in ("timeout", "crash"):
                 count = sum(v is not None and v.status == status for v in verdicts)
@@ -85,54 +126,52 @@ class Accuracy:
         return [self._number(v) for v in verdicts]
 
     def score(
-        self, texts: Sequence[str], answers: Sequence[Any], verifiers: Sequence[Any] | None = None
+        self,
+        texts: Sequence[str],
+        answers: Sequence[Any],
+        verifiers: Sequence[Any] | None = None,
+        *,
+        answer_texts: Sequence[str] | None = None,
     ) -> list[float | None]:
         """1.0, 0.0, or None where the check failed or the gold answer is None."""
-        return [self._number(v) for v in self.verdicts(texts, answers, verifiers)]
+        return [self._number(v) for v in self.verdicts(texts, answers, verifiers, answer_texts=answer_texts)]
 
     def verdicts(
-        self, texts: Sequence[str], answers: Sequence[Any], verifiers: Sequence[Any] | None = None
+        self,
+        texts: Sequence[str],
+        answers: Sequence[Any],
+        verifiers: Sequence[Any] | None = None,
+        *,
+        answer_texts: Sequence[str] | None = None,
     ) -> list[Verdict | None]:
-        """How each check ended, with its graded score; None for a row without a gold answer."""
+        """How each check ended, with its graded score; None for a row without a gold answer.
+
+        answer_texts: what each text answers, where more is known of it than the text (`entrl.phases.answer_text`).
+        """
+        return self._judged(
+            [self.answer_part(t) for t in texts] if answer_texts is None else answer_texts, answers, verifiers
+        )
+
+    def _judged(
+        self, parts: Sequence[str], answers: Sequence[Any], verifiers: Sequence[Any] | None
+    ) -> list[Verdict | None]:
         if verifiers is None:
-            verifiers = [None] * len(texts)
-        if not len(texts) == len(answers) == len(verifiers):
+            verifiers = [None] * len(parts)
+        if not len(parts) == len(answers) == len(verifiers):
             raise ValueError(
-                f"{len(texts)} texts, {len(answers)} answers and {len(verifiers)} verifiers: lengths must be equal"
+                f"{len(parts)} texts, {len(answers)} answers and {len(verifiers)} verifiers: lengths must be equal"
             )
-        found: list[Verdict | None] = [None] * len(texts)
+        found: list[Verdict | None] = [None] * len(parts)
         jobs: dict[int, tuple[str, str, str, dict[str, Any]]] = {}
-        for i, (text, gold, column) in enumerate(zip(texts, answers, verifiers, strict=True)):
+        for i, (part, gold, column) in enumerate(zip(parts, answers, verifiers, strict=True)):
             if gold is None:
                 continue
             kind, spec = read_verifier(column, i, default=self.kind)
-            part = self.answer_part(text)
-            if not part:
-                found[i] = Verdict(status="ok", value=0.0)
-            elif kind in INLINE:
-                found[i] = Verdict(status="ok", value=check(kind, part, str(gold), spec))
-            else:
+            if part:
                 jobs[i] = kind, part, str(gold), spec
-        self._run(jobs, found)
-        return found
-
-    def answer_part(self, text: str) -> str:
-        """The text after the thinking, stripped; "" where there is none."""
-        return answer_part(
-            text,
-            open_tag=self.open_tag,
-            close_tag=self.close_tag,
-            close=self.close,
-            require_close=self.require_close,
-        )
-
-    def _run(self, jobs: Mapping[int, tuple[Any, ...]], found: list[Verdict | None]) -> None:
-        if not jobs:
-            return
-        imports = sorted({IMPORTS[job[0]] for job in jobs.values()})
-        pool = shared_pool(self.workers)
-        results = pool.run(CHECK, list(jobs.values()), timeout_s=self.timeout_s, imports=imports)
-        for i, verdict in zip(jobs, results, strict=True):
+            else:
+                found[i] = Verdict(status="ok", value=0.0)
+        for i, verdict in zip(jobs, self._run(list(jobs.values())), strict=True):
             found[i] = verdict
             if verdict.status != "ok":
                 kind, part, gold, _ = jobs[i]
@@ -140,6 +179,28 @@ class Accuracy:
                     "accuracy: item %d was not verified (%s: %s): it scores None, not wrong; %s, gold %r, end %r",
                     i, verdict.status, verdict.detail, kind, gold[:80], part[-80:],
                 )  # fmt: skip
+        return found
+
+    def _run(self, jobs: Sequence[tuple[str, str, str, dict[str, Any]]]) -> list[Verdict]:
+        """One verdict per job; only those that may hang go to a child process."""
+        verdicts = [settled(*job) for job in jobs]
+        slow = [job for job, verdict in zip(jobs, verdicts, strict=True) if verdict is None]
+        if slow:
+            imports = sorted({IMPORTS[job[0]] for job in slow})
+            late = iter(shared_pool(self.workers).run(CHECK, slow, timeout_s=self.timeout_s, imports=imports))
+            verdicts = [next(late) if verdict is None else verdict for verdict in verdicts]
+        return [verdict for verdict in verdicts if verdict is not None]
+
+    def answer_part(self, text: str, *, prompt: str = "") -> str:
+        """The text after the thinking, stripped; "" where there is none. prompt: what the text follows."""
+        opening = self.open_tag or "<think>"
+        return answer_part(
+            text,
+            open_tag=opening,
+            close_tag=self.close_tag or "</think>",
+            close=self.close or "last",
+            require_close=bool(self.require_close) or prompt.rstrip().endswith(opening),
+        )
 
     def _number(self, verdict: Verdict | None) -> float | None:
         if verdict is None or verdict.status != "ok":

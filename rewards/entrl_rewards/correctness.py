@@ -15,6 +15,19 @@ Verifier = str | Callable[..., Sequence[float | None]]
 ACCURACY = "entrl_rewards.accuracy:reward"
 
 
+class Gated:
+    """A reward that pays by the verdict of its option `correctness`."""
+
+    correctness: Verifier
+
+    @property
+    def judges(self) -> str | None:
+        """The kind of verifier that golds are meant for, where this package's own judges them (`Accuracy.judges`)."""
+        if isinstance(self.correctness, str) and self.correctness.startswith("column:"):
+            return None
+        return getattr(load_verifier(self.correctness), "judges", None)
+
+
 def judge(verifier: Verifier, /, *, completions: Sequence[Any], **kwargs: Any) -> list[bool | None]:
     """One verdict per completion; `kwargs` is what else TRL passed (prompts, completion_ids, columns,
     log_metric). The verifier is positional-only because `verifier` is also the name of a dataset column.

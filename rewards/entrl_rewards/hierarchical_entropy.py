@@ -50,7 +50,7 @@ from entrl.windows import (
     trigger_mask,
     window_means,
 )
-from entrl_rewards.correctness import ACCURACY, Verifier, columns_of, judge
+from entrl_rewards.correctness import ACCURACY, Gated, Verifier, columns_of, judge
 from entrl_rewards.entropy_source import SIGNAL_OF, EntropySource, TopKEstimate, token_entropy_rows
 from entrl_rewards.groups import shuffle_within
 from entrl_rewards.hierarchical_formulas import entropy_term, ordered, paper_reward
@@ -69,7 +69,7 @@ Gather = Callable[[list[float]], list[float]]  # the floats of every rank, in on
 
 
 @dataclass(frozen=True, kw_only=True)
-class HierarchicalEntropy:
+class HierarchicalEntropy(Gated):
     """The reward as EntropyGRPOTrainer calls it. Options left at None take the value of `mode`."""
 
     __name__: ClassVar[str] = "hierarchical_entropy"

@@ -24,7 +24,7 @@ from typing import Any, ClassVar
 import torch
 
 from entrl.difficulty import BUCKETS
-from entrl_rewards.correctness import ACCURACY, Verifier, columns_of, judge
+from entrl_rewards.correctness import ACCURACY, Gated, Verifier, columns_of, judge
 from entrl_rewards.groups import group_mean
 from entrl_rewards.model_length import model_lengths
 
@@ -52,7 +52,7 @@ def length_limit(counts: list[float], groups: float, grid: list[int]) -> int:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LaserD:
+class LaserD(Gated):
     """Correctness and length bonus in one number, as EntropyGRPOTrainer calls it; None where the verdict is unknown."""
 
     __name__: ClassVar[str] = "laser_d"

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from entrl_rewards.correctness import ACCURACY, Verifier, columns_of, judge
+from entrl_rewards.correctness import ACCURACY, Gated, Verifier, columns_of, judge
 from entrl_rewards.laser import LaserD, laser_d
 from entrl_rewards.model_length import model_lengths
 
@@ -64,7 +64,7 @@ class SoftOverlong:
 
 
 @dataclass(frozen=True, kw_only=True)
-class L1Exact:
+class L1Exact(Gated):
     """`l1_exact_reward` as TRL calls it; None where the verifier does not know."""
 
     __name__: ClassVar[str] = "l1_exact"
@@ -89,7 +89,7 @@ class L1Exact:
 
 
 @dataclass(frozen=True, kw_only=True)
-class L1Max:
+class L1Max(Gated):
     """`l1_max_reward` as TRL calls it; None where the verifier does not know."""
 
     __name__: ClassVar[str] = "l1_max"

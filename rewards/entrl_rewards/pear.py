@@ -13,12 +13,13 @@ Source:  Huang, Lu, Zhang, arXiv 2510.08026, Eq. 5-7 and the reward equation. Th
 Differs: `floor="r_fmt"` never ranks a correct completion below a wrong one (P is unbounded); inactive while
     P <= s - r_fmt, and `floor=None` gives the paper's formula. Everything from `weight` down is off by
     default.
-Needs:   EntropyGRPOTrainer: token_entropies (or token_logprobs, token_topk_logprobs), token_mask, think_tags
+Needs:   EntropyGRPOTrainer: token_entropies (or token_logprobs, token_topk_logprobs), token_mask, think_tags,
+    prompt_ids
 
 Documented answers. Verdict not known: None. Empty completion: r_fmt. Truncated: judged like any other (its
-rate is logged). No closing tag: `missing_close`. Tool tokens are in no phase. Several turns: phases are cut
-per turn (`entrl.phases`) and pooled, so every token weighs the same; the tag is missing when the last turn
-ends in thinking.
+rate is logged). No closing tag: `missing_close`; a prompt that closed the thinking leaves none to pay for. Tool
+tokens are in no phase. Several turns: phases are cut per turn (`entrl.phases`) and pooled, so every token weighs
+the same; the tag is missing when the last turn ends in thinking.
 
 Groups whose completions are all correct have P as their only spread, and dividing by its standard deviation
 gives any P full strength, whatever `weight` is: use `scale_rewards="batch"` or the `StdFloor` controller.
@@ -26,7 +27,7 @@ gives any P full strength, whatever `weight` is: use `scale_rewards="batch"` or 
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -34,7 +35,7 @@ from torch import Tensor
 
 from entrl.phases import ThinkTags, Which
 from entrl.signals import masked_mean
-from entrl_rewards.correctness import ACCURACY, Verifier, columns_of, judge
+from entrl_rewards.correctness import ACCURACY, Gated, Verifier, columns_of, judge
 from entrl_rewards.entropy_source import SIGNAL_OF, EntropySource, TopKEstimate, token_entropy_rows
 from entrl_rewards.groups import group_mean, shuffle_within
 from entrl_rewards.pear_options import check_options
@@ -99,7 +100,7 @@ def gated_reward(cost_B: Tensor, correct_B: Tensor, *, s: float, r_fmt: float, f
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pear:
+class Pear(Gated):
     """`phase_rewards` as EntropyGRPOTrainer calls it, with the guards and variants the paper leaves open."""
 
     __name__: ClassVar[str] = "pear"
@@ -148,7 +149,7 @@ class Pear:
         source = () if self.entropy_source == "topk" else (SIGNAL_OF[self.entropy_source],)
         grouped = ("group_index",) if self.needs_whole_groups else ()
         shared = ("gather",) if self.answer_baseline == "ema" else ()
-        return (*source, "token_mask", "think_tags", "truncated", *grouped, *shared)
+        return (*source, "token_mask", "think_tags", "prompt_ids", "truncated", *grouped, *shared)
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -225,6 +226,7 @@ class Pear:
             completion_ids,
             self._tags(signals.get("think_tags")),
             signals.get("token_mask"),
+            prompt_ids=signals.get("prompt_ids"),
             which=self.which_close,
             count_open=self.count_open,
             exclude_ids=self.exclude_ids,
@@ -234,7 +236,9 @@ class Pear:
 
     def _tags(self, tags: ThinkTags | None) -> ThinkTags:
         if self.close_ids is not None:
-            return ThinkTags(open_ids=tags.open_ids if tags else (NO_TOKEN,), close_ids=self.close_ids)
+            if tags is None:
+                return ThinkTags(open_ids=(NO_TOKEN,), close_ids=self.close_ids)
+            return replace(tags, close_ids=self.close_ids, close_text="", close_pieces={})
         if tags is None:
             raise TypeError(
                 "pear got no think_tags; use EntropyGRPOTrainer with a think_close that its tokenizer can encode, "

@@ -4,7 +4,7 @@ The phases are those of `entrl.phases`; all turns of a completion are pooled, so
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -31,6 +31,7 @@ def read_phases(
     tags: ThinkTags,
     token_masks: Sequence[Tensor] | None = None,
     *,
+    prompt_ids: Sequence[Sequence[int]] | None = None,
     which: Which = "first",
     count_open: bool = True,
     exclude_ids: Sequence[int] = (),
@@ -39,15 +40,18 @@ def read_phases(
 ) -> Phases:
     """`Phases` of the rows.
 
+    prompt_ids: what each completion follows, which may have opened or closed the thinking.
     drop_last_unclosed: a completion without a closing tag loses its last token, which stands in for the tag (k := T).
     max_answer_tokens: tokens of the answer beyond it count as thinking.
     """
     if token_masks is None:
         token_masks = [torch.ones(len(ids), dtype=torch.bool) for ids in completion_ids]
     model = [torch.as_tensor(mask, dtype=torch.bool) for mask in token_masks]
+    prompts: Sequence[Sequence[int]] = [()] * len(model) if prompt_ids is None else prompt_ids
+    options: dict[str, Any] = {"which": which, "count_open": count_open, "exclude_ids": exclude_ids}
     cut = []
-    for ids, mask in zip(completion_ids, model, strict=True):
-        masks = phase_masks(ids, tags, mask, which=which, count_open=count_open, exclude_ids=exclude_ids)
+    for ids, mask, prompt in zip(completion_ids, model, prompts, strict=True):
+        masks = phase_masks(ids, tags, mask, prompt_ids=prompt, **options)
         masks = masks if masks.closed else _unclosed(masks, mask, drop_last=drop_last_unclosed)
         cut.append(_cap_answer(masks, max_answer_tokens))
     entropy_BT, _ = pad_rows(entropy_rows)

@@ -4,9 +4,10 @@
               closes it at most once, and the last turn ends in an answer;  0 otherwise
 
 Templates differ in who writes the opening tag. Where the prompt already ends in it, the completion must not repeat it;
-where it does not, the completion must start with it. Who did is read from the prompt's token ids under
-EntropyGRPOTrainer, and otherwise from the end of a text prompt. A list of messages does not show what the template
-adds: there both forms pass, unless `prompt_opened` says which.
+where it does not, the completion must start with it; where it closed the thinking (a template with thinking off), an
+answer without tags is well formed. Who did is read from the prompt's token ids under EntropyGRPOTrainer, and otherwise
+from the end of a text prompt. A list of messages does not show what the template adds: there both forms pass, unless
+`prompt_opened` says which.
 
 Source:  the format reward of DeepSeek-R1 (arXiv 2501.12948, section 2.2.2); TRL's `think_format_reward`
 Differs: TRL's wants the opening tag in the completion and so pays 0 to every completion of a template that pre-fills it
@@ -22,7 +23,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from entrl.phases import ThinkTags, opened_in_prompt, turn_ranges
+from entrl.phases import ThinkTags, opened_in_prompt, prompt_start, turn_ranges
 
 
 def well_formed_tokens(
@@ -31,12 +32,13 @@ def well_formed_tokens(
     token_mask: Tensor | None = None,
     *,
     prompt_opened: bool,
+    prompt_closed: bool = False,
     min_answer_tokens: int = 2,
 ) -> bool:
     """The rule on token ids. A tool's tokens may open a phase for the next turn (the template's part of it)."""
     ids = list(ids)
     mask = [True] * len(ids) if token_mask is None else torch.as_tensor(token_mask).tolist()
-    thinking, thought, answered, end = prompt_opened, False, 0, 0
+    thinking, thought, answered, end = prompt_opened, prompt_closed, 0, 0
     for turn in turn_ranges(mask):
         thinking = thinking or opened_in_prompt(ids[end : turn.start], tags)
         words, end = ids[turn.start : turn.stop], turn.stop
@@ -73,17 +75,24 @@ class ThinkFormat:
 
     __name__: ClassVar[str] = "think_format"
     needs: ClassVar[tuple[str, ...]] = ("prompt_ids", "think_tags", "token_mask")
+    text_options: ClassVar[dict[str, str | None]] = {"open_tag": "think_open", "close_tag": "think_close"}
 
     prompt_opened: bool | None = None  # whether the prompt leaves the thinking phase open; None: look
     min_answer_tokens: int = 2  # tokens after the closing tag, EOS among them; counted on token ids only
-    open_tag: str = "<think>"
-    close_tag: str = "</think>"
+    open_tag: str | None = None  # both tags: where only texts are known; None: <think>
+    close_tag: str | None = None  # None: </think>
 
     def __post_init__(self) -> None:
         if self.min_answer_tokens < 0:
             raise ValueError(f"min_answer_tokens must be >= 0 tokens, got {self.min_answer_tokens}")
-        if not self.open_tag or not self.close_tag or self.open_tag == self.close_tag:
-            raise ValueError(f"the tags must be two different texts, got {self.open_tag!r} and {self.close_tag!r}")
+        if not all(self.tags) or self.tags[0] == self.tags[1]:
+            raise ValueError(f"the tags must be two different texts, got {self.tags[0]!r} and {self.tags[1]!r}")
+
+    @property
+    def tags(self) -> tuple[str, str]:
+        """Opening and closing tag where only texts are known."""
+        opening = "<think>" if self.open_tag is None else self.open_tag
+        return opening, "</think>" if self.close_tag is None else self.close_tag
 
     def __call__(
         self,
@@ -103,20 +112,23 @@ class ThinkFormat:
         return [float(self._tokens(prompt, ids, mask, think_tags)) for prompt, ids, mask in rows]
 
     def _tokens(self, prompt: list[int], ids: list[int], mask: Tensor | None, tags: ThinkTags) -> bool:
-        opened = opened_in_prompt(prompt, tags) if self.prompt_opened is None else self.prompt_opened
-        return well_formed_tokens(ids, tags, mask, prompt_opened=opened, min_answer_tokens=self.min_answer_tokens)
+        start = prompt_start(prompt, tags)
+        if self.prompt_opened is not None and self.prompt_opened != (start == "think"):
+            start = "think" if self.prompt_opened else None
+        front = {"prompt_opened": start == "think", "prompt_closed": start == "answer"}
+        return well_formed_tokens(ids, tags, mask, **front, min_answer_tokens=self.min_answer_tokens)
 
     def _text(self, prompt: Any, completion: Any) -> bool:
         opened = self._prompt_opened(prompt) if self.prompt_opened is None else self.prompt_opened
         text = completion if isinstance(completion, str) else completion[-1].get("content") or ""
-        return well_formed_text(text, open_tag=self.open_tag, close_tag=self.close_tag, prompt_opened=opened)
+        return well_formed_text(text, open_tag=self.tags[0], close_tag=self.tags[1], prompt_opened=opened)
 
     def _prompt_opened(self, prompt: Any) -> bool | None:
         """None for messages, whose template is not in sight, unless the last one is a start the assistant was given."""
         if isinstance(prompt, str):
-            return prompt.rstrip().endswith(self.open_tag)
+            return prompt.rstrip().endswith(self.tags[0])
         if prompt and prompt[-1].get("role") == "assistant":
-            return (prompt[-1].get("content") or "").rstrip().endswith(self.open_tag)
+            return (prompt[-1].get("content") or "").rstrip().endswith(self.tags[0])
         return None
 
 

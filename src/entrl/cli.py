@@ -33,6 +33,7 @@ USER_ERRORS = (
 )
 ENDLESS_SIZE = 200  # problems of a task that generates them without end, unless --size says otherwise
 MUCH_TRUNCATED = 0.2  # share of completions from which on an accuracy says little, our choice
+TEMPLATE_HELP = "such as '{enable_thinking: false}' or enable_thinking=false (default: as its run)"
 RUN_OPTIONS = ("resume", "overwrite")  # key=value words of `train` that say how to run, not what
 
 
@@ -158,6 +159,9 @@ def make_parser() -> argparse.ArgumentParser:
     sub.add_argument("--max-new-tokens", type=int, default=512)
     sub.add_argument("--batch-size", type=int, default=64)
     sub.add_argument("--dtype", default="auto", help="of the weights (default: as saved)")
+    sub.add_argument("--think-open", metavar="TAG", help="opens the thinking (default: as its run, else <think>)")
+    sub.add_argument("--think-close", metavar="TAG", help="closes it (default: as its run, else </think>)")
+    sub.add_argument("--chat-template-kwargs", metavar="YAML", help=TEMPLATE_HELP)
     sub.add_argument("--out", type=path, help="write the JSON here")
 
     sub = command("report", run_report, "Write one self-contained HTML page about one or several runs.")
@@ -240,6 +244,7 @@ def make_parser() -> argparse.ArgumentParser:
     sub.add_argument("--max-completion-length", type=int, default=2048, help="tokens of a whole game after its prompt")
     sub.add_argument("--batch-size", type=int, default=32, help="games side by side")
     sub.add_argument("--dtype", default="auto", help="of the weights (default: as saved)")
+    sub.add_argument("--chat-template-kwargs", metavar="YAML", help=f"of model:PATH; {TEMPLATE_HELP}")
     sub.add_argument("--no-coverage", action="store_true", help="leave out the coverage report of ip and cip")
     sub.add_argument("--transcripts", action="store_true", help="write every message into the JSON")
     sub.add_argument("--out", type=path, help="write the JSON here")
@@ -347,6 +352,7 @@ def run_serve(options: argparse.Namespace) -> int:
 
 def run_eval(options: argparse.Namespace) -> int:
     from entrl.evaluate import evaluate
+    from entrl.evaluation.asked import settled, template_kwargs
     from entrl.models.load import load_policy
     from entrl.recipe import EvalSpec, load_rows
     from entrl.run_folder import write_json
@@ -367,6 +373,14 @@ def run_eval(options: argparse.Namespace) -> int:
         seed=options.seed,
         args=parse_yaml(options.task_args, name="--task-args") or {},
     )
+    given = {
+        "think_open": options.think_open,
+        "think_close": options.think_close,
+        "chat_template_kwargs": template_kwargs(options.chat_template_kwargs),
+    }
+    asked, taken = settled(options.model, given)
+    if taken is not None:
+        print(f"asking as the run did: {taken}", file=sys.stderr)
     be_quiet()
     size = spec.size or (ENDLESS_SIZE if is_endless(spec.task) else None)
     dataset = load_rows(spec.task, spec, size=size, base=None)
@@ -380,6 +394,7 @@ def run_eval(options: argparse.Namespace) -> int:
         max_new_tokens=options.max_new_tokens,
         batch_size=spec.batch_size,
         seed=spec.seed,
+        **asked,
         labels={"model": options.model, "task": spec.task, "split": spec.split},
     )
     if result["truncation_rate"] > MUCH_TRUNCATED:

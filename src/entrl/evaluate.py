@@ -9,8 +9,11 @@ evaluation temperature (before top_p). The missing-close rate is the share of sa
 never ends, the truncation rate the share that ran into `max_new_tokens`. With two samples a problem and more, their
 diversity (`entrl.diversity`, over token ids, the end token included) is a mean over problems.
 
+What a completion answers is found as in training (`entrl.phases.answer_text`): from its token ids and its prompt, by
+`think_open` and `think_close`. A score that names `answer_texts` gets it; the texts beside it are whole completions.
 A completion that could not be verified (None) counts neither as right nor as wrong: it leaves n, and is counted
-in `unverified`. A problem with fewer than k verified samples leaves pass@k; with none it leaves sampled accuracy.
+in `unverified`; golds that nothing can verify are counted beforehand, in `unverifiable_golds`. A problem with fewer
+than k verified samples leaves pass@k; with none it leaves sampled accuracy.
 
 Source:  pass@k: Chen et al. 2021 (arXiv 2107.03374), section 2.1. Interval: Wilson 1927
 Needs:   one process; entropies come out of the sampling pass itself, no second forward pass
@@ -18,12 +21,11 @@ Needs:   one process; entropies come out of the sampling pass itself, no second 
 
 import contextlib
 import functools
-import importlib
 import json
 import math
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -38,15 +40,13 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 import entrl
 from entrl.diversity import group_diversity
 from entrl.evaluation.scores import pass_at_k
+from entrl.evaluation.scoring import DEFAULT_SCORE, Score, checked_golds, scorer, scores, tags_of, warn_of_silence
 from entrl.intervals import bootstrap_interval
 from entrl.models.load import load_policy
-from entrl.phases import ThinkTags, phase_masks
+from entrl.phases import ThinkTags, answer_text, phase_masks
 from entrl.signals import entropy_from_logits
 from entrl.tasks import load_task
 
-Score = Callable[[Sequence[str], Sequence[Any], Sequence[Any]], list[float | None]]
-
-DEFAULT_SCORE = "entrl_rewards.accuracy:reward"  # a string: the library takes rewards, it does not import them
 Z95 = 1.959963984540054  # 97.5 % point of the standard normal
 
 
@@ -85,6 +85,8 @@ def evaluate(
     """
     _check(samples=samples, k=k, temperature=temperature, top_p=top_p, max_new_tokens=max_new_tokens)
     started = time.monotonic()
+    check, tags = scorer(score), tags_of(tokenizer, think_open, think_close)
+    golds = checked_golds(check, dataset)
     prompts = [_encode(tokenizer, prompt, chat_template_kwargs or {}) for prompt in dataset["prompt"]]
     with _as_sampler(model, tokenizer, seed), Progress(transient=True, disable=not progress) as bar:
         writer = _Writer(model, tokenizer, max_new_tokens, batch_size, bar)
@@ -93,11 +95,14 @@ def evaluate(
         hints = [len(ids) + len(g.ids) for ids, g in zip(prompts, greedy, strict=True) for _ in range(samples)]
         rows = [ids for ids in prompts for _ in range(samples)]
         drawn = writer.write("sampling", rows, hints, temperature=temperature, top_p=top_p)
-    check = _scorer(score)
-    greedy_scores = _scores(check, greedy, dataset, times=1)
-    drawn_scores = _scores(check, drawn, dataset, times=samples)
+
+    def judged(asked: list[list[int]], said: list[Completion], times: int) -> list[float | None]:
+        answers = [answer_text(c.ids, tags, tokenizer, prompt_ids=ids) for ids, c in zip(asked, said, strict=True)]
+        return scores(check, [c.text for c in said], answers, dataset, times=times)
+
+    greedy_scores, drawn_scores = judged(prompts, greedy, 1), judged(rows, drawn, samples)
+    warn_of_silence(rows, [c.ids for c in drawn], [*greedy_scores, *drawn_scores], tags, think_close)
     problems = _problems(dataset, greedy, greedy_scores, drawn, drawn_scores, samples)
-    tags = _tags(tokenizer, think_open, think_close)
     return {
         "entrl": entrl.__version__,
         "commit": _commit(),
@@ -110,12 +115,16 @@ def evaluate(
         "temperature": temperature,
         "top_p": top_p,
         "max_new_tokens": max_new_tokens,
+        "think_open": think_open,
+        "think_close": think_close,
+        "chat_template_kwargs": dict(chat_template_kwargs or {}),
         **summary(problems, k=k, seed=seed),
-        **_signals(drawn, tags),
+        **_signals(rows, drawn, tags),
         **({"diversity": _diversity(drawn, samples)} if samples > 1 else {}),
         "truncation_rate": fmean(c.truncated for c in drawn),
         "greedy_truncation_rate": fmean(c.truncated for c in greedy),
         "unverified": sum(s is None for s in [*greedy_scores, *drawn_scores]),
+        "unverifiable_golds": None if golds is None else len(golds.bad),
         "seconds": time.monotonic() - started,
         **(labels or {}),
         "problems": problems,
@@ -283,25 +292,6 @@ def _left_pad(rows: list[list[int]], pad: int, device: Any) -> tuple[Tensor, Ten
     return ids_BT, mask_BT
 
 
-def _scorer(score: Score | str) -> Score:
-    if not isinstance(score, str):
-        return score
-    module, _, attribute = score.partition(":")
-    return getattr(importlib.import_module(module), attribute or "reward").score
-
-
-def _scores(score: Score, completions: list[Completion], dataset: Any, *, times: int) -> list[float | None]:
-    def repeated(column: str) -> list[Any]:
-        values = dataset[column] if column in dataset.column_names else [None] * len(dataset)
-        return [value for value in values for _ in range(times)]
-
-    scores = score([c.text for c in completions], repeated("answer"), repeated("verifier"))
-    strange = next((s for s in scores if s not in (0.0, 1.0, None)), None)
-    if strange is not None:
-        raise ValueError(f"score must give 0, 1 or None, got {strange}; cut graded scores at a threshold")
-    return scores
-
-
 def _problems(
     dataset: Any,
     greedy: list[Completion],
@@ -331,13 +321,13 @@ def _problems(
     return problems
 
 
-def _signals(drawn: list[Completion], tags: ThinkTags | None) -> dict[str, Any]:
+def _signals(prompts: list[list[int]], drawn: list[Completion], tags: ThinkTags | None) -> dict[str, Any]:
     """Phase entropies and the missing-close rate; None per phase where the tokenizer cannot spell the tags."""
     every = torch.cat([c.entropies for c in drawn if c.entropies is not None])
     found: dict[str, float | None] = {"think": None, "answer": None, "all": every.mean().item()}
     if tags is None:
         return {"entropy": found, "missing_close_rate": None}
-    masks = [phase_masks(c.ids, tags) for c in drawn]
+    masks = [phase_masks(c.ids, tags, prompt_ids=ids) for ids, c in zip(prompts, drawn, strict=True)]
     for name in ("think", "answer"):
         mask = torch.cat([getattr(m, name) for m in masks])
         found[name] = every[mask].mean().item() if mask.any() else None
@@ -349,13 +339,6 @@ def _diversity(drawn: list[Completion], samples: int) -> dict[str, float | None]
     found = group_diversity([c.ids for c in drawn], samples)
     values = {name: found[f"diversity/{name}"] for name in ("distinct_1", "distinct_2", "edit_distance", "unique")}
     return {name: None if math.isnan(value) else value for name, value in values.items()}
-
-
-def _tags(tokenizer: Any, think_open: str, think_close: str) -> ThinkTags | None:
-    try:
-        return ThinkTags.from_tokenizer(tokenizer, open=think_open, close=think_close)
-    except ValueError:  # its one message: the tokenizer cannot encode the tag
-        return None
 
 
 def _check(*, samples: int, k: Sequence[int], temperature: float, top_p: float, max_new_tokens: int) -> None:

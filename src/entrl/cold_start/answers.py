@@ -14,9 +14,12 @@ from typing import Any
 from entrl.answer_files import Row, read_answers, token_count, with_lengths
 from entrl.cold_start.spec import AnswersSpec, LessonsSpec, SampleSpec, SamplingSpec
 from entrl.evaluate import DEFAULT_SCORE, _as_sampler, _encode, _Writer, evaluate
+from entrl.evaluation.asked import KEYS, settled
+from entrl.evaluation.scoring import tags_of
 from entrl.load import load_object
 from entrl.models.load import load_policy
 from entrl.nursery.traces import lesson
+from entrl.phases import answer_text
 from entrl.recipe import DataSpec, load_rows
 from entrl.tasks import load_task
 
@@ -76,20 +79,31 @@ def sample_rows(spec: SampleSpec, problems: Any, student: Policy) -> list[Row]:
     from rich.progress import Progress
 
     model, tokenizer = student if spec.policy is None else load_policy(spec.policy)
-    prompts = [_encode(tokenizer, prompt, {}) for prompt in problems["prompt"] for _ in range(spec.samples)]
+    asked = {"think_open": "<think>", "think_close": "</think>", "chat_template_kwargs": {}, **_asked(spec, tokenizer)}
+    extra = asked["chat_template_kwargs"]
+    prompts = [_encode(tokenizer, prompt, extra) for prompt in problems["prompt"] for _ in range(spec.samples)]
     with _as_sampler(model, tokenizer, spec.seed), Progress(transient=True, disable=True) as bar:
         writer = _Writer(model, tokenizer, spec.max_new_tokens, spec.batch_size, bar)
         drawn = writer.write(
             "answers", prompts, [len(p) for p in prompts], temperature=spec.temperature, top_p=spec.top_p
         )
     repeated = [dict(problem) for problem in problems for _ in range(spec.samples)]
-    rows = scored_rows(repeated, [c.text for c in drawn], [len(c.ids) for c in drawn], source=spec.task)
+    tags = tags_of(tokenizer, asked["think_open"], asked["think_close"])
+    answers = [answer_text(c.ids, tags, tokenizer, prompt_ids=ids) for ids, c in zip(prompts, drawn, strict=True)]
+    lengths = [len(c.ids) for c in drawn]
+    rows = scored_rows(repeated, [c.text for c in drawn], lengths, source=spec.task, answers=answers)
     rates = _rates(rows)
     return [
         {**row, "pass_rate": rates[row["problem_id"]]}
         for row, completion in zip(rows, drawn, strict=True)
         if not completion.truncated
     ]
+
+
+def _asked(spec: SamplingSpec, tokenizer: Any) -> dict[str, Any]:
+    """Tags and template arguments: the file's, else those of the run that made the policy."""
+    model = spec.policy or getattr(tokenizer, "name_or_path", None) or ""
+    return settled(model, {key: getattr(spec, key) for key in KEYS})[0]
 
 
 def _rates(rows: Sequence[Row]) -> dict[str, float | None]:
@@ -114,14 +128,26 @@ def measured_rates(spec: SamplingSpec, problems: Any, student: Policy) -> dict[s
         batch_size=spec.batch_size,
         seed=spec.seed,
         progress=False,
+        **_asked(spec, tokenizer),
     )
     return {p["id"]: p["n_correct"] / p["n_samples"] if p["n_samples"] else None for p in found["problems"]}
 
 
-def scored_rows(problems: Sequence[Row], texts: Sequence[str], lengths: Sequence[int], *, source: str) -> list[Row]:
-    """Answers to problems (rows of `load_task`, one per answer) with the verdict of their verifier."""
+def scored_rows(
+    problems: Sequence[Row],
+    texts: Sequence[str],
+    lengths: Sequence[int],
+    *,
+    source: str,
+    answers: Sequence[str] | None = None,
+) -> list[Row]:
+    """Texts for problems (rows of `load_task`, one per text) with the verdict of their verifier.
+
+    answers: what each text answers; None reads it off the text, by <think> and </think>.
+    """
     score = load_object(DEFAULT_SCORE).value.score
-    verdicts = score(texts, [p["answer"] for p in problems], [p["verifier"] for p in problems])
+    golds, verifiers = [p["answer"] for p in problems], [p["verifier"] for p in problems]
+    verdicts = score(texts, golds, verifiers, answer_texts=answers)
     return [
         {
             "problem_id": problem["problem_id"],

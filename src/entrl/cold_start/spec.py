@@ -79,6 +79,10 @@ class SamplingSpec:
     max_new_tokens: int = 512
     batch_size: int = 64
     seed: int = 0
+    # None: what the policy's own run says, where it lies in a run folder; else <think>, </think> and nothing.
+    think_open: str | None = None
+    think_close: str | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         for name in ("samples", "max_new_tokens", "batch_size"):

@@ -143,10 +143,14 @@ def _beliefs(path: str | None, temperature: float, options: argparse.Namespace) 
 
 def _model_policy(spec: str, path: str, options: argparse.Namespace) -> Policy:
     from entrl.environments.model_policy import ModelPolicy
+    from entrl.evaluation.asked import settled, template_kwargs
     from entrl.models.load import load_policy
 
     if not path:
         raise ValueError("--policy model needs a folder or a hub id: model:PATH")
+    asked, taken = settled(path, {"chat_template_kwargs": template_kwargs(options.chat_template_kwargs)})
+    if taken is not None and "chat_template_kwargs" in asked:
+        print(f"asking {spec} as its run did: {taken}", file=sys.stderr)
     model, tokenizer = load_policy(path, dtype=options.dtype)
     return ModelPolicy(
         model=model,
@@ -156,6 +160,7 @@ def _model_policy(spec: str, path: str, options: argparse.Namespace) -> Policy:
         top_p=options.top_p,
         seed=options.seed,
         max_completion_length=options.max_completion_length,
+        chat_template_kwargs=asked.get("chat_template_kwargs") or {},
     )
 
 

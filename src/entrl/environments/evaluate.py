@@ -67,6 +67,7 @@ def evaluate_dialogues(
         "temperature": temperature,
         "top_p": top_p,
         "max_new_tokens": max_completion_length,
+        "chat_template_kwargs": dict(chat_template_kwargs or {}),
         **summary(problems, k=k, seed=seed),
         "entropy": {},
         "missing_close_rate": None,

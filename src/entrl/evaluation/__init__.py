@@ -1,1 +1,1 @@
-"""What a policy can do: the numbers of an evaluation."""
+"""What a policy can do: how its answers are asked for and scored, and the numbers of an evaluation."""

@@ -12,6 +12,7 @@ from entrl.models.load import tokenizer_of
 from entrl.plan.checks import Prepared, column_problems, first_line, opening_problems, required_names
 from entrl.plan.estimates import model_config
 from entrl.recipe import EvalSpec, Recipe
+from entrl.verify.golds import check_golds, gold_kind
 
 PROBE_ROWS = 4  # made of a task that generates its problems
 NAMED = 3  # rows named in a message about many
@@ -68,6 +69,8 @@ def _loaded(load: Callable[[], Any], what: str, found: Found) -> Any:
 def check_training_rows(recipe: Recipe, prepared: Prepared, rows: Any, found: Found, *, count: int | None) -> None:
     """count: rows the run will have, of which `rows` may be a few; None where the task has not said."""
     found.problems += column_problems(prepared.rewards, rows.column_names) + opening_problems(prepared, rows)
+    if (kind := gold_kind(prepared.reward_funcs)) is not None:
+        _check_golds(rows, kind, "data", "so their completions get no reward from a verifier", found)
     for reward in prepared.rewards:
         for name in sorted(required_names(reward.value) & set(rows.column_names)):
             _check_nulls(rows, name, reward.source, "data", found)
@@ -83,6 +86,7 @@ def check_evaluation_rows(recipe: Recipe, prepared: Prepared, rows: Any, found: 
     assert isinstance(spec, EvalSpec)
     if prepared.environment is None:
         _check_nulls(rows, "answer", "the evaluation", "eval", found)
+        _check_golds(rows, "auto", "eval", "so it is scored over {left:,} problems", found)
     if prepared.args is not None:
         length = spec.max_new_tokens or prepared.args.max_completion_length
         _check_texts(recipe, prepared, rows, length, "eval", found)
@@ -116,6 +120,13 @@ def _check_nulls(rows: Any, name: str, reader: str, where: str, found: Found) ->
             f"{where}: {len(without)} of {len(rows)} rows have no {what} ({_some(without)}), which {reader} needs; it "
             "cannot judge them: give them one or leave them out"
         )
+
+
+def _check_golds(rows: Any, kind: str, where: str, effect: str, found: Found) -> None:
+    """Golds that no verifier can read; rows without one are `_check_nulls`'s."""
+    golds = check_golds(rows, default=kind, nulls=False)
+    found.problems += golds.problems(where)
+    found.warnings += golds.warnings(where, effect.format(left=golds.rows - len(golds.bad)))
 
 
 def _check_repeats(rows: Any, found: Found) -> None:

@@ -40,6 +40,7 @@ from trl.experimental.async_grpo.async_rollout_worker import (
     _chain_to_sequences,
 )
 
+from entrl.phases import ThinkTags, answer_text
 from entrl.rollouts.faults import RolloutError, StaleVersion
 from entrl.rollouts.records import request_options
 
@@ -47,7 +48,15 @@ COMPLETIONS = "/v1/completions"
 UNKNOWN = -1  # a version nobody can name
 ROWS_PER_GROUP = 2**16  # row ids: group * this + row; leaves 2**23 groups
 # Signals a reward may name; the same words as `entrl.trainers.rewards.SIGNALS`.
-PER_COMPLETION = ("token_entropies", "token_logprobs", "token_mask", "group_index", "prompt_ids", "truncated")
+PER_COMPLETION = (
+    "token_entropies",
+    "token_logprobs",
+    "token_mask",
+    "group_index",
+    "prompt_ids",
+    "truncated",
+    "answer_texts",
+)
 EXTRAS = ("log_metric", "trainer_state")  # passed where a reward names them, as TRL's GRPOTrainer does
 
 
@@ -129,6 +138,7 @@ class EntropyRolloutLoop(_AsyncRolloutLoop):
         advantage_hooks: controllers whose `on_rollout` replaces a group's advantages; they travel to this process
         reward_state: what `state_dict()` of each reward returned when the run was saved
         api_key: of the server; None = it asks for none
+        think_tags: by which the answers of completions are found; None where the tokenizer cannot spell them
     """
 
     def __init__(
@@ -141,6 +151,7 @@ class EntropyRolloutLoop(_AsyncRolloutLoop):
         advantage_hooks: Sequence[Any] = (),
         reward_state: list[Any] | None = None,
         api_key: str | None = None,
+        think_tags: ThinkTags | None = None,
         **trl_kwargs: Any,
     ) -> None:
         plain = not trl_kwargs.get("tools") and trl_kwargs.get("environment_factory") is None
@@ -152,6 +163,7 @@ class EntropyRolloutLoop(_AsyncRolloutLoop):
             self.tokenizer.parse_response = _whole_text  # pyright: ignore[reportAttributeAccessIssue]
         self.signals, self.record, self.pin_versions = signals, record, pin_versions
         self.sync_steps, self.advantage_hooks, self.api_key = sync_steps, list(advantage_hooks), api_key
+        self.think_tags = think_tags
         self._pins: dict[int, int] = {}
         for reward, state in zip(self.reward_funcs, reward_state or [], strict=False):
             if state is not None:
@@ -280,10 +292,17 @@ class EntropyRolloutLoop(_AsyncRolloutLoop):
             "group_index": lambda: [group.group_id] * len(calls),
             "prompt_ids": lambda: [list(c[0].prompt_ids) for c in calls],
             "truncated": lambda: [not i or i[-1] not in ends for i in group.completions_ids],
+            "answer_texts": lambda: [self._answer(s, c) for s, c in zip(group.completions, calls, strict=True)],
             "log_metric": lambda: self._log_metric,
             "trainer_state": lambda: SimpleNamespace(global_step=max(group.model_version - 1, 0) * self.sync_steps),
         }
         return {name: columns[name]() for name in (*PER_COMPLETION, *EXTRAS) if name in self.signals}
+
+    def _answer(self, said: Any, calls: Sequence[Call]) -> str:
+        """What the last call answers: its prompt holds everything before it, a tool's words included."""
+        if said and said[-1].get("tool_calls"):
+            return ""  # a call whose result was not seen
+        return answer_text(calls[-1].output_ids, self.think_tags, self.tokenizer, prompt_ids=calls[-1].prompt_ids)
 
     def _log_metric(self, name: str, value: float) -> None:
         """What a reward logs, averaged over groups until the trainer logs."""

@@ -55,12 +55,13 @@ from entrl.trainers.async_rows import (
     staleness_sums,
 )
 from entrl.trainers.counters import Counters
+from entrl.trainers.first_look import FirstLook, unspellable
 from entrl.trainers.loss import LossPass
 from entrl.trainers.observation import Observation
 from entrl.trainers.probe import Probe
 from entrl.trainers.ranks import AccelerateRanks
 from entrl.trainers.resumption import Resumable
-from entrl.trainers.rewards import SCORED_SIGNALS, guarded, needed_signals, reward_name
+from entrl.trainers.rewards import ANSWERS, SCORED_SIGNALS, guarded, needed_signals, reward_name
 from entrl.trainers.schedule import check_schedule
 from entrl.trainers.seam import TESTED_TRL
 from entrl.trainers.surroundings import check_surroundings, refuse_dropout
@@ -248,6 +249,7 @@ class EntropyAsyncGRPOTrainer(Resumable, AsyncGRPOTrainer):
             if controller.clip_range is not None:
                 self.epsilon_low, self.epsilon_high = controller.clip_range
         self.think_tags = self._find_think_tags()
+        self._first_look = FirstLook(self.think_tags, think_close=self._option("think_close"))
         if self.accelerator.is_main_process:
             self._outfit_worker(rewards)
         self._start_observing()
@@ -262,9 +264,10 @@ class EntropyAsyncGRPOTrainer(Resumable, AsyncGRPOTrainer):
         opening, closing = self._option("think_open"), self._option("think_close")
         try:
             return ThinkTags.from_tokenizer(self.processing_class, open=opening, close=closing)
-        except ValueError:
+        except ValueError as error:
             if "think_tags" in self._wanted:
                 raise
+            warnings.warn(unspellable(error), stacklevel=2)
             return None
 
     def _outfit_worker(self, rewards: list[Any]) -> None:
@@ -280,7 +283,8 @@ class EntropyAsyncGRPOTrainer(Resumable, AsyncGRPOTrainer):
         worker._loop_kwargs |= {
             "lora_name": self._lora_name if self._lora_sync else None,
             "reward_funcs": guarded(rewards, think_tags=self.think_tags, gather=list, training=True),
-            "signals": (self._wanted & set(PER_COMPLETION)).union(*(extras_named(r) for r in rewards)),
+            "signals": (self._wanted & set(PER_COMPLETION)).union(ANSWERS, *(extras_named(r) for r in rewards)),
+            "think_tags": self.think_tags,
             "record": self._option("sampler_entropies"),
             "pin_versions": self._option("pin_group_version"),
             "sync_steps": self.args.weight_sync_steps,
@@ -346,6 +350,7 @@ class EntropyAsyncGRPOTrainer(Resumable, AsyncGRPOTrainer):
         for trail in trails:
             if trail is not None and trail.reward_state is not None:
                 self._reward_state = trail.reward_state
+        self._look_at([(s, t) for s, t in zip(samples, trails, strict=True) if t is not None])
         step = self.state.global_step
         due = step % max(int(self.args.logging_steps), 1) == 0 and self._sampled_at != step
         count, self._sampled_at = (self._option("sample_completions") if due else 0), step
@@ -354,18 +359,30 @@ class EntropyAsyncGRPOTrainer(Resumable, AsyncGRPOTrainer):
                 self.completion_samples.append(self._as_read(sample, trail))
         self.counters.completion_tokens += sum(float(s["completion_mask"].sum()) for s in samples)
 
+    def _look_at(self, rows: list[tuple[dict[str, Any], Any]]) -> None:
+        rows = [] if self._first_look.done else rows
+        every = [(s["input_ids"].tolist(), t.prompt_tokens) for s, t in rows]
+        for text in self._first_look.see(
+            [ids[:start] for ids, start in every],
+            [ids[start:] for ids, start in every],
+            rewards=[s["metrics"].get("reward", 0.0) for s, _ in rows],
+            truncated=[t.truncated for _, t in rows],
+        ):
+            warnings.warn(text, stacklevel=2)
+
     def _as_read(self, sample: dict[str, Any], trail: Any) -> dict[str, Any]:
         """One training row as the report shows it; what came after the prompt, a tool's tokens included."""
-        ids = sample["input_ids"].tolist()[trail.prompt_tokens :]
+        every = sample["input_ids"].tolist()
+        prompt, ids = every[: trail.prompt_tokens], every[trail.prompt_tokens :]
         own = torch.tensor(sample["completion_mask"][trail.prompt_tokens :]).bool()
         metrics, tags = sample["metrics"], self.think_tags
         entropies = None if trail.entropies is None else trail.entropies[trail.prompt_tokens :]
         return {
             "step": self.state.global_step,
-            "prompt": self.processing_class.decode(sample["input_ids"].tolist()[: trail.prompt_tokens]),
+            "prompt": self.processing_class.decode(prompt),
             "tokens": [self.processing_class.decode([t]) for t in ids],
             "entropies": None if entropies is None else [round(float(h), 5) for h in entropies],
-            "phases": phase_labels(ids, tags, own) if tags is not None else ["answer"] * len(ids),
+            "phases": phase_labels(ids, tags, own, prompt_ids=prompt) if tags is not None else ["answer"] * len(ids),
             "rewards": {k.removeprefix("rewards/"): v for k, v in metrics.items() if k.startswith("rewards/")},
             "reward": metrics.get("reward"),
             "advantage": sample["advantage"],

@@ -77,7 +77,8 @@ class TrailCollator:
             phase_T = torch.full((len(trained_T),), OTHER)
             if trail is not None and self.tags is not None:
                 ids, own = (sample[name][trail.prompt_tokens :] for name in ("input_ids", "completion_mask"))
-                phases = phase_masks(ids.tolist(), self.tags, torch.tensor(own).bool())
+                prompt = sample["input_ids"][: trail.prompt_tokens].tolist()
+                phases = phase_masks(ids.tolist(), self.tags, torch.tensor(own).bool(), prompt_ids=prompt)
                 phase_T[trail.prompt_tokens :] = THINK * phases.think.long() + ANSWER * phases.answer.long()
             parts["entrl_phases"].append(phase_T[trained_T])
         return {name: torch.cat(tensors) for name, tensors in parts.items()}

@@ -32,6 +32,7 @@ from entrl.rollouts.faults import RolloutError
 from entrl.trainers.branching import BranchedRollout, Branching, branch_options, branching_problems
 from entrl.trainers.checkpoint import moved
 from entrl.trainers.counters import Counters
+from entrl.trainers.first_look import FirstLook, unspellable
 from entrl.trainers.group_filter import GroupFiltering, PromptSource, filter_rule
 from entrl.trainers.grpo_rollout import COLUMN, RolloutHalf
 from entrl.trainers.logged_windows import LoggedWindows
@@ -60,6 +61,7 @@ class EntropyGRPOTrainer(Resumable, RolloutHalf):
                          that generated the completion; token_logprobs the same for the sampled token
         token_mask       1-D bool, False where a tool wrote the token
         group_index      int, prompt group over all ranks; truncated  bool; prompt_ids  list of ints
+        answer_texts     str, what is answered after the thinking, "" where it does not end
     and, not per completion,
         think_tags       `entrl.phases.ThinkTags` of the tokenizer
         gather           function: this rank's list of floats -> the list over all ranks, rank by rank
@@ -113,6 +115,7 @@ class EntropyGRPOTrainer(Resumable, RolloutHalf):
         self.counters = Counters(self._schedule.rows_per_step // self._schedule.world_size)
         self._wanted: frozenset[str] = frozenset().union(*(needed_signals(r) for r in self.reward_funcs))
         self.think_tags = self._find_think_tags()
+        self._first_look = FirstLook(self.think_tags, think_close=self._option("think_close"))
         self._loss_controllers = [c for c in self.controllers if c.uses_loss_hook]
         if (options := branch_options(self.args)) is not None:
             self._refuse_branching()
@@ -184,9 +187,10 @@ class EntropyGRPOTrainer(Resumable, RolloutHalf):
         opening, closing = self._option("think_open"), self._option("think_close")
         try:
             return ThinkTags.from_tokenizer(self._tokenizer, open=opening, close=closing)
-        except ValueError:
+        except ValueError as error:
             if "think_tags" in self._wanted:
                 raise
+            self._warn_once(unspellable(error))
             return None  # nobody needs phases; samples for the report go unlabelled
 
     def _get_per_token_logps_and_entropies(

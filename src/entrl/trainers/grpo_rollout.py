@@ -26,11 +26,12 @@ from entrl.trainers.branching import BranchedRollout, Branching
 from entrl.trainers.config import EntropyGRPOConfig
 from entrl.trainers.continuations import sampler_of
 from entrl.trainers.counters import Counters
+from entrl.trainers.first_look import FirstLook
 from entrl.trainers.group_filter import GroupFiltering
 from entrl.trainers.logged_windows import LoggedWindows
 from entrl.trainers.observation import Observation
 from entrl.trainers.ranks import AccelerateRanks
-from entrl.trainers.rewards import SCORED_SIGNALS, guarded
+from entrl.trainers.rewards import ANSWERS, SCORED_SIGNALS, guarded
 from entrl.trainers.rollout import Rollout, completion_samples
 from entrl.trainers.sampler_gap import alarms, gap_metrics, kept_tokens
 from entrl.trainers.schedule import Schedule
@@ -68,6 +69,7 @@ class RolloutHalf(GRPOTrainer):
     _branched: BranchedRollout | None
     _branching: Branching | None
     _filtering: GroupFiltering | None
+    _first_look: FirstLook
     _observation: Observation
     _pass: str | None
     _ranks: AccelerateRanks
@@ -159,6 +161,13 @@ class RolloutHalf(GRPOTrainer):
             self._log_sampler_gap(output, rollout)
         if self.model.training:
             self._log_groups_without_spread()
+            for text in self._first_look.see(
+                rollout.prompt_ids,
+                rollout.completion_ids,
+                rewards=self._weighted_rewards().tolist(),
+                truncated=rollout.truncated(self._end_ids),
+            ):
+                self._warn_once(text)
             advantages, replaced = self._run_rollout_hooks(output, rollout)
             if self._turn_credit is not None:
                 advantages, replaced = self._add_turn_credit(self._turn_credit, output, rollout, advantages), True
@@ -294,7 +303,8 @@ class RolloutHalf(GRPOTrainer):
     def _calculate_rewards(
         self, inputs: list[dict[str, Any]], prompts: list, completions: list, completion_ids_list: list
     ) -> Tensor:
-        rows = [{**row, **signals} for row, signals in zip(inputs, self._signals(inputs), strict=True)]
+        signals = self._signals(inputs, completions)
+        rows = [{**row, **signals} for row, signals in zip(inputs, signals, strict=True)]
         plain = self.reward_funcs
         self.reward_funcs = guarded(
             plain,
@@ -313,13 +323,12 @@ class RolloutHalf(GRPOTrainer):
             self._rollout.columns.update(getattr(reward, "row_columns", {}))
         return rewards
 
-    def _signals(self, inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """What each row's reward functions get beside TRL's arguments: only what some reward names."""
+    def _signals(self, inputs: list[dict[str, Any]], completions: list) -> list[dict[str, Any]]:
+        """What each row's reward functions get beside TRL's arguments: what some reward names, and the answers."""
         rollout = self._rollout
         assert rollout is not None
-        if not self._wanted:
-            return [{} for _ in inputs]
-        if clash := self._wanted & set(inputs[0]):
+        wanted = {*self._wanted, *ANSWERS}
+        if clash := wanted & set(inputs[0]):
             raise ValueError(f"data set columns {sorted(clash)} have the names of token signals; rename them")
         columns: dict[str, Sequence[Any]] = {}
         if self._wanted & set(SCORED_SIGNALS):
@@ -337,7 +346,8 @@ class RolloutHalf(GRPOTrainer):
         columns["token_mask"] = rollout.model_token_masks()
         columns["truncated"] = rollout.truncated(self._end_ids)
         columns["prompt_ids"] = rollout.prompt_ids
-        return [{k: column[i] for k, column in columns.items() if k in self._wanted} for i in range(len(inputs))]
+        columns["answer_texts"] = rollout.answer_texts(self.think_tags, self._tokenizer, completions)
+        return [{k: column[i] for k, column in columns.items() if k in wanted} for i in range(len(inputs))]
 
     def _make_scores_ready(self, rollout: Rollout, inputs: list[dict[str, Any]]) -> None:
         if not rollout.scored:

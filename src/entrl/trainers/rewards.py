@@ -10,7 +10,8 @@ from torch import nn
 from trl.trainer.utils import is_async_callable
 
 # What EntropyGRPOTrainer can hand to a reward beside TRL's own arguments. One entry per completion in each.
-SIGNALS = ("token_entropies", "token_logprobs", "token_mask", "group_index", "prompt_ids", "truncated")
+SIGNALS = ("token_entropies", "token_logprobs", "token_mask", "group_index", "prompt_ids", "truncated", "answer_texts")
+ANSWERS = ("answer_texts",)  # delivered unasked: a reward may hand its arguments on to a verifier that reads them
 SHARED_SIGNALS = ("think_tags", "gather", "training", "tokenizer")  # one value for all completions
 SCORED_SIGNALS = ("token_entropies", "token_logprobs")  # cost a pass over the rollout where TRL runs none
 
@@ -62,18 +63,25 @@ class GuardedReward:
         self.shared = {k: v for k, v in shared.items() if k in wanted}
 
     def __call__(self, **kwargs: Any) -> list[float | None]:
-        kwargs |= self.shared
-        self._check_arguments(kwargs)
+        kwargs = self._arguments(kwargs)
         try:
             values = self.reward(**kwargs)
         except Exception as error:
             raise RewardError(f"reward {self.__name__!r} raised {type(error).__name__}: {error}") from error
         return self._checked(values, kwargs)
 
-    def _check_arguments(self, kwargs: dict[str, Any]) -> None:
+    def _arguments(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """What the reward is called with: its shared signals besides, and nothing unasked that it does not take."""
+        kwargs = kwargs | self.shared
         signature = _signature(self.reward)
         if signature is None:
-            return
+            return kwargs
+        if not any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values()):
+            kwargs = {k: v for k, v in kwargs.items() if k not in ANSWERS or k in signature.parameters}
+        self._refuse_missing(signature, kwargs)
+        return kwargs
+
+    def _refuse_missing(self, signature: inspect.Signature, kwargs: dict[str, Any]) -> None:
         required = [
             p.name
             for p in signature.parameters.values()
@@ -120,8 +128,7 @@ class GuardedAsyncReward(GuardedReward):
     """`GuardedReward` for a coroutine function; TRL awaits several of them together."""
 
     async def __call__(self, **kwargs: Any) -> list[float | None]:
-        kwargs |= self.shared
-        self._check_arguments(kwargs)
+        kwargs = self._arguments(kwargs)
         try:
             values = await self.reward(**kwargs)
         except Exception as error:

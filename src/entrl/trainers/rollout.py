@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from trl.trainer.utils import pad
 
-from entrl.phases import ThinkTags, phase_labels, phase_masks
+from entrl.phases import ThinkTags, answer_text, phase_labels, phase_masks
 
 
 class Sampled(Protocol):
@@ -135,16 +135,30 @@ class Rollout:
     def phases(self, tags: ThinkTags, width: int) -> Tensor:
         """(B, width) int8: 1 thinks, 2 answers, 0 anything else (tags, a tool's tokens, padding)."""
         phase_BT = torch.zeros(len(self), width, dtype=torch.int8)
-        for row, (ids, own) in enumerate(zip(self.completion_ids, self.model_token_masks(), strict=True)):
-            masks = phase_masks(ids, tags, own)
+        rows = zip(self.prompt_ids, self.completion_ids, self.model_token_masks(), strict=True)
+        for row, (prompt, ids, own) in enumerate(rows):
+            masks = phase_masks(ids, tags, own, prompt_ids=prompt)
             phase_BT[row, : len(ids)] = masks.think.to(torch.int8) + 2 * masks.answer.to(torch.int8)
         return phase_BT
+
+    def answer_texts(self, tags: ThinkTags | None, tokenizer: Any, completions: Sequence[Any]) -> list[str]:
+        """What each row answers in the end, "" where it does not; a last message that calls a tool is no answer."""
+        rows = zip(self.prompt_ids, self.completion_ids, self.model_token_masks(), completions, strict=True)
+        return [
+            "" if ends_in_call(said) else answer_text(ids, tags, tokenizer, own, prompt_ids=prompt)
+            for prompt, ids, own, said in rows
+        ]
 
     def model_token_masks(self) -> list[Tensor]:
         """1-D bool per completion, True where the model wrote the token."""
         if self.tool_mask is None:
             return [torch.ones(len(ids), dtype=torch.bool) for ids in self.completion_ids]
         return [torch.tensor(mask, dtype=torch.bool) for mask in self.tool_mask]
+
+
+def ends_in_call(completion: Any) -> bool:
+    """Whether a completion, text or messages, ends in a call whose result it did not see."""
+    return not isinstance(completion, str) and bool(completion) and bool(completion[-1].get("tool_calls"))
 
 
 def completion_samples(
@@ -169,7 +183,9 @@ def completion_samples(
                 "prompt": tokenizer.decode(rollout.prompt_ids[i]),
                 "tokens": [tokenizer.decode([t]) for t in ids],
                 "entropies": None if entropies is None else [round(float(h), 5) for h in entropies[i]],
-                "phases": phase_labels(ids, tags, masks[i]) if tags is not None else ["answer"] * len(ids),
+                "phases": phase_labels(ids, tags, masks[i], prompt_ids=rollout.prompt_ids[i])
+                if tags is not None
+                else ["answer"] * len(ids),
                 **{name: column[i] for name, column in facts.items()},
             }
         )

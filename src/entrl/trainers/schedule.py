@@ -147,7 +147,7 @@ def check_schedule(
                 f"{schedule.num_generations}, so groups are split over processes; make per_device_train_batch_size x "
                 "steps_per_generation a multiple of num_generations"
             )
-        problems += _split_evaluation(args, reward, world_size)
+        problems += _split_evaluation(args, reward, world_size) + _repeated_tags(args, reward)
     entropy_aware = any(c.uses_loss_hook for c in controllers) or any(
         needed_signals(r) & set(SCORED_SIGNALS) for r in reward_funcs
     )
@@ -174,6 +174,27 @@ def _empty_runs(args: Any) -> list[str]:
     if args.max_steps == -1 and args.num_train_epochs <= 0:
         out.append(f"num_train_epochs must be above 0, got {args.num_train_epochs}; or set max_steps")
     return out
+
+
+def _repeated_tags(args: Any, reward: Any) -> list[str]:
+    """Options of a reward that say for texts what the trainer knows from token ids, and say it otherwise."""
+    found = []
+    for option, key in getattr(reward, "text_options", {}).items():
+        given, here = getattr(reward, option), getattr(args, key, None) if key else None
+        if given in (None, False, "last", here):  # not given, what holds here anyway, or the same again
+            continue
+        advice = (
+            f"trainer.{key} is {here!r} and decides for rewards and evaluation alike"
+            if key
+            else (
+                "here the token ids and the prompt decide; pay for the format by think_format or PEAR's missing_close"
+            )
+        )
+        found.append(
+            f"reward {reward_name(reward)!r}: {option}={given!r} is for stock TRL and plain texts; {advice}: remove "
+            f"{option} from the reward" + (f" and set trainer.{key}" if key else "")
+        )
+    return found
 
 
 def _unpublished_columns(controllers: Sequence[Controller], reward_funcs: Sequence[Callable | Any]) -> list[str]:

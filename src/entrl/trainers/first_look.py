@@ -1,0 +1,58 @@
+"""What the first completions of a run say about its settings, told once: tags that never occur, rewards all 0."""
+
+from collections.abc import Sequence
+
+from entrl.phases import ThinkTags, closing_seen
+
+LOOKED_AT = 64  # completions of the main process, our choice
+
+
+def unspellable(error: ValueError) -> str:
+    """The warning for tags that the tokenizer has no tokens for."""
+    return f"{error}; as it is, no phases are told apart and everything a completion says counts as its answer"
+
+
+class FirstLook:
+    """Counts over the first `LOOKED_AT` completions or a little more, then speaks, once."""
+
+    def __init__(self, tags: ThinkTags | None, *, think_close: str) -> None:
+        self.tags, self.think_close = tags, think_close
+        self.seen = self.closed = self.truncated = self.paid = 0
+        self.done = False
+
+    def see(
+        self,
+        prompt_ids: Sequence[Sequence[int]],
+        completion_ids: Sequence[Sequence[int]],
+        *,
+        rewards: Sequence[float],
+        truncated: Sequence[bool],
+    ) -> list[str]:
+        """Warnings out of some more completions, mostly none. rewards: weighted sums; NaN, where none applied."""
+        if self.done:
+            return []
+        rows = zip(prompt_ids, completion_ids, strict=True)
+        self.seen += len(completion_ids)
+        if self.tags is not None:
+            self.closed += sum(closing_seen(ids, self.tags, prompt_ids=prompt) for prompt, ids in rows)
+        self.truncated += sum(truncated)
+        self.paid += sum(r == r and r != 0 for r in rewards)
+        self.done = self.seen >= LOOKED_AT
+        return self._warnings() if self.done else []
+
+    def _warnings(self) -> list[str]:
+        found = []
+        if self.tags is not None and not self.closed:
+            found.append(
+                f"trainer.think_close: the tag {self.think_close!r} stands in none of the first {self.seen} "
+                f"completions ({self.truncated} of them truncated); set trainer.think_open and trainer.think_close to "
+                "the tags that the model writes, or leave it where the model marks no thinking"
+            )
+        if not self.paid:
+            found.append(
+                f"every reward of the first {self.seen} completions is 0; look at some in completions.jsonl: "
+                f"{self.closed} close their thinking with {self.think_close!r} (trainer.think_close), {self.truncated} "
+                "are truncated (trainer.max_completion_length), and the answers may be judged against other golds than "
+                "you mean (column answer)"
+            )
+        return found
