@@ -3,15 +3,20 @@
 Each test leaves bait: the text would make a marker file if anything evaluated it. Shown to run before the mend.
 """
 
+import builtins
+import contextlib
+import functools
 import json
 from pathlib import Path
 
 import pytest
+import reasoning_gym
 from entrl_rewards.accuracy import Accuracy
 
 from entrl.cli import main
 from entrl.environments import TwentyQuestions
 from entrl.tasks import load_task
+from entrl.verify import gym_scorers
 
 RECIPE = """
 model: {path: tiny-reasoner}
@@ -35,28 +40,111 @@ def touch(marker: Path) -> str:
     return f"__import__('os').system('touch {marker}')"
 
 
-@pytest.mark.parametrize("name", [*NINE, "composite"])
-def test_a_dataset_whose_scorer_evaluates_is_refused_by_name(name, tmp_path, capsys):
+def baits(marker: Path) -> list[str]:
+    """Spellings that would make the marker under eval, sympy's parser, a LaTeX reader that falls back on either."""
+    run = touch(marker)
+    return [
+        run,
+        f"[{run}]",
+        f"[[1, 2], {run}]",
+        f"({run}, 24)[1]",
+        f"1 + 2 if {run} else 3",
+        f"[x for x in [{run}]]",
+        f"(lambda: {run})()",
+        f"(x := {run})",
+        f"{{{run}: 1}}",
+        f'f"{{{run}}}"',
+        f"().__class__.__base__.__subclasses__() and {run}",
+        f"getattr(__import__('os'), 'system')('touch {marker}')",
+        f"open('{marker}', 'w')",
+        f"exec('import pathlib; pathlib.Path(\"{marker}\").touch()')",
+        f"eval(compile('open(\"{marker}\", \"w\")', '', 'eval'))",
+        f"Symbol('x').func({run})",
+        f"diff({run}, x)",
+        f"<answer>{run}</answer>",
+        f"\\boxed{{{run}}}",
+        f"\\boxed{{\\text{{{run}}}}}",
+        f"${run}$",
+        f"The answer is ${{{run}}}$.",
+        f"answer: 1+1 if {run} else 2",
+        f"x_{{{run}}}",
+        f"\\operatorname{{exec}}({run})",
+        f"{{0.__class__.__init__.__globals__[{run}]}}",
+    ]
+
+
+@functools.cache
+def entry(name: str) -> dict:
+    """An entry of a dataset as rows carry it."""
+    return json.loads(json.dumps(reasoning_gym.create_dataset(name, seed=1, size=1)[0], default=str))
+
+
+def verifier(name: str, **changes: object) -> str:
+    return json.dumps({"kind": "reasoning_gym", "dataset": name, "config": {}, "entry": entry(name) | changes})
+
+
+@pytest.mark.parametrize("name", NINE)
+def test_an_answer_runs_nowhere(name, marker):
+    texts = baits(marker)
+    scores = Accuracy().score(texts, ["1"] * len(texts), [verifier(name)] * len(texts))
+    assert scores == [0.0] * len(texts)
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize(("kind", "gold"), [("math", "77"), ("math", "x+1"), ("exact", "77"), ("choice", "B")])
+def test_an_answer_runs_nowhere_under_the_other_kinds(kind, gold, marker):
+    texts = baits(marker)
+    scores = Accuracy(kind=kind).score(texts, [gold] * len(texts))
+    assert set(scores) <= {0.0}
+    assert not marker.exists()
+
+
+def test_a_bait_is_one(marker):
+    """Each spelling that Python can evaluate makes the marker when it is, or these tests could not fail."""
+    for bait in baits(marker)[:15]:
+        marker.unlink(missing_ok=True)
+        with contextlib.suppress(Exception):
+            eval(bait, {"__builtins__": builtins})
+        assert marker.exists(), bait
+
+
+@pytest.mark.parametrize("name", ["number_sorting", "bitwise_arithmetic"])
+def test_an_entry_runs_nowhere(name, marker):
+    bait = touch(marker)
+    row = verifier(name, answer=bait, metadata={"problem": bait, "direction": "ascending"})
+    assert Accuracy().score(["[1]", "0x1"], ["1"] * 2, [row] * 2) == [0.0, 0.0]
+    assert not marker.exists()
+
+
+def test_a_config_runs_nowhere(marker):
+    config = {"operators": ["+", f"+{touch(marker)}+"]}
+    row = json.dumps({"kind": "reasoning_gym", "dataset": "basic_arithmetic", "config": config, "index": 0})
+    verdict = Accuracy().verdicts(["1"], ["1"], [row])[0]
+    assert verdict is not None
+    assert verdict.status == "crash"
+    assert "only plain words may" in verdict.detail
+    assert not marker.exists()
+
+
+def test_a_scorer_that_hands_on_is_refused_by_name(tmp_path, capsys):
     recipe = tmp_path / "run.yaml"
-    recipe.write_text(RECIPE % f"reasoning_gym:{name}")
+    recipe.write_text(RECIPE % "reasoning_gym:composite")
     out = f"trainer.output_dir={tmp_path / 'out'}"
-    said = f"reasoning-gym '{name}' cannot be used: its scorer evaluates"
+    said = "reasoning-gym 'composite' cannot be used: it hands the answer to the scorers of its parts"
     assert main(["plan", str(recipe), out]) == 1
     assert said in " ".join(capsys.readouterr().out.split())
     assert main(["train", str(recipe), out]) == 2
     assert said in capsys.readouterr().err
-    assert main(["eval", "tiny-reasoner", "--task", f"reasoning_gym:{name}", "--size", "2"]) == 2
+    assert main(["eval", "tiny-reasoner", "--task", "reasoning_gym:composite", "--size", "2"]) == 2
     assert said in capsys.readouterr().err
+    with pytest.raises(ValueError, match="'composite' cannot be used"):
+        Accuracy().score(["1"], ["1"], ['{"kind": "reasoning_gym", "dataset": "composite", "entry": {}}'])
 
 
-@pytest.mark.parametrize("name", [*NINE, "composite", "number_sorting", "bitwise_arithmetic"])
-def test_a_verifier_that_names_such_a_scorer_scores_nothing(name, marker):
-    bait = touch(marker)
-    entry = {"answer": bait, "metadata": {"problem": bait, "direction": "ascending", "source_dataset": "n_queens"}}
-    spec = {"kind": "reasoning_gym", "dataset": name, "config": {}, "entry": entry}
-    with pytest.raises(ValueError, match=f"reasoning-gym '{name}' cannot be used"):
-        Accuracy().score([bait], ["1"], [json.dumps(spec)])
-    assert not marker.exists()
+def test_a_dataset_that_nobody_looked_at_is_refused_by_name(monkeypatch):
+    monkeypatch.setattr(gym_scorers, "INERT", gym_scorers.INERT - {"gcd"})
+    with pytest.raises(ValueError, match="'gcd' is not classified: nobody has looked"):
+        load_task("reasoning_gym:gcd", size=1)
 
 
 @pytest.mark.parametrize("kind", ["reasoning_gym", "python", "os.system", None, ["math"]])
