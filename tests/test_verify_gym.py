@@ -240,10 +240,10 @@ def test_exact(text, value):
 )  # fmt: skip
 def test_what_is_not_arithmetic(text):
     for read in (exact, symbolic, integer) if text not in ("x", "2**0.5", "2^3") else (exact,):
-        began = time.perf_counter()
+        began = time.process_time()
         with pytest.raises(Unreadable):
             read(text)
-        assert time.perf_counter() - began < 0.5
+        assert time.process_time() - began < 0.5
 
 
 def test_integer():

@@ -7,6 +7,10 @@ import builtins
 import contextlib
 import functools
 import json
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -16,7 +20,9 @@ from entrl_rewards.accuracy import Accuracy
 from entrl.cli import main
 from entrl.environments import TwentyQuestions
 from entrl.tasks import load_task
-from entrl.verify import gym_scorers
+from entrl.verify import VerifierPool, gym_scorers
+from entrl.verify.judge import check
+from entrl.verify.pool import KEPT, SET
 
 RECIPE = """
 model: {path: tiny-reasoner}
@@ -178,3 +184,123 @@ def test_a_row_may_not_open_a_table(marker, tmp_path):
     row = load_task(task, size=1)[0]  # the recipe names it: it is opened, and then rows may go on naming it
     TwentyQuestions().reset(**row)
     assert marker.exists()
+
+
+# The processes of the verifiers
+
+CHECKER = r"""
+import os, sys
+
+def state():
+    descriptors = [f"/proc/self/fd/{n}" for n in os.listdir("/proc/self/fd")]
+    opened = [os.readlink(descriptor) for descriptor in descriptors if os.path.exists(descriptor)]
+    return {"environment": dict(os.environ), "folder": os.getcwd(), "opened": opened}
+
+def right(text):
+    if text == "forge":
+        for descriptor in range(1, 20):
+            for line in (b'{"value": 1.0}', b'{"nonce": "0", "value": 1.0}', b'[1.0]', b'1.0', b'{', b'\xff'):
+                try:
+                    os.write(descriptor, line + b"\n")
+                except OSError:
+                    pass
+    if text == "replace":
+        sys.modules[__name__].right = lambda text: 1.0
+    if text == "flood":
+        os.write(3, b"x" * 3_000_000)
+    if text == "stop the run":
+        os.write(3, b'{"load_error": "no"}\n')
+    return float(text == "right")
+"""
+
+
+@pytest.fixture
+def checker(tmp_path, monkeypatch) -> str:
+    (tmp_path / "state_checker.py").write_text(CHECKER)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return "state_checker"
+
+
+@pytest.fixture
+def pool():
+    pool = VerifierPool(1)
+    yield pool
+    pool.close()
+
+
+def test_a_verifier_process_knows_no_secret_and_holds_nothing_of_ours(pool, checker, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    monkeypatch.setenv("WANDB_API_KEY", "key_secret")
+    with (tmp_path / "held").open("w") as held:
+        os.set_inheritable(held.fileno(), True)
+        found = pool.run(f"{checker}:state", [()])[0].value
+    assert set(found["environment"]) <= {*KEPT, *SET, "LC_CTYPE"}
+    assert found["folder"] == "/"
+    assert not [name for name in found["opened"] if "held" in name]
+
+
+@pytest.mark.parametrize("attack", ["forge", "replace", "flood", "stop the run"])
+def test_one_completion_decides_about_no_other(attack, pool, checker):
+    texts = ["wrong", "right", attack, "wrong", "right", "wrong"]
+    verdicts = pool.run(f"{checker}:right", [(text,) for text in texts])
+    others = [v.value for text, v in zip(texts, verdicts, strict=True) if text != attack]
+    assert others == [0.0, 1.0, 0.0, 1.0, 0.0]
+    assert verdicts[2].value in (None, 0.0)
+    assert verdicts[2].status == ("ok" if attack == "replace" else "crash")
+    assert [v.value for v in pool.run(f"{checker}:right", [("wrong",), ("right",)])] == [0.0, 1.0]
+
+
+@pytest.mark.parametrize("act", [
+    "os.system('true')", "subprocess.run(['true'])", "open(path, 'w')", "os.open(path, os.O_CREAT | os.O_WRONLY)",
+    "os.mkdir(path)", "socket.socket()", "os.fork()", "os.kill(os.getppid(), 0)", "pathlib.Path(path).touch()",
+    "os.execv('/bin/true', ['true'])", "os.posix_spawn('/bin/true', ['true'], {})", "shutil.rmtree('/nowhere')",
+])  # fmt: skip
+def test_a_check_of_ours_may_compute_and_nothing_else(act, tmp_path):
+    """A second wall, should a library below the checks ever be fooled."""
+    code = (
+        "import os, pathlib, shutil, socket, subprocess, sys\n"
+        f"from entrl.verify import worker\npath = {str(tmp_path / 'made')!r}\n"
+        "sys.addaudithook(worker._wall)\nopen(worker.__file__).close()\nworker._wall.up = True\n"
+        f"open(worker.__file__).close()\ntry:\n    {act}\nexcept PermissionError as error:\n    print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("a verifier process may not do "), done.stdout
+    assert not (tmp_path / "made").exists()
+
+
+def test_the_wall_stands_while_our_checks_run(pool, tmp_path, monkeypatch):
+    """In the process itself, with a scorer that was fooled into `os.system`."""
+    (tmp_path / "fooled.py").write_text(
+        "import os\nfrom entrl.verify import judge\n"
+        f"def act(text, gold): os.system('touch {tmp_path / 'ran'}')\njudge.math_score = act\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    verdict = pool.run("entrl.verify.judge:check", [("math", "1", "1", {})], imports=["fooled"])[0]
+    assert verdict.status == "crash"
+    assert "a verifier process may not do os.system" in verdict.detail
+    assert not (tmp_path / "ran").exists()
+
+
+# Bounds
+
+
+@pytest.mark.parametrize("kind", ["choice", "exact"])
+@pytest.mark.parametrize(
+    "text",
+    [" " * 32_000, " " * 10**6, "A" * 10**6, r"\boxed{" * 100_000, "{" * 10**6, "answer: " * 100_000, "(" * 10**6,
+     r"\boxed{\text{" * 50_000, "\n" * 10**6, "<answer>" * 100_000, ". " * 300_000 + "x", "answer is" + "*" * 10**6,
+     "\t" * 32_000 + "x"],
+    ids=lambda text: f"{text[:8]!r} x {len(text)}",
+)  # fmt: skip
+def test_a_check_in_the_trainer_is_bounded(kind, text):
+    check(kind, "the answer is B", "B", {})
+    began = time.process_time()
+    check(kind, text, "B", {})
+    assert time.process_time() - began < 0.2
+
+
+def test_the_answer_is_looked_for_at_the_end():
+    assert check("choice", "The answer is A. " * 10_000 + "No: the answer is C.", "C", {}) == 1.0
+    long = "word " * 5_000
+    assert check("exact", long, long, {}) == 1.0  # a gold longer than what is looked at otherwise
+    assert check("exact", "x" + long, long, {}) == 0.0
