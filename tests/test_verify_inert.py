@@ -105,6 +105,48 @@ def test_an_answer_runs_nowhere_under_the_other_kinds(kind, gold, marker):
     assert not marker.exists()
 
 
+EVALUATED: list[str] = []  # code objects made of text, of those that name what a bait names; only while a test listens
+LISTENING: list[bool] = []
+
+
+def _hear(event: str, arguments: tuple) -> None:
+    if LISTENING and event == "exec" and arguments[0].co_filename in ("<string>", ""):
+        EVALUATED.extend({"system", "__import__", "open", "exec", "getattr"} & set(arguments[0].co_names))
+
+
+sys.addaudithook(_hear)
+
+
+@pytest.fixture
+def heard():
+    EVALUATED.clear()
+    LISTENING.append(True)
+    yield EVALUATED
+    LISTENING.clear()
+
+
+@pytest.mark.parametrize("kind", ["math", "exact", "choice", *NINE])
+def test_an_answer_is_not_even_evaluated(kind, marker, heard):
+    """In this process: no code object is made of an answer and executed, whether or not it would have acted."""
+    for text in baits(marker):
+        if kind in NINE:
+            check("reasoning_gym", text, "", json.loads(verifier(kind)))
+        for gold in ("77", "x+1", r"\{1, 2\}", "[1, 2)", "(1, 2)", r"\begin{pmatrix}1&2\end{pmatrix}"):
+            if kind not in NINE:
+                check(kind, text, gold if kind != "choice" else "B", {})
+    assert not heard
+    assert not marker.exists()
+    eval("__import__('os').getcwd()")  # and evaluation would have been heard
+    assert heard == ["__import__"]
+
+
+@pytest.mark.parametrize("letters", ["", "A]|(x+x+)+y", "AA", ["A", "B"], None, 4])
+def test_letters_of_a_row_make_no_pattern(letters):
+    row = json.dumps({"kind": "choice", "letters": letters})
+    with pytest.raises(ValueError, match="row 0: verifier letters must be different letters such as 'ABCD', got"):
+        Accuracy().score(["A"], ["A"], [row])
+
+
 def test_a_bait_is_one(marker):
     """Each spelling that Python can evaluate makes the marker when it is, or these tests could not fail."""
     for bait in baits(marker)[:15]:

@@ -70,6 +70,9 @@ def read_verifier(column: Any, row: int, *, default: str = "auto") -> tuple[str,
         )
     if kind == "reasoning_gym":
         check_dataset(str(spec["dataset"]))
+    letters = spec.get("letters", "A")
+    if kind == "choice" and not (isinstance(letters, str) and letters.isalnum() and len(set(letters)) == len(letters)):
+        raise ValueError(f"row {row}: verifier letters must be different letters such as 'ABCD', got {letters!r}")
     return kind, spec
 
 
