@@ -145,16 +145,25 @@ def test_ours_scores_as_theirs(name):
 
 @pytest.mark.slow
 def test_ours_scores_as_theirs_where_sympy_takes_long():
-    name, dataset, checked = "intermediate_integration", create("intermediate_integration", {"seed": 3, "size": 80}), 0
-    for entry in (dataset[i] for i in range(80)):
+    """Theirs is left out for powers of sines, over which sympy's simplify takes up to 40 s, and is wrong at times."""
+    name, dataset, compared = (
+        "intermediate_integration",
+        create("intermediate_integration", {"seed": 3, "size": 100}),
+        0,
+    )
+    for entry in dataset:
         ours = GRADERS[name](entry["answer"], entry, dataset.config)
         if "Integral" in entry["answer"]:  # sympy did not find it; the question again is no answer
             assert ours == 0.0
             continue
-        for text in (entry["answer"], entry["answer"].replace("2", "3", 1), "x + C"):
-            assert GRADERS[name](text, entry, dataset.config) == dataset.score_answer(text, entry), (text, entry)
-        checked += 1
-    assert checked >= 50
+        assert ours == 1.0, entry
+        for text in ("x + C", entry["answer"].replace("2", "3", 1) + " + x", "nothing"):
+            assert GRADERS[name](text, entry, dataset.config) == 0.0
+        if entry["metadata"]["problem_type"] != "trigonometric":
+            assert dataset.score_answer(entry["answer"], entry) == 1.0
+            assert dataset.score_answer(entry["answer"] + " + x", entry) == 0.0
+            compared += 1
+    assert compared >= 50
 
 
 # Where ours differs, on purpose
