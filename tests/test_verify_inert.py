@@ -21,7 +21,7 @@ from entrl.cli import main
 from entrl.environments import TwentyQuestions
 from entrl.tasks import load_task
 from entrl.verify import VerifierPool, gym_scorers
-from entrl.verify.judge import check
+from entrl.verify.judge import check, quick_check
 from entrl.verify.pool import KEPT, SET
 
 RECIPE = """
@@ -140,7 +140,7 @@ def test_an_answer_is_not_even_evaluated(kind, marker, heard):
     assert heard == ["__import__"]
 
 
-@pytest.mark.parametrize("letters", ["", "A]|(x+x+)+y", "AA", ["A", "B"], None, 4])
+@pytest.mark.parametrize("letters", ["", "A]|(x+x+)+y", "AA", ["A", "|"], None, 4])
 def test_letters_of_a_row_make_no_pattern(letters):
     row = json.dumps({"kind": "choice", "letters": letters})
     with pytest.raises(ValueError, match="row 0: verifier letters must be different letters such as 'ABCD', got"):
@@ -326,7 +326,7 @@ def test_the_wall_stands_while_our_checks_run(pool, tmp_path, monkeypatch):
 # Bounds
 
 
-@pytest.mark.parametrize("kind", ["choice", "exact"])
+@pytest.mark.parametrize("kind", ["choice", "exact", "math"])
 @pytest.mark.parametrize(
     "text",
     [" " * 32_000, " " * 10**6, "A" * 10**6, r"\boxed{" * 100_000, "{" * 10**6, "answer: " * 100_000, "(" * 10**6,
@@ -335,9 +335,9 @@ def test_the_wall_stands_while_our_checks_run(pool, tmp_path, monkeypatch):
     ids=lambda text: f"{text[:8]!r} x {len(text)}",
 )  # fmt: skip
 def test_a_check_in_the_trainer_is_bounded(kind, text):
-    check(kind, "the answer is B", "B", {})
+    quick_check(kind, "the answer is B", "B", {})
     began = time.process_time()
-    check(kind, text, "B", {})
+    quick_check(kind, text, "B", {})
     assert time.process_time() - began < 0.2
 
 

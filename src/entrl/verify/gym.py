@@ -20,11 +20,11 @@ def reasoning_gym_score(text: str, spec: Mapping[str, Any]) -> float:
     check_dataset(name)
     dataset = _dataset(name, json.dumps(spec.get("config", {}), sort_keys=True))
     entry = spec["entry"] if "entry" in spec else dataset[spec["index"]]
-    answer = _tagged(text)
+    text = text.strip()
     if name in GRADERS:
-        score = GRADERS[name](answer, entry, dataset.config)
+        score = GRADERS[name](text, entry, dataset.config)
     else:
-        score = 0.0 if hopeless(name, answer) else _own_score(dataset, answer, entry)
+        score = 0.0 if hopeless(name, text) else _own_score(dataset, text, entry)
     return min(score, 1.0) if score > 0 else 0.0  # NaN is no score
 
 
@@ -34,13 +34,6 @@ def _own_score(dataset: Any, answer: str, entry: Mapping[str, Any]) -> float:
     except Exception:  # these scorers raise anything over an answer that is none
         dataset.score_answer(entry["answer"], entry)  # raises again when the entry is at fault, which is no verdict
         return 0.0
-
-
-def _tagged(text: str) -> str:
-    """What stands in the last <answer> tags, else the whole text, stripped."""
-    end = text.rfind("</answer>")
-    start = text.rfind("<answer>", 0, max(end, 0))
-    return (text if start < 0 else text[start + len("<answer>") : end]).strip()
 
 
 @functools.lru_cache(maxsize=256)

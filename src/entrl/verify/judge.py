@@ -25,7 +25,7 @@ CHECK = "entrl.verify.judge:check"  # what a child process is told to call
 
 def check(kind: str, text: str, gold: str, spec: Mapping[str, Any]) -> float:
     """Graded score of one answer part; the last MAX_TEXT characters of it count."""
-    text = text[-max(MAX_TEXT, 2 * len(gold)) :]
+    text = _end(text, gold)
     if kind == "math":
         return math_score(text, gold)
     if kind == "reasoning_gym":
@@ -39,8 +39,12 @@ def check(kind: str, text: str, gold: str, spec: Mapping[str, Any]) -> float:
 def quick_check(kind: str, text: str, gold: str, spec: Mapping[str, Any]) -> float | None:
     """`check` where it is bounded and runs nothing of others, so that it needs no child process; else None."""
     if kind == "math":
-        return quick_score(text, gold)
+        return quick_score(_end(text, gold), gold)
     return check(kind, text, gold, spec) if kind in INLINE else None
+
+
+def _end(text: str, gold: str) -> str:
+    return text[-max(MAX_TEXT, 2 * len(gold)) :]
 
 
 def gold_problem(kind: str, gold: str, spec: Mapping[str, Any]) -> str | None:
@@ -70,10 +74,16 @@ def read_verifier(column: Any, row: int, *, default: str = "auto") -> tuple[str,
         )
     if kind == "reasoning_gym":
         check_dataset(str(spec["dataset"]))
-    letters = spec.get("letters", "A")
-    if kind == "choice" and not (isinstance(letters, str) and letters.isalnum() and len(set(letters)) == len(letters)):
-        raise ValueError(f"row {row}: verifier letters must be different letters such as 'ABCD', got {letters!r}")
+    if kind == "choice":
+        _check_letters(spec.get("letters", LETTERS), row)
     return kind, spec
+
+
+def _check_letters(letters: Any, row: int) -> None:
+    """They become part of patterns, so a row may not write a pattern there."""
+    named = "".join(map(str, letters)) if isinstance(letters, str | list | tuple) else ""
+    if not named.isalnum() or len(set(named)) < len(named):
+        raise ValueError(f"row {row}: verifier letters must be different letters such as 'ABCD', got {letters!r}")
 
 
 def file_verifier(column: Any, where: str, *, default: str = "math") -> str:
