@@ -44,7 +44,7 @@ def test_reasoning_gym_scores_and_the_threshold():
     assert Accuracy(threshold=0.5).score(texts, ["36"] * 4, verifiers) == [1.0, 0.0, 1.0, 1.0]
 
 
-@pytest.mark.parametrize("name", ["chain_sum", "knights_knaves", "zebra_puzzles", "mini_sudoku"])
+@pytest.mark.parametrize("name", ["countdown", "chain_sum", "knights_knaves", "zebra_puzzles", "mini_sudoku"])
 def test_a_dataset_accepts_its_own_answers_through_the_verifier_column(name):
     rows = load_task(f"reasoning_gym:{name}", split="test", size=3, seed=3)
     scores = Accuracy(timeout_s=20).score(rows["answer"], rows["answer"], rows["verifier"])

@@ -82,7 +82,7 @@ def test_seeds_reproduce_prefixes_and_differ():
 
 
 def test_reasoning_gym_by_name():
-    rows = load_task({"task": "reasoning_gym:gcd", "max_numbers": 4}, split="test", size=5, seed=0)
+    rows = load_task({"task": "reasoning_gym:countdown", "max_numbers": 4}, split="test", size=5, seed=0)
     assert rows[0]["prompt"][0]["role"] == "user"
     assert "<answer>" in rows[0]["prompt"][0]["content"]
     assert len(set(rows["problem_id"])) == 5

@@ -12,7 +12,7 @@ from typing import Any
 
 from entrl.load import suggest
 from entrl.tasks.rows import Row, chat, digest, verifier_json
-from entrl.verify.gym_scorers import refuse_evaluating
+from entrl.verify.gym_scorers import check_dataset
 
 TEST_EVERY = 5  # one problem in five is a test problem; more would make slow generators slower still
 CHUNK = 256  # items generated per reasoning-gym dataset object
@@ -92,13 +92,13 @@ def _verifier(name: str, config: dict[str, Any], item: dict[str, Any], where: tu
 
 def create(name: str, config: dict[str, Any]) -> Any:
     """A reasoning-gym dataset, with errors that name the misspelt dataset or option, or a scorer that runs code."""
-    refuse_evaluating(name)
     import reasoning_gym
     from reasoning_gym.factory import DATASETS
 
     if name not in DATASETS:
         hint = suggest(name, DATASETS)
         raise ValueError(f"reasoning-gym has no dataset {name!r}.{hint} It has {len(DATASETS)}: {sorted(DATASETS)}")
+    check_dataset(name)
     known = list(DATASETS[name][1].__dataclass_fields__)
     for key in config:
         if key not in known:

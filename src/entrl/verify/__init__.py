@@ -4,7 +4,9 @@
     characters   one table of signs               reading      a statement as a value (values, regions, quantities,
     choices      the letter of an option                       units, expressions, numerics)
     mathematics  equality as mathematics          comparison   two values
-    gym          the scorers of reasoning-gym     judge        one check of one answer by its kind
+    gym          scores of reasoning-gym: whose scorer is inert (gym_scorers), ours for the others (gym_graders) and
+                 the expressions these read (gym_expressions)
+    judge        one check of one answer by its kind
     pool         child processes to be killed     worker       what runs in them
 
 Knows nobody else in the library: rewards, tasks and evaluation all judge through it.

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from entrl.verify.answers import final_answer
 from entrl.verify.choices import chosen_letter, gold_letter
 from entrl.verify.gym import reasoning_gym_score
-from entrl.verify.gym_scorers import refuse_evaluating
+from entrl.verify.gym_scorers import check_dataset
 from entrl.verify.mathematics import gold_statement, math_score, quick_score
 
 Kind = Literal["math", "reasoning_gym", "exact", "choice"]
@@ -17,11 +17,15 @@ KINDS = ("math", "reasoning_gym", *INLINE)
 IMPORTS = {"math": "math_verify", "reasoning_gym": "reasoning_gym"}  # loaded before an item's clock starts
 FILE_KINDS = ("math", *INLINE)  # what a row of a file or of the hub may ask for: comparisons that run nothing
 KIND_FIELDS = {"choice": ("letters",)}  # what such a row may give beside the kind
+# Characters at the end of an answer part that are looked at, twice the gold where that is longer: the answer stands at
+# the end, and the expressions below look for it with patterns whose time grows with the square of a run of spaces.
+MAX_TEXT = 8_000
 CHECK = "entrl.verify.judge:check"  # what a child process is told to call
 
 
 def check(kind: str, text: str, gold: str, spec: Mapping[str, Any]) -> float:
-    """Graded score of one answer part."""
+    """Graded score of one answer part; the last MAX_TEXT characters of it count."""
+    text = _end(text, gold)
     if kind == "math":
         return math_score(text, gold)
     if kind == "reasoning_gym":
@@ -35,8 +39,12 @@ def check(kind: str, text: str, gold: str, spec: Mapping[str, Any]) -> float:
 def quick_check(kind: str, text: str, gold: str, spec: Mapping[str, Any]) -> float | None:
     """`check` where it is bounded and runs nothing of others, so that it needs no child process; else None."""
     if kind == "math":
-        return quick_score(text, gold)
+        return quick_score(_end(text, gold), gold)
     return check(kind, text, gold, spec) if kind in INLINE else None
+
+
+def _end(text: str, gold: str) -> str:
+    return text[-max(MAX_TEXT, 2 * len(gold)) :]
 
 
 def gold_problem(kind: str, gold: str, spec: Mapping[str, Any]) -> str | None:
@@ -65,8 +73,17 @@ def read_verifier(column: Any, row: int, *, default: str = "auto") -> tuple[str,
             f"'dataset' and 'entry', got {sorted(spec) or 'none'}; entrl.tasks.load_task writes it"
         )
     if kind == "reasoning_gym":
-        refuse_evaluating(str(spec["dataset"]))
+        check_dataset(str(spec["dataset"]))
+    if kind == "choice":
+        _check_letters(spec.get("letters", LETTERS), row)
     return kind, spec
+
+
+def _check_letters(letters: Any, row: int) -> None:
+    """They become part of patterns, so a row may not write a pattern there."""
+    named = "".join(map(str, letters)) if isinstance(letters, str | list | tuple) else ""
+    if not named.isalnum() or len(set(named)) < len(named):
+        raise ValueError(f"row {row}: verifier letters must be different letters such as 'ABCD', got {letters!r}")
 
 
 def file_verifier(column: Any, where: str, *, default: str = "math") -> str:

@@ -2,14 +2,19 @@
 
     verdicts = VerifierPool(2).run("package.module:function", [(arguments of item 0), ...], timeout_s=5.0)
 
-Each item gets one `Verdict`: ok with the function's value, timeout, or crash (the child died, ran out of memory,
-or the function raised). Nothing here turns a failure into a value, so nothing can be taken for a wrong answer.
+Each item gets one `Verdict`: ok with the function's value, timeout, or crash (the child died, ran out of memory, said
+what no item was asked, or the function raised). Nothing here turns a failure into a value, so nothing can be taken for
+a wrong answer.
 
 The children are fresh interpreters that speak JSON lines over pipes. So they need no main guard in the caller's
 script, share no thread or lock with the parent, hold no GPU context, and import only what the function's
 module imports. A timeout is a SIGKILL, which also ends a loop inside C code; the child is replaced and the rest
-of its batch goes on. POSIX only. It contains accidents (hangs, segfaults, memory); it is no sandbox for hostile
-code.
+of its batch goes on. POSIX only.
+
+It contains accidents (hangs, segfaults, memory) and is no sandbox: the checks themselves run nothing of what they read
+(`entrl.verify.gym_scorers`). Should a library under them be fooled all the same, there is little in reach: no
+environment, no descriptor of the parent, no new process, no socket, no writing (`worker`).
+Each reply repeats a number that came with its item, so a line that a scorer writes to a descriptor settles nothing.
 """
 
 import atexit
@@ -18,6 +23,7 @@ import functools
 import json
 import logging
 import os
+import secrets
 import selectors
 import signal
 import subprocess
@@ -33,6 +39,9 @@ logger = logging.getLogger(__name__)
 
 START_S = 120.0  # seconds a child may take to start and import; generous, as it is not an item's fault
 MAX_BATCH = 32  # items sent at once: amortises the pipe, keeps the children evenly busy
+MAX_LINE = 1 << 20  # bytes of one reply; a child that says more is not answering
+KEPT = ("LD_LIBRARY_PATH", "PYTHONHOME")  # of the environment: without them some interpreters do not start
+SET = {"LANG": "C.UTF-8", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONHASHSEED": "0"}
 MEMORY_BYTES = 8 * 2**30  # address space of a child; an answer such as 9^9^9^9 must not take the machine down
 BOOT = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from entrl.verify.worker import main; main()"
 
@@ -56,18 +65,29 @@ class _Child:
 
     process: subprocess.Popen[bytes]
     todo: deque[int] = field(default_factory=deque)
+    nonces: deque[str] = field(
+        default_factory=deque
+    )  # what the replies to come must repeat: of `todo`, and the batch's
     loaded: bool = False
     deadline: float = 0.0  # on the monotonic clock
     unread: bytes = b""
 
-    def lines(self) -> list[dict[str, Any]] | None:
-        """Complete messages that are waiting; None when the process has closed its end."""
+    def lines(self) -> list[bytes] | None:
+        """Complete lines that are waiting; None when the process has closed its end, or says no end of things."""
         assert self.process.stdout is not None
         data = os.read(self.process.stdout.fileno(), 1 << 16)
-        if not data:
-            return None
         *whole, self.unread = (self.unread + data).split(b"\n")
-        return [json.loads(line) for line in whole]
+        return whole if data and len(self.unread) <= MAX_LINE else None
+
+    def read(self, line: bytes) -> dict[str, Any] | None:
+        """The next reply; None for a line that does not repeat its nonce, which the worker did not write."""
+        try:
+            message = json.loads(line)
+        except ValueError:
+            return None
+        expected = self.nonces.popleft() if self.nonces else None
+        known = isinstance(message, dict) and expected is not None and message.get("nonce") == expected
+        return message if known else None
 
     def kill(self, *, patience_s: float = 0.0) -> int:
         """End it and whatever it started; the exit code, negative for a signal."""
@@ -124,14 +144,16 @@ class VerifierPool:
 
     def _start(self) -> _Child:
         self.started += 1
-        return _Child(
-            subprocess.Popen(
-                [sys.executable, "-c", BOOT, json.dumps(sys.path), str(MEMORY_BYTES)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                start_new_session=True,  # Ctrl-C reaches the parent only; killpg reaches grandchildren
-            )
+        path = [os.path.abspath(entry) for entry in sys.path]  # "" and relative ones: of our working directory
+        process = subprocess.Popen(
+            [sys.executable, "-c", BOOT, json.dumps(path), str(MEMORY_BYTES)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            cwd="/",
+            env=SET | {name: os.environ[name] for name in KEPT if name in os.environ},  # no token, no key, no home
+            start_new_session=True,  # Ctrl-C reaches the parent only; killpg reaches grandchildren
         )
+        return _Child(process)
 
 
 class _Run:
@@ -164,7 +186,9 @@ class _Run:
         child.todo = deque(self.queue.popleft() for _ in range(min(self.batch, len(self.queue))))
         child.loaded = False
         child.deadline = time.monotonic() + START_S
-        message = {**self.head, "items": [list(self.items[i]) for i in child.todo]}
+        child.nonces = deque(secrets.token_hex(8) for _ in range(len(child.todo) + 1))
+        items = [list(self.items[i]) for i in child.todo]
+        message = {**self.head, "items": items, "nonces": list(child.nonces)}
         assert child.process.stdin is not None
         try:
             child.process.stdin.write(json.dumps(message).encode() + b"\n")
@@ -188,11 +212,15 @@ class _Run:
                 self._drop(child, timed_out=True)
 
     def _read(self, child: _Child) -> None:
-        messages = child.lines()
-        if messages is None:
+        lines = child.lines()
+        if lines is None:
             self._drop(child, timed_out=False)
             return
-        for message in messages:
+        for line in lines:
+            message = child.read(line)
+            if message is None:
+                self._drop(child, forged=True)
+                return
             if "load_error" in message:
                 raise VerifierError(f"a verifier process cannot load {self.head['target']}: {message['load_error']}")
             if "loaded" in message:
@@ -211,17 +239,20 @@ class _Run:
         else:
             self.verdicts[item] = Verdict(status="ok", value=message["value"])
 
-    def _drop(self, child: _Child, *, timed_out: bool) -> None:
+    def _drop(self, child: _Child, *, timed_out: bool = False, forged: bool = False) -> None:
         """Kill and replace; the running item gets its verdict, the others go back to the head of the queue."""
         self.selector.unregister(child.process.stdout)  # type: ignore[arg-type]
-        if not child.loaded:
+        if not child.loaded or not child.todo:
             self._replace(child)
             return
-        code = child.kill(patience_s=0.0 if timed_out else 2.0)
+        code = child.kill(patience_s=0.0 if timed_out or forged else 2.0)
         item = child.todo.popleft()
         if timed_out:
             detail = f"no answer after {self.timeout_s:g} s"
             self.verdicts[item] = Verdict(status="timeout", detail=detail)
+        elif forged:
+            detail = "the verifier process wrote a line that answers no item; its scorer may have been fooled"
+            self.verdicts[item] = Verdict(status="crash", detail=detail)
         else:
             how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
             self.verdicts[item] = Verdict(status="crash", detail=f"the verifier process died: {how}")
