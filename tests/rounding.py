@@ -32,6 +32,11 @@ def gap(size: float, *products: float) -> float:
     return U * math.sqrt(sum(products)) * size
 
 
+def entropy_gap(entropy: float, tokens: int, logit: float) -> float:
+    """Nats, of a plain sum of -p log p: its terms add up, and log p is rounded where the normaliser leaves `logit`."""
+    return gap(entropy, tokens) + 2 * U * abs(logit)
+
+
 def depth(model: Any, tokens: int) -> int:
     """Products in a row of a forward pass over rows of `tokens` tokens: matrices, attention, softmax of the logits."""
     matrices = [p for name, p in model.named_parameters() if p.dim() == 2 and "embed" not in name]
