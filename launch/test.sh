@@ -8,7 +8,8 @@
 # A named suite that ran no test, or skipped all of them, fails. The `gpu` suite is never run here and is listed as
 # not covered; on a machine with a CUDA device: python -m pytest -m gpu
 # The vllm suite runs in an environment of its own (launch/install_vllm.sh cpu), the others never see its packages.
-# Settings: ENTRL_JOBS (pytest workers, default 2), ENTRL_VLLM_VENV and those of launch/environment.sh.
+# Settings: ENTRL_JOBS (pytest workers, default 2), ENTRL_VLLM_VENV and those of launch/environment.sh;
+# ENTRL_OTHER_ARITHMETIC=1 runs the tests under another processor's round-off (tests/conftest.py, tests/rounding.py).
 set -uo pipefail
 
 all_suites="lint types fast slow multiprocess browser deepspeed vllm"
@@ -16,7 +17,7 @@ case "${1:-}" in
     "") suites="lint types fast" ;;
     --full) suites="$all_suites" ;;
     -h | --help)
-        sed -n '2,11s/^# \{0,1\}//p' "$0"
+        sed -n '2,12s/^# \{0,1\}//p' "$0"
         exit 0
         ;;
     *) suites="$*" ;;

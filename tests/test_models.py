@@ -9,6 +9,7 @@ import pytest
 import torch
 from peft import LoraConfig, LoraModel, PromptTuningConfig, get_peft_model
 from rich.console import Console
+from rounding import log_prob_gap, mean_gap
 from safetensors.torch import load_file
 from tiny_model import saved_model
 from transformers import AutoModelForCausalLM
@@ -23,11 +24,14 @@ from entrl.models import fold as folding
 from entrl.models.fold import check_saved, fixed_prompts, fold, forward, tolerance
 from entrl.models.load import base_of, load_policy, load_tokenizer, load_weights
 from entrl.nursery.traces import Mixture, lesson
+from entrl.offline.run import offline
+from entrl.offline.spec import make_offline
 from entrl.plan import plan
 from entrl.recipe import load_recipe
 from entrl.rollouts.serve import server_command
 from entrl.run import train
 from entrl.tasks import load_task
+from entrl.window_log import joined, load_step
 
 RECIPES = Path(__file__).parents[1] / "recipes" / "tiny-reasoner"
 SHAPE = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear"}
@@ -247,6 +251,53 @@ def test_a_cold_start_teaches_the_folded_model(adapter, tmp_path):
     folded = load_weights(adapter, adapter="fold", dtype="float32").state_dict()
     taught = load_file(tmp_path / "out" / "model" / "model.safetensors")
     assert all(torch.equal(taught[name], folded[name]) for name in taught)
+
+
+@pytest.mark.parametrize("lora", [(LORA,), ()], ids=["trained on", "folded in"])
+def test_a_step_of_such_a_run_is_taken_again_from_the_same_model(lora, adapter, tmp_path, capsys):
+    (tmp_path / "rewards.py").write_text(
+        "def size(completion_ids, **_): return [float(sum(i)) for i in completion_ids]"
+    )
+    logged = (
+        "trainer.log_windows=[0]",
+        "trainer.log_window_state=true",
+        "trainer.learning_rate=1e-2",
+        f"rewards=[{{use: '{tmp_path}/rewards.py:size'}}]",
+    )
+    out = tmp_path / "run"
+    train(recipe(adapter, out, *lora, *logged, "trainer.max_completion_length=6"), console=Console(quiet=True))
+    assert main(["replay", str(out), "--controllers", "none", "steer", "--validate", "--json"]) == 0
+    said = capsys.readouterr().out
+    found = json.loads(said[said.index("{\n") :])["windows"][0]["outcomes"][0]["within"]
+    window = joined(load_step(out / "checkpoints", 0))
+    assert window.entropies_after_BT is not None
+    mask = window.rows.mask_BT
+    measured = float((window.entropies_after_BT - window.entropies_BT)[mask].mean())
+    model, _ = load_policy(adapter, dtype="float32", device="cpu")
+    allowed = 2**0.5 * mean_gap(log_prob_gap(model.get_base_model(), 20), int(mask.sum()))
+    assert found == pytest.approx(measured, abs=allowed)
+    assert abs(measured) > 10 * allowed
+
+
+def test_offline_runs_teach_the_folded_model_or_its_adapter(tmp_path):
+    made = save_adapter("tiny-inquirer", tmp_path / "adapter")
+    content = {
+        "model": {"path": made},
+        "data": {"task": "twenty_questions", "size": 2, "args": {"rows": 8, "columns": 8}},
+        "held_out": None,
+        "method": "grpo",
+        "trainer": {"max_steps": 1, "learning_rate": 0.0, "use_cpu": True, "bf16": False, "beta": 0.0},
+    }
+    for name, lora in (("folded", None), ("trained", SHAPE)):
+        asked = {**content, "lora": lora, "out": str(tmp_path / name)}
+        offline(make_offline(asked, name=name, base=tmp_path))
+    start, taught = (load_weights(p, adapter="fold", dtype="float32") for p in (made, str(tmp_path / "trained/model")))
+    folded = load_file(tmp_path / "folded" / "model" / "model.safetensors")
+    for weights in (start.state_dict(), taught.state_dict()):
+        assert all(torch.equal(folded[name], weights[name]) for name in folded)
+    asked = {**content, "lora": None, "out": str(tmp_path / "other"), "trainer": content["trainer"] | {"beta": 0.1}}
+    with pytest.raises(ValueError, match="TRL reads the reference from the base alone"):
+        offline(make_offline(asked, name="other", base=tmp_path))
 
 
 # --- folding ---

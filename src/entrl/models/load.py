@@ -160,7 +160,7 @@ def load_tokenizer(path: str, *, revision: str | None = None, base: str | None =
     """A folder's own tokenizer where it has one, be it a model, an adapter or nothing else; else that of the base."""
     from transformers import AutoTokenizer
 
-    if Path(path).is_dir() and _has_tokenizer(path, None):
+    if path not in shipped_models() and Path(path).is_dir() and _has_tokenizer(path, None):
         return AutoTokenizer.from_pretrained(path, **options)
     with naming_model(path):
         found = find_adapter(path, revision=revision, base=base)
