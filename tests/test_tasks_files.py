@@ -95,7 +95,7 @@ def test_encodings_that_are_read(tmp_path: Path, data: bytes):
         (json.dumps(ROW).encode("utf-16"), "is UTF-16, not UTF-8 text; convert it: iconv -f UTF-16"),
         (json.dumps(ROW).encode("utf-16-le"), "is UTF-16 without a mark.* iconv -f UTF-16LE"),
         (json.dumps(ROW).encode("utf-32"), "is UTF-32.* iconv -f UTF-32"),
-        (gzip.compress(json.dumps(ROW).encode()), "is compressed with gzip.* gunzip"),
+        (gzip.compress(json.dumps(ROW).encode(), mtime=0), "is compressed with gzip.* gunzip"),
         (b'{"prompt": "a", "answer": "1"}\n{"prompt": "\xe9"}', r"a.jsonl:2 is not UTF-8.* iconv -f LATIN1"),
         (b"[\n" + json.dumps(ROW).encode() + b"\n]", "a.jsonl:1 is not JSON.* json:PATH"),
         (f"[{json.dumps(ROW)}]".encode(), "must be a JSON object, got list; .* json:PATH"),
