@@ -85,7 +85,9 @@ def write_run(folder: Path, arm: str, seed: int, *, dynamics: bool = True) -> No
     }
     (folder / "eval_after.json").write_text(json.dumps(evaluation))
     (folder / "manifest.json").write_text(
-        json.dumps({"status": "finished", "git": {"commit": "0" * 40, "dirty": False}})
+        json.dumps(
+            {"entrl": "0", "config_hash": "0", "status": "finished", "git": {"commit": "0" * 40, "dirty": False}}
+        )
     )
     (folder / "recipe.yaml").write_text(f"trainer: {{per_device_train_batch_size: {rows}}}\n")
 

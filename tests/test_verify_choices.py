@@ -36,7 +36,8 @@ def test_a_gold_that_is_no_option_is_named(gold):
 @pytest.mark.parametrize("text", [
     "B", "(B)", "B.", "B) 42", "B: 42", "Option B", "option (b)", "I pick option B", "Hence (B).", "(B) is correct.",
     "Therefore, option B is the correct answer.", "The answer is B because A is wrong.", "The answer is B, not A.",
-    "The answer is not A but B.", "The answer is therefore B.", "So, the answer must be B.", "### Answer: B", "#### B",
+    "The answer is not A but B.", "The answer is not A, it is B.", "[[B]]",
+    "The answer is therefore B.", "So, the answer must be B.", "### Answer: B", "#### B",
     "Answer:\n\n**B**", "Answer: b.", r"$$\boxed{\textbf{(B)}\ 42}$$", r"\boxed{\text{B. 42}}",
     r"\boxed{A} then \boxed{B}", "Answer: A\nWait, Answer: B", "Eliminating A, C and D leaves B.\nB",
     "D is wrong because 3 > 2. B is correct.",

@@ -22,7 +22,7 @@ RESERVED = frozenset(
         *("prompts", "completion", "completions", "completion_ids", "prompt_ids", "trainer_state"),
         *("log_extra", "log_metric", "environment", "environments"),
         *("token_entropies", "token_logprobs", "token_mask", "group_index", "truncated"),
-        *("think_tags", "gather", "training", "tokenizer"),
+        *("answer_texts", "think_tags", "gather", "training", "tokenizer"),
     }
 )
 PREFIX = "entrl_"

@@ -19,7 +19,7 @@ SAID = re.compile(
 MARK = re.compile(
     rf"(?:{ANSWER_WORDS}|\bsolution\b)(?:\s?(?:to|of|for)\b[^.:\n]{{0,60}}?|\s[^\W\d]{{1,12}}(?=\s(?:es|est|ist|è|é)\s))?"
     r"(?:\s(?:is|would be|will be|must be|should be|est|ist|es|è|é)(?![A-Za-z])\s?:?|\s?[:=是为為は]|\s-)\s?"
-    r"(?:(?:therefore|thus|hence|clearly|then|definitely|not\s\(?[A-Z]\)?,?\sbut),?\s)?"
+    r"(?:(?:therefore|thus|hence|clearly|then|definitely|not\s\(?[A-Z]\)?,?\s(?:but|it is|it's)),?\s)?"
     r"|\b(?:hence|therefore|thus|so),?\s(?=\([A-Za-z]\))"
     r"|(?:正确选项|选)\s?(?:是|为|為)?\s?:?\s?"
     r"|\b(?:choose|chose|pick|select|go with|going with)\s"
@@ -65,7 +65,7 @@ def option_letter(statement: str, letters: str) -> str | None:
 
 def _leading(text: str, letters: str, *, whole: bool) -> str | None:
     """The option at the start of a text, if it is said as one; `whole`: nothing but its own words may follow."""
-    found = re.match(r"[(\[]?\s?([A-Za-z])(?![A-Za-z\d'_^])\s?([)\].:]?)", text)
+    found = re.match(r"[(\[]{0,2}\s?([A-Za-z])(?![A-Za-z\d'_^])\s?([)\].:]?)", text)
     if found is None or found[1].upper() not in letters.upper():
         return None
     letter, closed = found[1].upper(), bool(found[2]) or text[0] in "(["
