@@ -1,12 +1,13 @@
 """Kill runs and damage their checkpoints, resume them, and compare with runs that were left alone, bit for bit.
 
-    python benchmarks/reliability.py --out reliability.jsonl [--kills 40] [--damages 12] [--work DIR]
+    python benchmarks/reliability.py --out reliability.jsonl [--kills 40] [--damages 12] [--files] [--work DIR]
     python benchmarks/reliability.py --out reliability.jsonl --table
 
 The recipes, the places and the comparison are those of tests/kills.py. Of every four kills three are at a place, one is
 at a random time (every other one of these is killed again while it resumes). Places are taken in turn from all recipes
-and from all that a run does, so that any number of kills covers as much as it can. Each outcome is one line of the
-file, written at once; a line that is there is not run again, so the same command goes on where it was stopped.
+and from all that a run does, so that any number of kills covers as much as it can. --files: besides, every place of one
+checkpoint and of the last save. Each outcome is one line of the file, written at once; a line that is there is not run
+again, so the same command goes on where it was stopped.
 Runs on one process are forks of this one, which has the libraries imported; two ranks come from `accelerate launch`.
 """
 
@@ -81,6 +82,24 @@ def planned_places(whole: Whole) -> Iterator[tuple[int, int]]:
         yield from (place for place in turn if place is not None)
 
 
+def file_places(whole: Whole) -> list[tuple[int, int]]:
+    """(rank, place): everything that is written, renamed or deleted for the second checkpoint and for the model."""
+    found = []
+    for rank, trace in enumerate(whole.traces):
+        saving = itertools.groupby(enumerate(trace), lambda one: one[1].startswith(("checkpoint:", "save:")))
+        blocks = [[i for i, _ in block] for inside, block in saving if inside]
+        model = [i for i, place in enumerate(trace) if " model/" in place]
+        found += [(rank, i) for i in sorted({*blocks[1], *model})]
+    return found
+
+
+def file_jobs(work: Path) -> Iterator[dict[str, Any]]:
+    """Of a run that keeps one checkpoint, of one with an adapter, and of one on two processes."""
+    for name in ("evaluation", "lora", "two_ranks"):
+        for number in range(len(file_places(whole_run(name, work)))):
+            yield {"id": f"{name} file {number}", "recipe": name, "file": number}
+
+
 def jobs(names: list[str], kills: int) -> Iterator[dict[str, Any]]:
     """What is to be killed, in order; the same for the same arguments. `place`: the how-manieth of its recipe."""
     draw = random.Random(SEED)
@@ -109,10 +128,16 @@ def kill(job: dict[str, Any], whole: Whole, run_dir: Path) -> dict[str, Any]:
             "killed": -9 in codes,
         }
     else:
-        rank, at = next(itertools.islice(planned_places(whole), job["place"], None))
+        found = file_places(whole) if "file" in job else planned_places(whole)
+        rank, at = next(itertools.islice(found, job.get("file", job.get("place")), None))
         ended = entrl_train(whole.recipe, run_dir, at=at, rank=rank, forked=True)
         where = whole.traces[rank][at]
-        row |= {"kind": kind_of(where), "where": where, "rank": rank, "killed": ended.code != 0}
+        row |= {
+            "kind": "a file" if "file" in job else kind_of(where),
+            "where": where,
+            "rank": rank,
+            "killed": ended.code != 0,
+        }
     return {**row, **resume(whole.recipe, whole.run_dir, run_dir, forked=True)}
 
 
@@ -130,11 +155,11 @@ def damage(name: str, what: str, whole: Whole, work: Path) -> dict[str, Any]:
     return {**row, "alike": row["alike"] and any(line.startswith(folder.name) for line in row["skipped"])}
 
 
-def campaign(out: Path, work: Path, *, names: list[str], kills: int, damages: int) -> None:
+def campaign(out: Path, work: Path, *, names: list[str], kills: int, damages: int, files: bool) -> None:
     rows = read(out)
     done = {row["id"] for row in rows}
     commit = git_state(ROOT)
-    planned = [*jobs(names, kills), *damage_jobs(damages)]
+    planned = [*jobs(names, kills), *damage_jobs(damages), *(file_jobs(work) if files else ())]
     for number, job in enumerate(planned, 1):
         if job["id"] in done:
             continue
@@ -188,13 +213,16 @@ def main() -> int:
     parser.add_argument("--out", type=Path, required=True, help="JSON lines, one for each kill")
     parser.add_argument("--kills", type=int, default=40)
     parser.add_argument("--damages", type=int, default=len(DAMAGES), help="kinds of damage, on one process and on two")
+    parser.add_argument("--files", action="store_true", help="also at every place of a checkpoint and the last save")
     parser.add_argument("--recipes", nargs="+", default=list(RECIPES), choices=list(RECIPES))
     parser.add_argument("--work", type=Path, help="where runs are written (default: beside --out)")
     parser.add_argument("--table", action="store_true", help="print what there is, run nothing")
     options = parser.parse_args()
     if not options.table:
         work = options.work or options.out.parent / "reliability-runs"
-        campaign(options.out, work, names=options.recipes, kills=options.kills, damages=options.damages)
+        campaign(
+            options.out, work, names=options.recipes, kills=options.kills, damages=options.damages, files=options.files
+        )
     rows = read(options.out)
     print(table(rows))
     wrong = [row["id"] for row in rows if not row["alike"]]
