@@ -190,6 +190,11 @@ def test_a_tokenizer_that_cannot_take_the_prompts(recipe: Any, tmp_path: Path):
     chat = [{**row, "prompt": [{"role": "user", "content": row["prompt"]}]} for row in ROWS]
     odd = recipe(chat, model={"tokenizer": str(tmp_path / "tokenizer")})
     refused(odd, "data: the chat template cannot take the prompt of line-1: no system role here")
+    for template, why in (("{{ 1 / 0 }}", "division by zero"), ("{% for i in range(10**9) %}{% endfor %}", "ange")):
+        tokenizer.chat_template = template
+        tokenizer.save_pretrained(tmp_path / "tokenizer")
+        problems = plan(odd).problems
+        assert [p for p in problems if "cannot take the prompt of line-1" in p and why in p], problems
     tokenizer.pad_token = None
     tokenizer.save_pretrained(tmp_path / "tokenizer")
     padless = recipe(held=ROWS, model={"tokenizer": str(tmp_path / "tokenizer")}, eval={"before": True})

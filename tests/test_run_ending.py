@@ -79,6 +79,22 @@ def test_a_signal_ends_a_run_at_the_next_step_and_it_goes_on_as_if_nothing_had_b
     assert rows(out) == rows(whole)
 
 
+def test_a_signal_between_the_last_step_and_the_saved_model_waits_for_it(
+    model: str, tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+):
+    """With save_strategy "no" the model is all that the run leaves."""
+    out = tmp_path / "run"
+    line = ["train", str(RECIPE), *words(model, out, "trainer.save_strategy=no")]
+    with monkeypatch.context() as here:
+        here.setattr(entrl.run, "unmark", lambda folder: os.kill(os.getpid(), signal.SIGTERM))
+        assert main(line) == 143
+    assert "stopped by SIGTERM after the last step, model saved" in capfd.readouterr().err
+    trained = (out / "metrics.jsonl").read_bytes()
+    monkeypatch.setattr(entrl.run, "train_model", lambda *_: pytest.fail("trained twice"))
+    assert main([*line, "resume=true"]) == 0
+    assert ((out / "metrics.jsonl").read_bytes(), manifest(out)["status"]) == (trained, "finished")
+
+
 def test_a_second_signal_ends_at_once(
     model: str, file: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

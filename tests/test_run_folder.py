@@ -246,15 +246,17 @@ def test_overwrite_keeps_what_it_did_not_write(model: str, tmp_path: Path, capsy
     out = tmp_path / "run"
     made = short_recipe(model, out, "trainer.max_steps=1")
     quietly(made)
-    mine = [out / "notes.txt", out / "model" / "why.txt", out / "checkpoints" / "best" / "weights.pt"]
+    names = ("notes.txt", "model/why.txt", "model/my_script.py", "model/tokenizer_notes.md")
+    mine = [out / name for name in (*names, "checkpoints/best/weights.pt", "checkpoints/checkpoint-1-best/weights.pt")]
     for file in mine:
         file.parent.mkdir(exist_ok=True)
         file.write_text("mine")
     RunFolder(path=out).open(made, resume=False, overwrite=True)
-    assert [file.read_text() for file in mine] == ["mine"] * 3
+    assert [file.read_text() for file in mine] == ["mine"] * len(mine)
     left = {str(p.relative_to(out)) for p in out.rglob("*") if p.is_file()}
-    assert left == {"notes.txt", "model/why.txt", "checkpoints/best/weights.pt", LOCK}
-    assert "not written by a run: checkpoints/best, model/why.txt" in capsys.readouterr().err
+    assert left == {*(str(file.relative_to(out)) for file in mine), LOCK}
+    said = capsys.readouterr().err
+    assert "not written by a run: checkpoints/best, checkpoints/checkpoint-1-best, model/my_script.py" in said
 
 
 @pytest.mark.parametrize("name", ["model", "checkpoints"])

@@ -12,7 +12,7 @@ from tiny_model import saved_model
 from entrl.cli import main
 from entrl.recipe import load_recipe
 from entrl.run_folder import read_json, read_recipe, write_json
-from entrl.runs.secrets import MASK, is_secret, mask_text, mask_words
+from entrl.runs.secrets import MASK, is_secret, mask, mask_text, mask_words
 from entrl.runs.wording import shown, tame_completion_tables
 from entrl.settings import parse_yaml
 
@@ -82,11 +82,29 @@ def test_a_report_of_an_older_run_hides_what_it_kept(model: str, tmp_path: Path)
     assert TOKEN not in (out / "report.html").read_text()
 
 
+def test_secrets_inside_values():
+    settings = {"url": "https://host/x?token=abc&api_key=q&n=1", "headers": ["Authorization: Bearer short"]}
+    assert mask(settings) == {
+        "url": "https://host/x?token=***&api_key=***&n=1",
+        "headers": ["Authorization: Bearer ***"],
+    }
+    word = "rewards.0.args={api_key: abc def, n: 1}"
+    assert mask_words([word, "trainer.seed=1"]) == ['rewards.0.args={"api_key": "***", "n": 1}', "trainer.seed=1"]
+
+
 @pytest.mark.parametrize(
     ("name", "secret"),
     [
         *((n, True) for n in ("hub_token", "trainer.hub_token", "HF_TOKEN", "--api-key", "vllm_api_key", "X-API-Key")),
         *((n, True) for n in ("Authorization", "password", "client_secret", "AWS_SECRET_ACCESS_KEY", "WANDB_API_KEY")),
+        *(
+            (n, True)
+            for n in ("judge_key", "openaiApiKey", "accessToken", "apitoken", "auth", "db_pwd", "jwt", "token1")
+        ),
+        *(
+            (n, False)
+            for n in ("PWD", "OLDPWD", "answer_key", "sort_key", "author", "tokens", "path", "bypass", "compass")
+        ),
         *((n, False) for n in ("vllm_api_key_env", "eos_token", "pad_token_id", "max_new_tokens", "tokenizer", "key")),
         *((n, False) for n in ("log_windows", "mask_truncated_completions", "branch_token_budget", "monkey")),
     ],
@@ -97,7 +115,8 @@ def test_names_of_secrets(name: str, secret: bool):
 
 def test_secrets_in_words_and_texts():
     typed = ["trainer={hub_token: abc, seed: 1}", "--api-key", "xyz", "--vllm-args=--api-key xyz --port 3", "seed=1"]
-    masked = ["trainer={hub_token: ***, seed: 1}", "--api-key", MASK, "--vllm-args=--api-key *** --port 3", "seed=1"]
+    trainer = 'trainer={"hub_token": "***", "seed": 1}'
+    masked = [trainer, "--api-key", MASK, "--vllm-args=--api-key *** --port 3", "seed=1"]
     assert mask_words(typed) == masked
     assert mask_text("GET https://me:pass@host/x") == "GET https://***@host/x"
     assert mask_text("Authorization: Bearer abcdefgh") == "Authorization: Bearer ***"
@@ -116,6 +135,11 @@ def test_a_yaml_bomb_is_refused_in_words():
     with pytest.raises(ValueError, match="nested too deeply"):
         parse_yaml("[" * 500 + "]" * 500)
     assert parse_yaml("a: &a {x: 1}\nb: [*a, *a]\nc: {<<: *a}") == {"a": {"x": 1}, "b": [{"x": 1}] * 2, "c": {"x": 1}}
+
+
+def test_control_characters_of_a_recipe_are_told_in_words():
+    with pytest.raises(ValueError, match=r"mine is not valid YAML: .*special characters are not allowed"):
+        parse_yaml("name: \x07bell", name="mine")
 
 
 def test_items_of_lists_are_typed():

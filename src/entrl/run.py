@@ -197,13 +197,15 @@ def train_model(
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     finally:
         progress.stop()
-    ending.raise_if_asked()
+    if ending.saved is not None:
+        ending.raise_if_asked()
     check_trained(trainer.state.global_step, trainer.state.max_steps)
     on_main(lambda: unmark(folder.model))
     trainer.save_model(str(folder.model))
     if trainer.accelerator.is_main_process:
         trainer.processing_class.save_pretrained(folder.model)
     complete(folder.model, trainer.accelerator, step=trainer.state.global_step)
+    ending.saved_model()
 
 
 def load_checked_data(recipe: Recipe, prepared: Prepared, console: Console) -> Any:

@@ -66,7 +66,10 @@ for _tag in ("int", "float"):
 
 def parse_yaml(text: str, *, name: str = "recipe") -> Any:
     """YAML text -> plain objects; errors say where."""
-    loader = Loader(text)
+    try:
+        loader = Loader(text)
+    except yaml.YAMLError as error:  # a control character
+        raise ValueError(f"{name} is not valid YAML: {' '.join(str(error).split())}") from error
     loader.name = name
     try:
         node = loader.get_single_node()

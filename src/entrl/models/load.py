@@ -37,9 +37,15 @@ class Adapter:
         try:
             return model_path(Path(named).name if shipped else named)
         except FileNotFoundError as error:
-            raise FileNotFoundError(
-                f"adapter {self.where} sits on {named!r}, which is not here: {error}; {self._merge_with_base}"
-            ) from None
+            raise FileNotFoundError(self.without_base(error)) from None
+
+    def without_base(self, error: OSError) -> str:
+        """What to say where the base cannot be had."""
+        named = self.settings.get("base_model_name_or_path")
+        why = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        if why.startswith("adapter "):  # said already
+            return why
+        return f"adapter {self.where} sits on {named!r}, which is not here: {why}; {self._merge_with_base}"
 
     @property
     def _merge_with_base(self) -> str:
@@ -208,7 +214,7 @@ def model_problems(spec: Any, lora: Any, args: Any) -> tuple[list[str], list[str
     try:
         config = load_config(spec)
     except OSError as error:
-        return ([str(error)], []) if found is not None else ([], [])
+        return ([found.without_base(error)], []) if found is not None else ([], [])
     out = _tied_problems(lora, args, config)
     if found is None:
         return out, []

@@ -195,7 +195,7 @@ def as_shown(tokenizer: Any, rows: Any, template_kwargs: dict[str, Any]) -> list
                 prompt = tokenizer.apply_chat_template(
                     prompt, add_generation_prompt=True, tokenize=False, **template_kwargs
                 )
-            except (ValueError, TypeError, TemplateError) as error:
+            except (ValueError, TypeError, ArithmeticError, RecursionError, TemplateError) as error:
                 raise ValueError(
                     f"the chat template cannot take the prompt of {row_id}: {first_line(error)}"
                 ) from error

@@ -1,8 +1,9 @@
 """How a run that is asked to end ends: SIGTERM and Ctrl-C wait for the optimiser step under way, which is then saved.
 
 The first signal is remembered; at the next step's end (or the end of an evaluation between steps) all ranks agree, a
-checkpoint is written and training stops. Outside training there is nothing to lose and the run ends at once, as it does
-on a second signal, and when the step takes longer than twice the longest so far.
+checkpoint is written and training stops. From the last step until the model is saved a signal waits as well: without
+checkpoints (`save_strategy: "no"`) the model is all that a run leaves. Outside of that there is nothing to lose and the
+run ends at once, as it does on a second signal, and when the wait is longer than twice the longest step so far.
 """
 
 import contextlib
@@ -79,7 +80,8 @@ class Ending(TrainerCallback):
 
     def _stopped(self, where: str) -> RunStopped:
         return RunStopped(
-            f"stopped by {self._name} {where}; {GO_ON} from what is saved", 128 + (self.asked or signal.SIGTERM)
+            f"stopped by {self._name} {where}; {GO_ON} from the last whole checkpoint",
+            128 + (self.asked or signal.SIGTERM),
         )
 
     def raise_if_asked(self) -> None:
@@ -87,14 +89,16 @@ class Ending(TrainerCallback):
         if self.asked is None:
             return
         if self.saved is None:
-            raise self._stopped("after the last step")
+            raise RunStopped(f"stopped by {self._name} after the last step, model saved; {GO_ON}", 128 + self.asked)
         raise self._stopped(f"after step {self.saved}, saved in checkpoint-{self.saved}")
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._training, self._began = True, time.monotonic()
 
-    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def saved_model(self) -> None:
+        """Nothing is lost any more by ending at once; RunStopped where a signal has waited for this."""
         self._training = False
+        self.raise_if_asked()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         now = time.monotonic()

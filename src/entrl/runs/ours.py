@@ -1,13 +1,15 @@
 """What in a folder is ours: whether a run may write there, and what an overwrite deletes.
 
 A folder is ours by its manifest: an object with the version of entrl that wrote it, the hash of its settings and its
-status. In it only what a run writes is deleted, by name; whatever else lies there stays, and a link is removed without
-touching what it points to.
+status. In it only what a run writes is deleted: of a model what its marker lists, and where a killed run left none what
+such folders are known to hold; checkpoints by their number. Whatever else lies there stays, and a link is removed
+without touching what it points to.
 """
 
 import json
+import re
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +18,14 @@ from entrl.runs.lock import LOCK
 MANIFEST = "manifest.json"
 OURS = ("entrl", "config_hash", "status")  # keys of every manifest of ours
 FIRST = (LOCK, f"{MANIFEST}.part")  # all that a run killed in its first moment leaves
-CHECKPOINTS = ("checkpoint-*", "windows", "completions", "runs", "README.md")
+CHECKPOINTS = re.compile(r"checkpoint-\d+|windows|completions|runs|README\.md")
+MARKER = "entrl_complete.json"  # as entrl.trainers.completeness writes it; that room takes seconds to import
 SAVED = (  # what save_pretrained, the trainer and PEFT write into a model's folder
     "*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json", "config.json", "generation_config.json",
     "adapter_config.json", "README.md", "chat_template.*", "additional_chat_templates", "tokenizer*", "vocab*",
     "merges.txt", "special_tokens_map.json", "added_tokens.json", "spiece.model", "*processor_config.json",
-    "trainer_state.json", "training_args.bin", "*.py", "entrl_complete.json",
+    "trainer_state.json", "training_args.bin", MARKER,
 )  # fmt: skip
-INSIDE = {"checkpoints": CHECKPOINTS, "model": SAVED}
 
 
 def read_manifest(folder: Path, *, place: str = "trainer.output_dir") -> dict[str, Any] | None:
@@ -60,16 +62,27 @@ def clear(folder: Path, names: Iterable[str]) -> list[str]:
     for name in names:
         target = folder / name
         if target.is_dir() and not target.is_symlink():
-            left += [f"{name}/{kept}" for kept in _clear_inside(target, INSIDE.get(name, ()))]
+            left += [f"{name}/{kept}" for kept in _clear_inside(target, _written(target))]
         else:
             target.unlink(missing_ok=True)  # of a link, the link
     return left
 
 
-def _clear_inside(folder: Path, patterns: Sequence[str]) -> list[str]:
-    """Names in the folder that fit none of the patterns; the others are deleted, and the folder when it is empty."""
+def _written(folder: Path) -> Callable[[Path], bool]:
+    """Whether an entry of `checkpoints` or of a model's folder is a run's own."""
+    if folder.name == "checkpoints":
+        return lambda entry: CHECKPOINTS.fullmatch(entry.name) is not None
+    try:
+        listed = {name.partition("/")[0] for name in json.loads((folder / MARKER).read_text(encoding="utf-8"))["files"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        return lambda entry: any(entry.match(pattern) for pattern in SAVED)
+    return lambda entry: entry.name in listed or entry.name == MARKER
+
+
+def _clear_inside(folder: Path, written: Callable[[Path], bool]) -> list[str]:
+    """Names in the folder that no run wrote; the others are deleted, and the folder when it is empty."""
     for entry in list(folder.iterdir()):
-        if not any(entry.match(pattern) for pattern in patterns):
+        if not written(entry):
             continue
         if entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry)

@@ -5,10 +5,14 @@ A key of settings is secret by its name (`hub_token`, `api_key`, `Authorization`
 A name that ends in `_env` or `_variable` says where a key is, and stays.
 """
 
+import contextlib
+import json
 import os
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from entrl.settings import parse_yaml
 
 MASK = "***"
 SHORTEST = 8  # characters of a variable's value that is looked for in texts; shorter ones would hide words
@@ -17,7 +21,12 @@ _WORDS = r"api_?key|access_?key|private_?key|secret|passw(?:or)?d|passphrase|aut
 # A name ending in `token` is a secret, but for the words a tokenizer has.
 _TOKEN = r"(?<!eos_)(?<!bos_)(?<!pad_)(?<!unk_)(?<!sep_)(?<!cls_)(?<!mask_)(?<!image_)(?<!video_)(?<!audio_)"
 _TOKEN += r"(?<!stop_)(?<!think_)(?<!end_)(?<!start_)(?<!per_)(?<![a-z])token"
-SECRET_NAME = re.compile(rf"(?:^|_)(?:{_WORDS})(?:s|_[a-z0-9]+)?$|{_TOKEN}$")
+_WHOSE = "openai|anthropic|hf|judge|wandb|server|signing|ssh|encryption|deploy|license|master|service|account|auth"
+_SHORT = r"auth|bearer|pass|pat|jwt|dsn|api_?token|token_?\d+|token_value"
+SECRET_NAME = re.compile(
+    rf"(?:^|_)(?:{_WORDS})(?:s|_[a-z0-9]+)?$|(?:^|_)(?:(?:{_WHOSE})_?key|{_SHORT})$|_pwd$|{_TOKEN}$"
+)  # PWD alone is where a shell stands
+CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")  # accessToken
 NOT_SECRET = re.compile(r"_(?:env|variable|var|file|path|id|ids|count|name)$")
 SECRET_LOOKS = re.compile(
     r"\bhf_[A-Za-z0-9]{16,}\b|\bsk-[A-Za-z0-9_-]{16,}|\bgh[pousr]_[A-Za-z0-9]{20,}\b|\bgithub_pat_[A-Za-z0-9_]{20,}"
@@ -29,12 +38,14 @@ ASSIGNED = re.compile(
     r"""(?P<name>[A-Za-z][\w-]*)(?P<between>["']?[ \t]*[=:][ \t]*(?:Bearer |Basic )?)"""
     r"""(?P<value>"[^"]*"|'[^']*'|[^\s"',;{}\[\]()]+)"""
 )
+HEADER = re.compile(r"^((?:authorization|x-api-key|cookie): *(?:(?:bearer|basic) +)?)\S.*", re.I)  # all of a text
+QUERY = re.compile(r"(?P<before>[?&])(?P<name>[A-Za-z][\w-]*)=(?P<value>[^&#\s]+)")  # of an address
 OPTION = re.compile(r"--(?P<name>[A-Za-z][\w-]*)(?P<between>\s+)(?P<value>[^\s-]\S*)")
 
 
 def is_secret(name: str) -> bool:
     """Whether a key, an option or a variable of this name holds a token, a key or a password."""
-    plain = name.rpartition(".")[2].lower().lstrip("-").replace("-", "_")
+    plain = CAMEL.sub("_", name.rpartition(".")[2]).lower().lstrip("-").replace("-", "_")
     return NOT_SECRET.search(plain) is None and SECRET_NAME.search(plain) is not None
 
 
@@ -57,6 +68,8 @@ def _hidden(value: Any) -> Any:
 
 def _by_looks(text: str) -> str:
     text = SECRET_LOOKS.sub(MASK, text)
+    text = HEADER.sub(rf"\g<1>{MASK}", text)
+    text = QUERY.sub(lambda m: f"{m['before']}{m['name']}={MASK}" if is_secret(m["name"]) else m[0], text)
     for name, value in os.environ.items():
         if len(value) >= SHORTEST and is_secret(name) and value in text:
             text = text.replace(value, MASK)
@@ -80,8 +93,19 @@ def mask_words(words: Sequence[str]) -> list[str]:
     for position, word in enumerate(words):
         before = words[position - 1] if position else ""
         hidden = before.startswith("--") and "=" not in before and is_secret(before) and not word.startswith("--")
-        masked.append(MASK if hidden else mask_text(word))
+        masked.append(MASK if hidden else _mask_word(word))
     return masked
+
+
+def _mask_word(word: str) -> str:
+    """`key=value`, the value read as the YAML that it is: a secret in it may hold blanks."""
+    key, equals, value = word.partition("=")
+    if equals and value[:1] in ("{", "["):
+        with contextlib.suppress(ValueError):
+            content = parse_yaml(value, name=key)
+            if (hidden := mask(content)) != content:
+                return f"{key}={json.dumps(hidden)}"
+    return mask_text(word)
 
 
 def refuse_masked(content: Any, where: str = "") -> None:
