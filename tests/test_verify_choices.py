@@ -43,7 +43,8 @@ def test_a_gold_that_is_no_option_is_named(gold):
     "D is wrong because 3 > 2. B is correct.",
     "A) 12 is too small.\nB) 17 fits.\n\nTherefore the answer is B.", "答案是（B）", "Ответ: B", "정답: B", "答え：B",
     "La respuesta correcta es B.", "Die Antwort ist B", "My choice: B",
-    "<answer>A</answer> <answer>The answer is B</answer>",
+    "<answer>A</answer> <answer>The answer is B</answer>", "So, B.", "Hence option B", "It must be B",
+    "La respuesta correcta es la B.", "정답은 B입니다",
 ])  # fmt: skip
 def test_ways_to_settle_on_an_option(text):
     assert chosen_letter(text, "ABCD") == "B"

@@ -18,9 +18,9 @@ SAID = re.compile(
 )
 MARK = re.compile(
     rf"(?:{ANSWER_WORDS}|\bsolution\b)(?:\s?(?:to|of|for)\b[^.:\n]{{0,60}}?|\s[^\W\d]{{1,12}}(?=\s(?:es|est|ist|è|é)\s))?"
-    r"(?:\s(?:is|would be|will be|must be|should be|est|ist|es|è|é)(?![A-Za-z])\s?:?|\s?[:=是为為は]|\s-)\s?"
-    r"(?:(?:therefore|thus|hence|clearly|then|definitely|not\s\(?[A-Z]\)?,?\s(?:but|it is|it's)),?\s)?"
-    r"|\b(?:hence|therefore|thus|so),?\s(?=\([A-Za-z]\))"
+    r"(?:\s(?:is|would be|will be|must be|should be|est|ist|es|è|é)(?![A-Za-z])\s?:?|\s?[:=→是为為は은는]|\s-)\s?"
+    r"(?:(?:therefore|thus|hence|clearly|then|definitely|la|le|il|el|die|not\s\(?[A-Z]\)?,?\s(?:but|it is|it's)),?\s)?"
+    r"|\b(?:hence|therefore|thus|so|must be),?\s(?=\([A-Za-z]\)|(?:option|choice)\s|[A-Z]\.?\s*$)"
     r"|(?:正确选项|选)\s?(?:是|为|為)?\s?:?\s?"
     r"|\b(?:choose|chose|pick|select|go with|going with)\s"
     r"|\b(?:correct|right|best|final)\s(?:option|choice|letter)\s?(?:is\b|:)\s?:?\s?",
