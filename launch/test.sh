@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Environment, lint, types, tests.
 #
-#   bash launch/test.sh              lint, types, fast tests: under 8 minutes on 2 cores
+#   bash launch/test.sh              lint, types, fast tests: about 8 minutes on 2 quiet cores
 #   bash launch/test.sh --full       every suite this machine can run (continuous integration calls this)
 #   bash launch/test.sh SUITE ...    only these: lint types fast slow multiprocess browser deepspeed vllm
 #
@@ -106,11 +106,11 @@ for suite in $suites; do
             provide_node
             run types 300 pyright
             ;;
-        fast) run_pytest fast 900 "not slow and not multiprocess and not browser and not deepspeed and not vllm and not gpu" \
+        fast) run_pytest fast 1200 "not slow and not multiprocess and not browser and not deepspeed and not vllm and not gpu" \
             -n "$jobs" --dist loadfile ;;
-        slow) run_pytest slow 1200 "slow and not multiprocess and not browser and not deepspeed and not vllm and not gpu" \
+        slow) run_pytest slow 2400 "slow and not multiprocess and not browser and not deepspeed and not vllm and not gpu" \
             -n "$jobs" --dist loadfile ;;
-        multiprocess) run_pytest multiprocess 600 "multiprocess and not browser and not deepspeed and not vllm and not gpu" ;;
+        multiprocess) run_pytest multiprocess 1200 "multiprocess and not browser and not deepspeed and not vllm and not gpu" ;;
         browser)
             if provide_chromium; then
                 run_pytest browser 300 "browser and not deepspeed and not vllm and not gpu"
