@@ -9,6 +9,7 @@ import pytest
 import torch
 from tiny_model import trainer
 
+from entrl.runs.checkpoints import newest_whole
 from entrl.runs.log_lengths import cut_logs, note_logs
 from entrl.trainers.checkpoint import redrawn_because, rotate
 from entrl.trainers.completeness import MARKER, Marker, file_names, fingerprints, flaw, mark, read_marker
@@ -111,3 +112,21 @@ def test_tensors_can_be_read_onto_the_device_of_a_cpu_rank(tmp_path: Path):
     torch.save({"x": torch.ones(2)}, tmp_path / "x.pt")
     found = torch.load(tmp_path / "x.pt", map_location=torch.device("cpu", 0), weights_only=True)
     assert torch.equal(found["x"], torch.ones(2))
+
+
+def test_a_checkpoint_that_is_something_else_is_named_and_passed_over(tmp_path: Path):
+    def whole(step: int, name: str) -> Path:
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "entrl_log.json").write_text("{}")
+        mark(folder, Marker(step=step, world_size=1, files=fingerprints(folder, ["entrl_log.json"])))
+        return folder
+
+    good = whole(2, "checkpoint-2")
+    whole(3, "checkpoint-99")
+    (tmp_path / "checkpoint-5").write_text("a file")
+    (tmp_path / "checkpoint-6" / "entrl_complete.json").mkdir(parents=True)
+    said: list[str] = []
+    assert newest_whole(tmp_path, say=said.append) == good
+    assert [line.partition(":")[0] for line in said] == [f"checkpoint-{n} is skipped" for n in (99, 6, 5)]
+    assert "written at step 3: it has been renamed" in said[0]

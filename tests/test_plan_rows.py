@@ -183,6 +183,13 @@ def test_chat_prompts_are_measured_as_shown(recipe: Any):
     assert "1 of 5 prompts are longer than the 508 tokens" in plan(recipe(chat)).warnings[0]
 
 
+def test_control_tokens_in_prompts_are_named(recipe: Any):
+    token = character_tokenizer().eos_token
+    rows = [*ROWS[:-1], {**ROWS[-1], "prompt": f"1+1={token}"}]
+    assert any(f"1 of {len(rows)} prompts hold control tokens" in w and token in w for w in plan(recipe(rows)).warnings)
+    assert not any("control tokens" in w for w in plan(recipe(ROWS)).warnings)
+
+
 def test_a_tokenizer_that_cannot_take_the_prompts(recipe: Any, tmp_path: Path):
     tokenizer = character_tokenizer()
     tokenizer.chat_template = "{{ raise_exception('no system role here') }}"

@@ -140,6 +140,21 @@ def _check_repeats(rows: Any, found: Found) -> None:
         found.warnings.append(f"data: {len(again)} of {len(rows)} prompts occur before ({_some(again)})")
 
 
+def _check_control_tokens(tokenizer: Any, rows: Any, where: str, found: Found) -> None:
+    """Text of a row that the tokenizer reads as a control token: it could end the prompt or play another role."""
+    control = [token for token in tokenizer.all_special_tokens if len(token) > 1]
+    held = []
+    for row_id, prompt in zip(rows["problem_id"], rows["prompt"], strict=True):
+        contents = [prompt] if isinstance(prompt, str) else [str(message["content"]) for message in prompt]
+        if token := next((t for t in control if any(t in content for content in contents)), None):
+            held.append(f"{row_id}: {token}")
+    if held:
+        found.warnings.append(
+            f"{where}: {len(held)} of {len(rows)} prompts hold control tokens of the tokenizer ({_some(held)}), which "
+            "it reads as such; take them out, unless you wrote the template into the prompts yourself"
+        )
+
+
 def _check_texts(recipe: Recipe, prepared: Prepared, rows: Any, length: int, where: str, found: Found) -> None:
     """Prompts as the model will be shown them: the template takes them, and they leave room for `length` tokens.
 
@@ -162,6 +177,7 @@ def _check_texts(recipe: Recipe, prepared: Prepared, rows: Any, length: int, whe
     except ValueError as error:
         found.problems.append(f"{where}: {error}")
         return
+    _check_control_tokens(tokenizer, rows, where, found)
     if positions is None:
         return
     limit, key = positions - length, "trainer.max_completion_length" if where == "data" else "eval.max_new_tokens"

@@ -11,8 +11,10 @@ from entrl.trainers.completeness import Marker, flaw, read_marker
 def newest_whole(checkpoints: Path, *, say: Callable[[str], None]) -> Path | None:
     """The checkpoint of the latest step that is whole and undamaged; each newer one is named with what is wrong."""
     found = sorted((step, p) for p in checkpoints.glob("checkpoint-*") if (step := step_of(p)) is not None)
-    for _, folder in reversed(found):
+    for step, folder in reversed(found):
         why = flaw(folder)
+        if why is None and (written := read_marker(folder).step) != step:
+            why = f"its marker was written at step {written}: it has been renamed"
         if why is None and LOG_FILE not in read_marker(folder).files:
             why = f"it does not say how long the logs were ({LOG_FILE}), so `entrl train` did not write it"
         if why is None:

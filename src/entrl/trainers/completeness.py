@@ -82,13 +82,15 @@ def read_marker(folder: Path) -> Marker:
         content: Any = json.loads((folder / MARKER).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ValueError(f"{MARKER} is missing: it was not written to its end") from None
+    except OSError as error:  # a folder of that name, or the checkpoint itself is a file
+        raise ValueError(f"{MARKER} cannot be read ({error.strerror})") from None
     except (json.JSONDecodeError, UnicodeDecodeError):
         raise ValueError(f"{MARKER} cannot be read as JSON") from None
     if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
         raise ValueError(f"{MARKER} is not what this version of entrl writes there")
     try:
         files = {str(name): [int(size), int(checksum)] for name, (size, checksum) in content.pop("files").items()}
-        return Marker(files=files, **content)
+        return Marker(files=files, **{**content, "step": int(content["step"])})
     except (AttributeError, KeyError, TypeError, ValueError):
         raise ValueError(f"{MARKER} is damaged") from None
 
