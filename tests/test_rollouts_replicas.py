@@ -304,8 +304,9 @@ def test_a_restarted_replica_gets_the_current_adapter_and_loses_old_ones(two: li
     pool = make_pool(two, adapter_folder=tmp_path, run_id="run")
     pool.publish(1, write_adapter(tmp_path / "a"))
     two[1].adapters = {"entrl-run-v0": "old", "entrl-theirs-v0": "another run's"}
-    wanted, patience = {"entrl-run-v1", "entrl-theirs-v0"}, time.monotonic() + 60
-    while set(two[1].adapters) != wanted and time.monotonic() < patience:  # it comes back while others generate
+    wanted, patience = {"entrl-run-v1", "entrl-theirs-v0"}, time.monotonic() + 180
+    # It comes back while others generate, and is counted after its adapters are in order.
+    while (set(two[1].adapters) != wanted or not pool.counters.returns) and time.monotonic() < patience:
         check(pool.generate(PROMPTS, 1, SAMPLING, 1), PROMPTS, 1, 1)
     assert set(two[1].adapters) == wanted
     assert pool.counters.returns == 1
