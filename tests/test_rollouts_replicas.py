@@ -114,6 +114,8 @@ class Scripted:
                     return self.answer(200, json.dumps(good)[:-20].encode())
                 if action == "late":
                     time.sleep(0.6)
+                if action == "slow":  # in time, and long enough for another server to come back meanwhile
+                    time.sleep(0.1)
                 if action == "model":
                     good["model"] = "entrl-other-v3"
                 if action == "short":
@@ -307,6 +309,7 @@ def test_a_restarted_replica_gets_the_current_adapter_and_loses_old_ones(two: li
     wanted, patience = {"entrl-run-v1", "entrl-theirs-v0"}, time.monotonic() + 180
     # It comes back while others generate, and is counted after its adapters are in order.
     while (set(two[1].adapters) != wanted or not pool.counters.returns) and time.monotonic() < patience:
+        two[0].script = ["slow"] * len(PROMPTS)
         check(pool.generate(PROMPTS, 1, SAMPLING, 1), PROMPTS, 1, 1)
     assert set(two[1].adapters) == wanted
     assert pool.counters.returns == 1
