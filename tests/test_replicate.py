@@ -153,7 +153,8 @@ def test_a_stopped_study_takes_its_runs_along(tmp_path, stop):
     study = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=ignore)
     manifests = [tmp_path / "runs" / name / "manifest.json" for name in ("plain-1", "hot-1")]
     for _ in range(3000):
-        if all(m.is_file() for m in manifests):
+        # from "running" on a stop is noted; one that says "starting" has nothing to keep and begins anew
+        if all(m.is_file() and json.loads(m.read_text())["status"] == "running" for m in manifests):
             break
         time.sleep(0.1)
     study.send_signal(stop)

@@ -12,8 +12,6 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from entrl.settings import parse_yaml
-
 MASK = "***"
 SHORTEST = 8  # characters of a variable's value that is looked for in texts; shorter ones would hide words
 
@@ -99,6 +97,8 @@ def mask_words(words: Sequence[str]) -> list[str]:
 
 def _mask_word(word: str) -> str:
     """`key=value`, the value read as the YAML that it is: a secret in it may hold blanks."""
+    from entrl.settings import parse_yaml  # brings yaml, which `entrl --help` does without
+
     key, equals, value = word.partition("=")
     if equals and value[:1] in ("{", "["):
         with contextlib.suppress(ValueError):
