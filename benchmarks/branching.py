@@ -29,8 +29,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from entrl.assets import model_path
-from entrl.branching import BranchOptions, tree_advantages
-from entrl.signals import entropy_from_logits
+from entrl.maths.branching import BranchOptions, tree_advantages
+from entrl.maths.signals import entropy_from_logits
 from entrl.tasks import load_task
 from entrl.trainers.branching import Branching
 from entrl.trainers.continuations import Drawn

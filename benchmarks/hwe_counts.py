@@ -43,9 +43,9 @@ from torch import Tensor
 
 from entrl import signals, windows
 from entrl.intervals import t_quantile
-from entrl.signals import TopKEntropy, entropy_from_topk
+from entrl.maths.signals import TopKEntropy, entropy_from_topk
+from entrl.maths.windows import high_entropy_windows, row_quantiles, running_tail_means, trigger_mask
 from entrl.triggers import normalise_token
-from entrl.windows import high_entropy_windows, row_quantiles, running_tail_means, trigger_mask
 
 VOCABULARY = 151_936
 K, WINDOW, PERCENTILE = 10, 4, 0.95

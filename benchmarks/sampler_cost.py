@@ -33,7 +33,7 @@ import torch
 from torch import Tensor
 
 from entrl.intervals import t_quantile
-from entrl.truncation import entropy_and_kept_mass, top_h_keep, top_p_keep
+from entrl.maths.truncation import entropy_and_kept_mass, top_h_keep, top_p_keep
 
 VOCABULARY = 151_936
 SHAPE = {"hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24}

@@ -162,7 +162,7 @@ def test_a_reward_that_names_nothing_gets_what_trl_gives(monkeypatch):
 
 
 def test_rewards_get_the_answers_by_the_trainers_tags(monkeypatch):
-    from entrl.phases import ThinkTags
+    from entrl.maths.phases import ThinkTags
 
     seen = {}
 
@@ -184,7 +184,7 @@ def test_rewards_get_the_answers_by_the_trainers_tags(monkeypatch):
 
 def test_pear_pays_by_the_samplers_entropies(monkeypatch):
     signals = frozenset(needed_signals(pear)) & {"token_entropies", "token_mask", "truncated"}
-    from entrl.phases import ThinkTags
+    from entrl.maths.phases import ThinkTags
 
     tags = ThinkTags.from_tokenizer(character_tokenizer())
     rewards = guarded([_always_right()], think_tags=tags, gather=list, training=True)

@@ -35,7 +35,7 @@ from entrl.beliefs import (
     random_histories,
 )
 from entrl.beliefs.policy import continuation_log_probs
-from entrl.turn_credit import igpo_turn_rewards
+from entrl.maths.turn_credit import igpo_turn_rewards
 
 few = settings(max_examples=30, deadline=None)
 

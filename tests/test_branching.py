@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from entrl.branching import (
+from entrl.maths.branching import (
     BranchOptions,
     Costs,
     Fork,

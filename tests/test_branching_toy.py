@@ -19,7 +19,7 @@ from toy_tree import (
     unweighted,
 )
 
-from entrl.branching import Fork, makes_the_window, validated_windows
+from entrl.maths.branching import Fork, makes_the_window, validated_windows
 
 SHORT = Language(length=3)
 POINTS = ["window_end", "window_start"]

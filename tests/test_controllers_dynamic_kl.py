@@ -20,7 +20,7 @@ from entrl.controllers.dynamic_kl import (
 )
 from entrl.controllers.guard import EntropyGuard
 from entrl.controllers.hooks import Rows, StepFeedback
-from entrl.difficulty import BUCKETS
+from entrl.maths.difficulty import BUCKETS
 from entrl.trainers.loss import LossPass, Tally, step_metrics
 
 VECTORS = json.loads((Path(__file__).parent / "vectors/ares.json").read_text())

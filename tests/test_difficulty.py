@@ -1,4 +1,4 @@
-"""entrl.difficulty: buckets by whole numbers, targets, and answers that do not depend on order or ranks."""
+"""entrl.maths.difficulty: buckets by whole numbers, targets, and answers that do not depend on order or ranks."""
 
 import math
 import random
@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from entrl.difficulty import BUCKETS, UNKNOWN, Targets, bucket_means, bucket_of, group_buckets
+from entrl.maths.difficulty import BUCKETS, UNKNOWN, Targets, bucket_means, bucket_of, group_buckets
 from entrl.published_ares import difficulty_update
 
 

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from entrl.diversity import (
+from entrl.evaluate import Completion, _diversity, evaluate
+from entrl.maths.diversity import (
     MEASURES,
     distinct_n,
     group_diversity,
@@ -21,7 +22,6 @@ from entrl.diversity import (
     pairwise_edit_distance,
     unique_share,
 )
-from entrl.evaluate import Completion, _diversity, evaluate
 from entrl.nursery.tokenizer import character_tokenizer
 from entrl.tasks import load_task
 

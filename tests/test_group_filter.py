@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from entrl.controllers.hooks import OneRank
-from entrl.group_filter import VERDICTS, GroupFilter, accuracy_verdict, spread_verdict
+from entrl.maths.group_filter import VERDICTS, GroupFilter, accuracy_verdict, spread_verdict
 from entrl.trainers.group_filter import GroupFiltering, PromptSource, filter_problems, filter_rule
 from entrl.trainers.rollout import Rollout
 from entrl.trainers.splice import Batch, spliced

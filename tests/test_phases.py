@@ -1,4 +1,4 @@
-"""entrl.phases: where the tags stand, turn by turn."""
+"""entrl.maths.phases: where the tags stand, turn by turn."""
 
 import json
 from pathlib import Path
@@ -11,8 +11,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from tokenizers.decoders import ByteLevel as ByteLevelDecoder
 from transformers import PreTrainedTokenizerFast
 
-from entrl.nursery.tokenizer import character_tokenizer
-from entrl.phases import (
+from entrl.maths.phases import (
     ThinkTags,
     answer_text,
     closing_seen,
@@ -24,6 +23,7 @@ from entrl.phases import (
     prompt_start,
     turn_ranges,
 )
+from entrl.nursery.tokenizer import character_tokenizer
 
 VECTORS = json.loads((Path(__file__).parent / "vectors" / "pear.json").read_text())
 TAGS = ThinkTags(open_ids=(1,), close_ids=(2,))

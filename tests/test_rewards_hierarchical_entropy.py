@@ -18,7 +18,7 @@ from entrl_rewards.hierarchical_state import inversions
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from entrl.difficulty import BUCKETS, bucket_of
+from entrl.maths.difficulty import BUCKETS, bucket_of
 
 VECTORS = json.loads((Path(__file__).parent / "vectors" / "ares.json").read_text())
 EASY, MEDIUM, HARD = range(3)

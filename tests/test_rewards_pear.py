@@ -15,7 +15,7 @@ from entrl_rewards.pear import Pear, phase_rewards
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from entrl.phases import ThinkTags
+from entrl.maths.phases import ThinkTags
 
 VECTORS = json.loads((Path(__file__).parent / "vectors" / "pear.json").read_text())
 TOLERANCE = VECTORS["meta"]["tolerance"]

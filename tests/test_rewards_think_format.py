@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trl.rewards import think_format_reward
 
-from entrl.phases import ThinkTags
+from entrl.maths.phases import ThinkTags
 
 TAGS = ThinkTags(open_ids=(1,), close_ids=(2,))
 

@@ -10,8 +10,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import entrl
+from entrl.maths.truncation import top_h_keep
 from entrl.rollouts.records import STORE, RecordError, TopHOptions, Trace, match_all, request_options, take, unpack
-from entrl.truncation import top_h_keep
 
 pytestmark = pytest.mark.vllm
 

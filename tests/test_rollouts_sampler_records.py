@@ -296,5 +296,5 @@ def test_only_the_engine_that_ran_a_request_knows_its_key():
 
 
 def test_the_module_needs_no_vllm():
-    code = "import sys; sys.modules['vllm'] = None; import entrl.rollouts.records, entrl.truncation"
+    code = "import sys; sys.modules['vllm'] = None; import entrl.rollouts.records, entrl.maths.truncation"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
+from entrl.maths.truncation import entropy_and_kept_mass, top_h_keep
 from entrl.rollouts.records import STORE, RecordError, TopHOptions, match, request_options, take
-from entrl.truncation import entropy_and_kept_mass, top_h_keep
 
 pytestmark = pytest.mark.vllm
 
@@ -298,7 +298,7 @@ def test_v2_under_speculative_decoding_records_nothing_and_never_forgets_a_cut()
 
 
 def test_rows_worked_on_in_parts_give_what_they_give_together(monkeypatch):
-    from entrl import truncation
+    from entrl.maths import truncation
     from entrl.rollouts.records import RecordStore
     from entrl.rollouts.sampler import Row, measure
 

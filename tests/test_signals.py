@@ -1,4 +1,4 @@
-"""entrl.signals against slow twins written from the equations, hand-made cases and properties."""
+"""entrl.maths.signals against slow twins written from the equations, hand-made cases and properties."""
 
 import math
 
@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rounding import entropy_gap
 
-from entrl.signals import (
+from entrl.maths.signals import (
     covariance,
     entropy_from_logits,
     entropy_from_topk,

@@ -8,7 +8,7 @@ import torch
 from tiny_model import options as config
 from toy_tree import END, Language, settings
 
-from entrl.branching import BranchOptions, tree_advantages
+from entrl.maths.branching import BranchOptions, tree_advantages
 from entrl.trainers.branching import Branching, branch_options, branching_problems
 from entrl.trainers.continuations import Drawn
 from entrl.trainers.vllm import SampledRow

@@ -13,7 +13,7 @@ from window_runs import fixed_rollout
 
 from entrl.controllers.hooks import Controller, StepFeedback
 from entrl.controllers.kl_cov import KLCov
-from entrl.signals import entropy_from_logits
+from entrl.maths.signals import entropy_from_logits
 from entrl.trainers import EntropyGRPOTrainer
 from entrl.window_log import load_step, logged_steps
 

@@ -7,7 +7,7 @@ import torch
 from rounding import log_prob_gap
 from tiny_model import digits, tiny_model, trainer
 
-from entrl.truncation import top_h_keep
+from entrl.maths.truncation import top_h_keep
 
 ALPHA, TEMPERATURE = 0.3, 1.3
 

@@ -9,7 +9,7 @@ import torch
 from rounding import entropy_gap, gap
 from transformers.generation import logits_process as hf
 
-from entrl.truncation import (
+from entrl.maths.truncation import (
     FIRST_LOOK,
     entropy_and_kept_mass,
     min_p_keep,

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from entrl.turn_credit import (
+from entrl.maths.turn_credit import (
     broadcast_turns,
     delta_belief_turn_rewards,
     first_turn_norm,

@@ -1,4 +1,4 @@
-"""entrl.windows and entrl.triggers: slow twins in plain loops, properties, edges by name, every error."""
+"""entrl.maths.windows and entrl.triggers: slow twins in plain loops, properties, edges by name, every error."""
 
 import math
 import random
@@ -10,9 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from entrl.signals import pad_rows
-from entrl.triggers import WORDS, normalise_token, trigger_ids, trigger_words
-from entrl.windows import (
+from entrl.maths.signals import pad_rows
+from entrl.maths.windows import (
     ThresholdEMA,
     high_entropy_windows,
     in_window_mask,
@@ -21,6 +20,7 @@ from entrl.windows import (
     trigger_mask,
     window_means,
 )
+from entrl.triggers import WORDS, normalise_token, trigger_ids, trigger_words
 
 NAN = float("nan")
 

@@ -5,7 +5,7 @@
     sampled   -ln pi(y_t): its phase mean is unbiased at temperature 1 without truncation, noisy for short answers,
               and turns the reward into one on the likelihood of the very tokens drawn
 
-Nats everywhere. See `entrl.signals.entropy_from_topk` for the estimates and their bias.
+Nats everywhere. See `entrl.maths.signals.entropy_from_topk` for the estimates and their bias.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from entrl.signals import entropy_from_topk
+from entrl.maths.signals import entropy_from_topk
 
 EntropySource = Literal["exact", "topk", "sampled"]
 TopKEstimate = Literal["lower", "upper", "bucket", "dropped", "mid"]

@@ -5,7 +5,7 @@
 
 The term presses right answers to easy problems for windows beyond what easy problems are used to, keeps medium ones
 near theirs, pays right answers to hard ones for searching, and pays wrong answers to harder problems for a surplus.
-The tables are in `hierarchical_formulas`, thresholds and windows in `entrl.windows`, buckets in `entrl.difficulty`.
+The tables are in `hierarchical_formulas`, thresholds and windows in `entrl.maths.windows`, buckets in `entrl.maths.difficulty`.
 
     mode="fixed"   default: the repairs below
     mode="code"    the authors' functions; with `evaluate_before_buckets` in the order their released run calls them,
@@ -37,10 +37,9 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from entrl.difficulty import BUCKETS, Targets
-from entrl.signals import pad_rows
-from entrl.triggers import trigger_ids, trigger_words
-from entrl.windows import (
+from entrl.maths.difficulty import BUCKETS, Targets
+from entrl.maths.signals import pad_rows
+from entrl.maths.windows import (
     HighEntropyWindows,
     ThresholdEMA,
     high_entropy_windows,
@@ -50,6 +49,7 @@ from entrl.windows import (
     trigger_mask,
     window_means,
 )
+from entrl.triggers import trigger_ids, trigger_words
 from entrl_rewards.correctness import ACCURACY, Gated, Verifier, columns_of, judge
 from entrl_rewards.entropy_source import SIGNAL_OF, EntropySource, TopKEstimate, token_entropy_rows
 from entrl_rewards.groups import shuffle_within

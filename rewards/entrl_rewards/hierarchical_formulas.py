@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from statistics import fmean
 from typing import NamedTuple
 
-from entrl.difficulty import BUCKETS
+from entrl.maths.difficulty import BUCKETS
 
 GUARD = 1e-3  # how far from 1/2 the ordering guard keeps both sides
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, get_args
 
-from entrl.difficulty import BUCKETS
+from entrl.maths.difficulty import BUCKETS
 from entrl_rewards.entropy_source import EntropySource, TopKEstimate
 
 if TYPE_CHECKING:

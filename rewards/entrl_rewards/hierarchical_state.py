@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any, NamedTuple
 
-from entrl.difficulty import BUCKETS, Targets, bucket_means, group_buckets
-from entrl.windows import ThresholdEMA
+from entrl.maths.difficulty import BUCKETS, Targets, bucket_means, group_buckets
+from entrl.maths.windows import ThresholdEMA
 from entrl_rewards.hierarchical_formulas import HARD, paper_lambda
 
 NO_THRESHOLD = -1.0  # the published start: every window behind a trigger counts

@@ -23,7 +23,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from entrl.difficulty import BUCKETS
+from entrl.maths.difficulty import BUCKETS
 from entrl_rewards.correctness import ACCURACY, Gated, Verifier, columns_of, judge
 from entrl_rewards.groups import group_mean
 from entrl_rewards.model_length import model_lengths

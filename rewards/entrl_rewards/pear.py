@@ -18,7 +18,7 @@ Needs:   EntropyGRPOTrainer: token_entropies (or token_logprobs, token_topk_logp
 
 Documented answers. Verdict not known: None. Empty completion: r_fmt. Truncated: judged like any other (its
 rate is logged). No closing tag: `missing_close`; a prompt that closed the thinking leaves none to pay for. Tool
-tokens are in no phase. Several turns: phases are cut per turn (`entrl.phases`) and pooled, so every token weighs
+tokens are in no phase. Several turns: phases are cut per turn (`entrl.maths.phases`) and pooled, so every token weighs
 the same; the tag is missing when the last turn ends in thinking.
 
 Groups whose completions are all correct have P as their only spread, and dividing by its standard deviation
@@ -33,8 +33,8 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from entrl.phases import ThinkTags, Which
-from entrl.signals import masked_mean
+from entrl.maths.phases import ThinkTags, Which
+from entrl.maths.signals import masked_mean
 from entrl_rewards.correctness import ACCURACY, Gated, Verifier, columns_of, judge
 from entrl_rewards.entropy_source import SIGNAL_OF, EntropySource, TopKEstimate, token_entropy_rows
 from entrl_rewards.groups import group_mean, shuffle_within

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, get_args
 
-from entrl.phases import Which
+from entrl.maths.phases import Which
 from entrl_rewards.entropy_source import EntropySource, TopKEstimate
 
 if TYPE_CHECKING:

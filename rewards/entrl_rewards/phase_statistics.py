@@ -1,6 +1,6 @@
 """Entropies and lengths of the thinking and the answering part of each completion, for rewards that compare them.
 
-The phases are those of `entrl.phases`; all turns of a completion are pooled, so every token weighs the same.
+The phases are those of `entrl.maths.phases`; all turns of a completion are pooled, so every token weighs the same.
 """
 
 from collections.abc import Sequence
@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from entrl.phases import PhaseMasks, ThinkTags, Which, phase_masks
-from entrl.signals import masked_mean, pad_rows
+from entrl.maths.phases import PhaseMasks, ThinkTags, Which, phase_masks
+from entrl.maths.signals import masked_mean, pad_rows
 
 
 class Phases(NamedTuple):

@@ -23,7 +23,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from entrl.phases import ThinkTags, opened_in_prompt, prompt_start, turn_ranges
+from entrl.maths.phases import ThinkTags, opened_in_prompt, prompt_start, turn_ranges
 
 
 def well_formed_tokens(

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from entrl.controllers.covariance import share_means
 from entrl.controllers.hooks import Ranks, Rows
-from entrl.signals import covariance
+from entrl.maths.signals import covariance
 
 OTHER, THINK, ANSWER = 0, 1, 2  # values of a phase tensor: tags, tool output and padding are OTHER
 PHASES = {"think": THINK, "answer": ANSWER}

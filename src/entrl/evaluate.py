@@ -7,9 +7,9 @@ over problems of c / n, with a bootstrap interval over problems; lengths are in 
 entropies are means over all tokens of a phase of all sampled completions, in nats, of the full vocabulary at the
 evaluation temperature (before top_p). The missing-close rate is the share of sampled completions whose thinking
 never ends, the truncation rate the share that ran into `max_new_tokens`. With two samples a problem and more, their
-diversity (`entrl.diversity`, over token ids, the end token included) is a mean over problems.
+diversity (`entrl.maths.diversity`, over token ids, the end token included) is a mean over problems.
 
-What a completion answers is found as in training (`entrl.phases.answer_text`): from its token ids and its prompt, by
+What a completion answers is found as in training (`entrl.maths.phases.answer_text`): from its token ids and its prompt, by
 `think_open` and `think_close`. A score that names `answer_texts` gets it; the texts beside it are whole completions.
 A completion that could not be verified (None) counts neither as right nor as wrong: it leaves n, and is counted
 in `unverified`; golds that nothing can verify are counted beforehand, in `unverifiable_golds`. A problem with fewer
@@ -38,13 +38,13 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 import entrl
-from entrl.diversity import group_diversity
 from entrl.evaluation.scores import pass_at_k
 from entrl.evaluation.scoring import DEFAULT_SCORE, Score, checked_golds, scorer, scores, tags_of, warn_of_silence
 from entrl.intervals import bootstrap_interval
+from entrl.maths.diversity import group_diversity
+from entrl.maths.phases import ThinkTags, answer_text, phase_masks
+from entrl.maths.signals import entropy_from_logits
 from entrl.models.load import load_policy
-from entrl.phases import ThinkTags, answer_text, phase_masks
-from entrl.signals import entropy_from_logits
 from entrl.tasks import load_task
 
 Z95 = 1.959963984540054  # 97.5 % point of the standard normal

@@ -10,7 +10,7 @@
     paper       threshold = the q-quantile of *token* entropies, averaged over sequences (sec. 3.2.1) or pooled over the
                 batch (App. H); N_HE = tokens of a vocabulary that reach it, without any window (App. H)
 
-None of it is what a run should use. Ours are in `entrl.windows`, `entrl.difficulty`, `entrl.group_filter`; the KL rule,
+None of it is what a run should use. Ours are in `entrl.maths.windows`, `entrl.maths.difficulty`, `entrl.maths.group_filter`; the KL rule,
 the authors' beside ours, in `entrl.controllers.dynamic_kl`; both rewards in `entrl_rewards.hierarchical_formulas`.
 
 Source:  shawn0728/ARES at 146620e: verl/trainer/ray_trainer.py (`update_difficulty_and_skip_gid_set`, inline parts of
@@ -28,9 +28,9 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from entrl.difficulty import BUCKETS, bucket_of
-from entrl.signals import masked_mean, masked_token_mean
-from entrl.windows import row_quantiles
+from entrl.maths.difficulty import BUCKETS, bucket_of
+from entrl.maths.signals import masked_mean, masked_token_mean
+from entrl.maths.windows import row_quantiles
 
 MAX_LOG_RATIO = 20.0  # nats, of the policy and of the KL's difference alike
 MAX_KL = 10.0  # nats a token

@@ -17,9 +17,9 @@ from entrl.evaluate import DEFAULT_SCORE, _as_sampler, _encode, _Writer, evaluat
 from entrl.evaluation.asked import KEYS, settled
 from entrl.evaluation.scoring import tags_of
 from entrl.load import load_object
+from entrl.maths.phases import answer_text
 from entrl.models.load import load_policy
 from entrl.nursery.traces import lesson
-from entrl.phases import answer_text
 from entrl.recipe import DataSpec, load_rows
 from entrl.tasks import load_task
 

@@ -14,8 +14,8 @@ from entrl import published_ares
 from entrl.conformance.ares import in_order
 from entrl.conformance.comparison import Case, Comparison
 from entrl.controllers.dynamic_kl import KLState, kappa_step, kl_beta_step, token_factors
-from entrl.difficulty import BUCKETS
-from entrl.signals import masked_mean
+from entrl.maths.difficulty import BUCKETS
+from entrl.maths.signals import masked_mean
 
 PUBLISHED_TARGET, PUBLISHED_INTERVAL = 0.01, 100  # nats; micro-batches between two moves of a beta
 KL_PARAMETERS = {  # ours: the file's

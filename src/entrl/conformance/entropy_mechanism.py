@@ -14,7 +14,7 @@ from entrl.controllers.clip_cov import ClipCov
 from entrl.controllers.covariance import ppo_clipped, token_covariance
 from entrl.controllers.hooks import LossTerms, Rows, Window
 from entrl.controllers.kl_cov import KLCov
-from entrl.signals import entropy_from_logits, masked_mean, masked_token_mean
+from entrl.maths.signals import entropy_from_logits, masked_mean, masked_token_mean
 
 FLOAT32_COV = (1e-5, 1e-5)  # rtol, atol: covariances are ours in float32, the vectors' in float64
 

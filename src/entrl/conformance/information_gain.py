@@ -33,7 +33,7 @@ from entrl.beliefs import (
 from entrl.beliefs.conformal import cip_bound, cip_code_threshold, cip_mean_entropy, entropy_bound, log2_sizes
 from entrl.beliefs.information import LN2
 from entrl.conformance.comparison import Case, Comparison, Runner
-from entrl.turn_credit import (
+from entrl.maths.turn_credit import (
     broadcast_turns,
     delta_belief_turn_rewards,
     first_turn_norm,

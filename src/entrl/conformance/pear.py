@@ -7,8 +7,8 @@ from typing import Any
 import torch
 
 from entrl.conformance.comparison import Case, Comparison
-from entrl.phases import locate_close
-from entrl.signals import pad_rows
+from entrl.maths.phases import locate_close
+from entrl.maths.signals import pad_rows
 
 PEAR_FUNCTIONS = "entrl_rewards.pear"  # by name, because the library does not depend on the rewards
 

@@ -6,7 +6,7 @@ import torch
 
 from entrl.conformance.comparison import Case, Comparison
 from entrl.dynamics import tabular_entropy_change
-from entrl.signals import entropy_from_logits
+from entrl.maths.signals import entropy_from_logits
 
 # The changes are as small as 1e-7 nats, so the file's atol of 1e-9, which is there for masked means, would let the
 # prediction pass for the change. Float64 leaves about 1e-15 in a difference of two entropies.

@@ -7,7 +7,7 @@ transformers' TopHLogitsWarper kept, run as they are in float32 (meta.origin).
 import torch
 
 from entrl.conformance.comparison import Case, Comparison
-from entrl.truncation import entropy_and_kept_mass, top_h_keep
+from entrl.maths.truncation import entropy_and_kept_mass, top_h_keep
 
 
 def top_h_case(case: Case, check: Comparison) -> str:

@@ -36,8 +36,8 @@ import torch
 from torch import Tensor
 
 from entrl.controllers.hooks import Controller, LossTerms, Role, Rows, StepFeedback
-from entrl.difficulty import BUCKETS
-from entrl.signals import masked_mean
+from entrl.maths.difficulty import BUCKETS
+from entrl.maths.signals import masked_mean
 
 Rule = Literal["log", "multiplicative", "fixed"]
 MAX_LOG_RATIO = 20.0  # nats; published clamp of x

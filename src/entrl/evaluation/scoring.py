@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from entrl.phases import ThinkTags, closing_seen
+from entrl.maths.phases import ThinkTags, closing_seen
 from entrl.verify.golds import GoldCheck, check_golds
 
 Score = Callable[..., list[float | None]]

@@ -23,9 +23,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from entrl.maths.signals import entropy_from_logits
 from entrl.replay.settings import Setting
 from entrl.replay.window_loss import check_window, micro_batch_loss, micro_batches, select
-from entrl.signals import entropy_from_logits
 from entrl.window_log import FOLDER, STATE_FILE, LoggedWindow, window_folder
 
 CHUNK = 16  # rows run at a time

@@ -40,7 +40,7 @@ from trl.experimental.async_grpo.async_rollout_worker import (
     _chain_to_sequences,
 )
 
-from entrl.phases import ThinkTags, answer_text
+from entrl.maths.phases import ThinkTags, answer_text
 from entrl.rollouts.faults import RolloutError, StaleVersion
 from entrl.rollouts.records import request_options
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from typing import Any, get_args
 from weakref import WeakSet
 
-from entrl.truncation import Rule
+from entrl.maths.truncation import Rule
 
 MAX_TOKENS = 2**25  # kept per process, 12 bytes each; 4,096 sequences of 8,192 tokens
 MAX_TOKENS_VARIABLE = "ENTRL_RECORDS_MAX_TOKENS"
@@ -36,7 +36,7 @@ class RecordError(LookupError):
 
 @dataclass(frozen=True, kw_only=True)
 class TopHOptions:
-    """Top-H truncation of one request; see `entrl.truncation.top_h_keep`."""
+    """Top-H truncation of one request; see `entrl.maths.truncation.top_h_keep`."""
 
     alpha: float  # share of the entropy the truncated distribution may keep, in (0, 1]
     rule: Rule = "paper"

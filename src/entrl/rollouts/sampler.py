@@ -36,8 +36,8 @@ from vllm.v1.worker.gpu.sample.logits_processor import (  # pyright: ignore[repo
     LogitsProcessor as ProcessorV2,
 )
 
+from entrl.maths.truncation import entropy_and_kept_mass, rows_at_once, top_h_keep, top_k_keep, top_p_keep
 from entrl.rollouts.records import STORE, TopHOptions, Trace, read_options
-from entrl.truncation import entropy_and_kept_mass, rows_at_once, top_h_keep, top_k_keep, top_p_keep
 
 NO_IDS = (
     "this engine schedules ahead (async_scheduling) and shows an installed plugin no token ids, so records cannot be "

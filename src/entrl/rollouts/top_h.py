@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
 
-from entrl.truncation import Rule, entropy_and_kept_mass, top_h_keep
+from entrl.maths.truncation import Rule, entropy_and_kept_mass, top_h_keep
 
 
 class TopHLogitsProcessor(LogitsProcessor):

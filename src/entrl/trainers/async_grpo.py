@@ -41,7 +41,7 @@ from entrl.controllers.hooks import ROW_TENSORS, Controller, Window
 from entrl.controllers.kl_cov import KLCov
 from entrl.dynamics import Monitor
 from entrl.errors import UnsupportedTRL
-from entrl.phases import ThinkTags, phase_labels
+from entrl.maths.phases import ThinkTags, phase_labels
 from entrl.rollouts import cpu_tree_attention
 from entrl.rollouts.async_client import AsyncClient
 from entrl.rollouts.async_loop import PER_COMPLETION, EntropyRolloutLoop, TrailedMetrics, extras_named

@@ -1,6 +1,6 @@
 """Growing branched rollouts with a trainer's own sampler: roots, forks of their prefixes, copies; exactly G a prompt.
 
-The rules are `entrl.branching`'s. Here: in which calls of the sampler they happen, what is kept of each, that every
+The rules are `entrl.maths.branching`'s. Here: in which calls of the sampler they happen, what is kept of each, that every
 rank makes the same calls, and the threshold and mean lengths that one rollout hands to the next.
 
     call 1           the roots, whole. In the first rollout, which has no threshold yet, all G completions are roots
@@ -18,7 +18,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from entrl.branching import (
+from entrl.controllers.hooks import OneRank, Ranks
+from entrl.maths.branching import (
     BranchOptions,
     Costs,
     Fork,
@@ -27,10 +28,9 @@ from entrl.branching import (
     plan_forks,
     window_quantiles,
 )
-from entrl.controllers.hooks import OneRank, Ranks
+from entrl.maths.windows import ThresholdEMA
 from entrl.trainers.continuations import Calls, Entropies, Generate, Piece
 from entrl.trainers.vllm import SampledRow
-from entrl.windows import ThresholdEMA
 
 LENGTH_DECAY = 0.9  # of the mean lengths a token budget foresees with; lengths move faster than thresholds
 # Settings of a sampler that count from the start of its own output, which for a fork is the middle of a completion.

@@ -30,19 +30,19 @@ class EntropyGRPOConfig(GRPOConfig):
     entropy_source: where rewards get entropies from. `scoring`: a no-grad pass of the trainer (TRL's own where it runs
         one). `sampler`: the vLLM engine's, recorded while it generated; no pass is needed for them.
     top_h, top_h_rule: Top-H truncation of rollouts (arXiv 2509.02510): alpha in (0, 1], and which rule; see
-        `entrl.truncation`.
+        `entrl.maths.truncation`.
     truncation_correction: what is done about a sampler that truncates (top_p, top_k, top_h) under vLLM, whose log-probs
         are then those of the truncated distribution q = p / G. `restore` adds log G to them, so that the importance
         ratio compares trainer and engine only; `weigh` leaves the ratio p / q = G <= 1 as each token's weight.
     branch_roots: completions of each prompt that are written whole; the others continue their prefixes from
-        high-entropy windows on (`entrl.branching`). None: every completion is written whole.
+        high-entropy windows on (`entrl.maths.branching`). None: every completion is written whole.
     branch_at: fork at the first token of a window (`window_start`) or at its last (`window_end`).
     branch_window: tokens of a window. branch_quantile: of a root's window means, which sets the threshold.
     branch_attempts: draws of a fork's window before its root stays whole.
     branch_token_budget: generated tokens per prompt to stay within on average; None: no limit.
     filter_on: train only on prompts whose completions differ, and draw new prompts in the place of the others:
         `accuracy` keeps groups with filter_low < mean score < filter_high, `reward` those whose rewards' standard
-        deviation exceeds filter_min_std (`entrl.group_filter`). None: every prompt is trained on.
+        deviation exceeds filter_min_std (`entrl.maths.group_filter`). None: every prompt is trained on.
     filter_max_tries: generations per rollout, the first included. filter_exhausted: what happens then, `keep` trains
         on what there is, `error` stops.
     turn_credit: how the rewards of a dialogue's turns become advantages of their tokens (`entrl.trainers.turns`):

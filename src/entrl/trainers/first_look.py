@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from entrl.phases import ThinkTags, closing_seen
+from entrl.maths.phases import ThinkTags, closing_seen
 
 LOOKED_AT = 64  # completions of the main process, our choice
 

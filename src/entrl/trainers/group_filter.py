@@ -1,6 +1,6 @@
 """Filling a rollout with groups that pass the filter: new prompts, draws on every rank alike, rows put together.
 
-`entrl.group_filter` says which groups pass. Here: where further prompts come from, how many generations that takes,
+`entrl.maths.group_filter` says which groups pass. Here: where further prompts come from, how many generations that takes,
 and one batch of TRL's out of the kept groups of several. Whole groups per rank are needed; a rank's groups stay where
 they were made, so ranks draw until the one that lacks most is full.
 """
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from entrl.controllers.hooks import Ranks
-from entrl.group_filter import VERDICTS, GroupFilter, Verdict
+from entrl.maths.group_filter import VERDICTS, GroupFilter, Verdict
 from entrl.trainers.rewards import reward_name
 from entrl.trainers.splice import Batch, scaled_over_the_batch, spliced
 

@@ -27,7 +27,7 @@ from trl import GRPOTrainer
 
 from entrl.controllers.hooks import Controller, Rows, Window
 from entrl.dynamics import Monitor
-from entrl.phases import ThinkTags
+from entrl.maths.phases import ThinkTags
 from entrl.rollouts.faults import RolloutError
 from entrl.trainers.branching import BranchedRollout, Branching, branch_options, branching_problems
 from entrl.trainers.checkpoint import moved
@@ -63,7 +63,7 @@ class EntropyGRPOTrainer(Resumable, RolloutHalf):
         group_index      int, prompt group over all ranks; truncated  bool; prompt_ids  list of ints
         answer_texts     str, what is answered after the thinking, "" where it does not end
     and, not per completion,
-        think_tags       `entrl.phases.ThinkTags` of the tokenizer
+        think_tags       `entrl.maths.phases.ThinkTags` of the tokenizer
         gather           function: this rank's list of floats -> the list over all ranks, rank by rank
         training         bool, False in evaluation; tokenizer  the trainer's own
     A reward that has `row_columns` after a call publishes what it found of each row to the controllers that name it.

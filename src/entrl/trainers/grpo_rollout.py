@@ -18,9 +18,9 @@ from transformers import PreTrainedTokenizerBase
 from trl import GRPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
 
-from entrl.branching import tree_advantages
 from entrl.controllers.hooks import Controller
-from entrl.phases import ThinkTags
+from entrl.maths.branching import tree_advantages
+from entrl.maths.phases import ThinkTags
 from entrl.rollouts.top_h import TopHLogitsProcessor, generating_through
 from entrl.trainers.branching import BranchedRollout, Branching
 from entrl.trainers.config import EntropyGRPOConfig

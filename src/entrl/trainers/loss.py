@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from entrl.controllers.hooks import Controller, Rows
-from entrl.diversity import group_means
-from entrl.signals import masked_mean
+from entrl.maths.diversity import group_means
+from entrl.maths.signals import masked_mean
 
 
 def aggregate(

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from entrl.controllers.hooks import Controller, StepFeedback
-from entrl.diversity import group_sums
 from entrl.dynamics import Monitor
+from entrl.maths.diversity import group_sums
 from entrl.trainers.loss import Tally, step_metrics
 from entrl.trainers.pending import PendingStep
 from entrl.trainers.probe import Probe

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from trl.trainer.utils import pad
 
-from entrl.phases import ThinkTags, answer_text, phase_labels, phase_masks
+from entrl.maths.phases import ThinkTags, answer_text, phase_labels, phase_masks
 
 
 class Sampled(Protocol):

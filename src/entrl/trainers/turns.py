@@ -2,7 +2,7 @@
 
     A[token of turn t, rollout i] = A_i + turn_credit_weight * A_it        A_i: TRL's, of the episode's reward
 
-A_it comes from an estimator of `entrl.turn_credit` and from the row column `turn_rewards`, one value for each message
+A_it comes from an estimator of `entrl.maths.turn_credit` and from the row column `turn_rewards`, one value for each message
 the model wrote, which a reward publishes (`information_gain` with pay: turn). A turn's tokens are a maximal run of
 the model's own. Tokens of tools get 0, which the loss masks anyway.
 
@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from entrl import turn_credit
+from entrl.maths import turn_credit
 from entrl.trainers.ranks import AccelerateRanks
 from entrl.trainers.rollout import Rollout
 

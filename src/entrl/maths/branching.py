@@ -37,8 +37,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from entrl.signals import pad_rows
-from entrl.windows import row_quantiles, window_means
+from entrl.maths.signals import pad_rows
+from entrl.maths.windows import row_quantiles, window_means
 
 POINTS = ("window_start", "window_end")
 
