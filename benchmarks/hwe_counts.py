@@ -42,9 +42,9 @@ import torch
 from torch import Tensor
 
 from entrl import signals, windows
-from entrl.intervals import t_quantile
 from entrl.maths.signals import TopKEntropy, entropy_from_topk
 from entrl.maths.windows import high_entropy_windows, row_quantiles, running_tail_means, trigger_mask
+from entrl.stats.intervals import t_quantile
 from entrl.triggers import normalise_token
 
 VOCABULARY = 151_936

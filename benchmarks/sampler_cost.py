@@ -32,8 +32,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from entrl.intervals import t_quantile
 from entrl.maths.truncation import entropy_and_kept_mass, top_h_keep, top_p_keep
+from entrl.stats.intervals import t_quantile
 
 VOCABULARY = 151_936
 SHAPE = {"hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24}

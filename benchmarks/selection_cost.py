@@ -41,7 +41,7 @@ from torch import Tensor, distributed, multiprocessing
 from entrl.controllers.clip_cov import ClipCov
 from entrl.controllers.hooks import OneRank, Ranks, Rows, Window
 from entrl.controllers.kl_cov import KLCov, log_ratio_penalty
-from entrl.intervals import t_quantile
+from entrl.stats.intervals import t_quantile
 
 Job = Callable[[], Any]
 SIZES = {10_000: (16, 625), 100_000: (64, 1563), 1_000_000: (256, 3907), 10_000_000: (2560, 3907)}

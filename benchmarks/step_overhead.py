@@ -32,8 +32,8 @@ from transformers import PrinterCallback, Qwen3Config, Qwen3ForCausalLM, Trainer
 from trl import GRPOConfig, GRPOTrainer
 
 from entrl.controllers.kl_cov import KLCov
-from entrl.intervals import t_quantile
 from entrl.nursery.tokenizer import character_tokenizer
+from entrl.stats.intervals import t_quantile
 from entrl.tasks import load_task
 from entrl.trainers import EntropyGRPOConfig, EntropyGRPOTrainer
 

@@ -19,7 +19,7 @@ from entrl.compare import (
     print_comparison,
     seed_differences,
 )
-from entrl.intervals import t_cdf, t_quantile
+from entrl.stats.intervals import t_cdf, t_quantile
 
 make_run = runpy.run_path(str(Path(__file__).with_name("synthetic_runs.py")))["make_run"]
 

@@ -1,11 +1,11 @@
-"""entrl.intervals: two-way clusters, Holm, paired p; by hand, against loops, and by coverage in simulation."""
+"""entrl.stats.intervals: two-way clusters, Holm, paired p; by hand, against loops, and by coverage in simulation."""
 
 import math
 
 import numpy as np
 import pytest
 
-from entrl.intervals import clustered_difference, holm, paired_p, seed_differences, t_cdf, t_quantile, verdict
+from entrl.stats.intervals import clustered_difference, holm, paired_p, seed_differences, t_cdf, t_quantile, verdict
 
 
 def slow_clustered(d):

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from entrl import law
-from entrl.law import LawRefused, Series, bootstrap_law, fit_law, judge, judge_many, law_series
-from entrl.learning_curves import CurveRefused, fit_curve
+from entrl.stats import law
+from entrl.stats.law import LawRefused, Series, bootstrap_law, fit_law, judge, judge_many, law_series
+from entrl.stats.learning_curves import CurveRefused, fit_curve
 
 CASES = json.loads((Path(__file__).parent / "vectors" / "entropy_mechanism.json").read_text())["law"]
 CLOSE: dict[str, Any] = {"rel": 1e-7, "abs": 1e-9}  # the file's tolerance
@@ -274,7 +274,7 @@ def slow_levels(rise, values, bounds):
 
 @pytest.mark.parametrize("seed", range(4))
 def test_levels_equal_the_slow_twin(seed):
-    from entrl.learning_curves import _levels
+    from entrl.stats.learning_curves import _levels
 
     draw = np.random.default_rng(seed)
     rise, values = 1 - np.exp(-np.arange(1, 9) / draw.uniform(1, 20)), draw.uniform(0, 1, 8)

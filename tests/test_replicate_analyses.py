@@ -21,7 +21,6 @@ from entrl.environments.diagram import find_world, world_id
 from entrl.environments.joint import JointBelief
 from entrl.environments.play import play, score
 from entrl.environments.policies import GreedyExact
-from entrl.intervals import seed_differences
 from entrl.recipe import load_recipe
 from entrl.replicate import check_same_schedule, load_study, replicate
 from entrl.replicate.analyses import analyse_all, check, independence, known, policies, pursuit
@@ -32,6 +31,7 @@ from entrl.replicate.folders import NotMeasured, TaskRuns, series
 from entrl.replicate.names import find_study
 from entrl.replicate.plots import BY_ANALYSIS
 from entrl.replicate.study import Study
+from entrl.stats.intervals import seed_differences
 from entrl.window_log import LoggedWindow, StepOptions, save_window
 
 ROOT = Path(__file__).parents[1]

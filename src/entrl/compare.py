@@ -2,7 +2,7 @@
 
     at equal x    x = the smaller of the two last values, so that nothing is extrapolated; each curve is interpolated
                   linearly at x, and averaged over the tenth of the axis before x, since one step is one noisy batch
-    evaluations   the paired differences of `entrl.intervals`, after training
+    evaluations   the paired differences of `entrl.stats.intervals`, after training
 
 Every difference is b - a. Differences of curves have no interval: the steps of one run are not independent, and
 two runs are one seed each; `seed_differences` is for several.
@@ -23,7 +23,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from entrl.intervals import (
+from entrl.report.read import RunFolder, metric_names, read_runs, series
+from entrl.stats.intervals import (
     DIALOGUE_METRICS,
     PROBLEM_METRICS,
     PairedDifference,
@@ -32,7 +33,6 @@ from entrl.intervals import (
     paired_difference,
     seed_differences,
 )
-from entrl.report.read import RunFolder, metric_names, read_runs, series
 
 __all__ = [
     "PairedDifference",

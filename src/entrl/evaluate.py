@@ -40,11 +40,11 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 import entrl
 from entrl.evaluation.scores import pass_at_k
 from entrl.evaluation.scoring import DEFAULT_SCORE, Score, checked_golds, scorer, scores, tags_of, warn_of_silence
-from entrl.intervals import bootstrap_interval
 from entrl.maths.diversity import group_diversity
 from entrl.maths.phases import ThinkTags, answer_text, phase_masks
 from entrl.maths.signals import entropy_from_logits
 from entrl.models.load import load_policy
+from entrl.stats.intervals import bootstrap_interval
 from entrl.tasks import load_task
 
 Z95 = 1.959963984540054  # 97.5 % point of the standard normal

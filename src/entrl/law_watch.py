@@ -1,4 +1,4 @@
-"""The law of `entrl.law` while a run trains: refits, what it says into the logs, one warning; and dense evaluation.
+"""The law of `entrl.stats.law` while a run trains: refits, what it says into the logs, one warning; and dense evaluation.
 
     law/a, law/b, law/ceiling, law/ceiling_lo, law/ceiling_hi, law/r2    the newest fit with its 95 % interval
     law/points       points it rests on                law/from_eval      1: accuracy from evaluations, 0: of rollouts
@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from transformers import TrainerCallback
 
-from entrl.law import ACCURACY, ENTROPY, MIN_SERIES, LawRefused, bootstrap_law, fit_law, held_by, law_series
+from entrl.stats.law import ACCURACY, ENTROPY, MIN_SERIES, LawRefused, bootstrap_law, fit_law, held_by, law_series
 from entrl.tasks.json_lines import json_lines
 
 EVERY = 5  # new points between two fits

@@ -374,7 +374,7 @@ def before_after(before: dict[str, Any], after: dict[str, Any]) -> Table:
 
 
 def gain_line(before: dict[str, Any], after: dict[str, Any]) -> str:
-    from entrl.intervals import paired_difference
+    from entrl.stats.intervals import paired_difference
 
     judged = [{p["id"] for p in e["problems"] if p["greedy_correct"] is not None} for e in (before, after)]
     if not set.intersection(*judged):

@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from entrl.conformance.comparison import Case, Comparison
-from entrl.law import fit_law
+from entrl.stats.law import fit_law
 
 
 def law_case(case: Case, check: Comparison) -> str:

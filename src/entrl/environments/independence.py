@@ -21,7 +21,7 @@ import numpy as np
 from entrl.environments.diagram import DiagramShort, find_world
 from entrl.environments.play import Episode, play
 from entrl.environments.policies import GreedyExact
-from entrl.intervals import bootstrap_interval
+from entrl.stats.intervals import bootstrap_interval
 from entrl.tasks import load_task
 
 CHOICE = {"slots right": "score", "exact match": "correct", "questions": "questions"}  # what -> field of an episode

@@ -20,7 +20,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from entrl.environments.events import malformed_call
-from entrl.intervals import bootstrap_interval
+from entrl.stats.intervals import bootstrap_interval
 
 Message = dict[str, Any]
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from entrl.intervals import t_quantile
 from entrl.replicate.drawing import Frame, chart, colour, keys, span
 from entrl.replicate.folders import ACCURACY, ENTROPY, TaskRuns, series
+from entrl.stats.intervals import t_quantile
 
 CURVES = ((ENTROPY, "Entropy, nats"), (ACCURACY, "Accuracy on training problems"))
 SMOOTH = 0.06  # share of a run over which curves are averaged

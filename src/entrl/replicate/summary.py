@@ -9,10 +9,10 @@ from rich.console import Console
 from rich.table import Table
 
 from entrl import __version__
-from entrl.intervals import non_inferior, seed_differences
 from entrl.replicate.study import Run, Study, Task
 from entrl.run_folder import git_state, now
 from entrl.runs.secrets import mask
+from entrl.stats.intervals import non_inferior, seed_differences
 from entrl.tasks.json_lines import json_lines
 
 ACCURACIES = ("greedy_accuracy", "sampled_accuracy", "pass_at_k")  # judged by the margin; higher is better

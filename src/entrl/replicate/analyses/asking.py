@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from entrl.intervals import holm, verdict
 from entrl.replicate.analyses.comparison import by_problem_difference, clustered_entry, number, pass_at
 from entrl.replicate.folders import NotMeasured, TaskRuns, evaluation
+from entrl.stats.intervals import holm, verdict
 
 TITLE = "Asking: success and questions"
 PAPER = (

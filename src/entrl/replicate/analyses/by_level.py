@@ -18,9 +18,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from entrl.intervals import holm, verdict
 from entrl.replicate.analyses.comparison import by_problem_difference, by_seed_difference, number, pass_at
 from entrl.replicate.folders import NotMeasured, TaskRuns, evaluation, rows
+from entrl.stats.intervals import holm, verdict
 
 TITLE = "By difficulty"
 PAPER = (

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from entrl.evaluation.scores import pass_at_k
-from entrl.intervals import clustered_difference, holm, paired_p, seed_differences, verdict
 from entrl.replicate.folders import LATE, NotMeasured, TaskRuns, evaluation, late_mean
+from entrl.stats.intervals import clustered_difference, holm, paired_p, seed_differences, verdict
 
 TITLE = "Arms against the reference"
 PAPER = (

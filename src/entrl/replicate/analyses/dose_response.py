@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from entrl.intervals import holm, paired_p, seed_mean, verdict
 from entrl.replicate.folders import EDGE, ENTROPY, NotMeasured, TaskRuns, evaluation, late_mean, selected
+from entrl.stats.intervals import holm, paired_p, seed_mean, verdict
 
 TITLE = "Dose-response: selected tokens and entropy"
 PAPER = "More clipped tokens (Clip-Cov) or a larger coefficient (KL-Cov) give higher entropy (section 4.4, Fig. 12)."

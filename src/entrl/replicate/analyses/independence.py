@@ -9,8 +9,8 @@ from statistics import fmean
 from typing import Any
 
 from entrl.environments.independence import CHOICE, OVERPAID, independence_cost
-from entrl.intervals import seed_differences
 from entrl.replicate.folders import NotMeasured, TaskRuns
+from entrl.stats.intervals import seed_differences
 
 TITLE = "The cost of independent slots, against the exact joint"
 PAPER = (

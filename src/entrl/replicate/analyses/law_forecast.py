@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from entrl.intervals import seed_mean
-from entrl.law import BASELINES, judge_many, law_series
 from entrl.replicate.folders import ACCURACY, EDGE, ENTROPY, NotMeasured, TaskRuns, early_mean, late_mean, rows, series
+from entrl.stats.intervals import seed_mean
+from entrl.stats.law import BASELINES, judge_many, law_series
 
 TITLE = "Collapse, and the law's forecast"
 PAPER = (

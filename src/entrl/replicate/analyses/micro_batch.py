@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from entrl.intervals import holm, paired_p, seed_differences, verdict
 from entrl.replicate.folders import (
     EDGE,
     ENTROPY,
@@ -22,6 +21,7 @@ from entrl.replicate.folders import (
     rows,
     selected,
 )
+from entrl.stats.intervals import holm, paired_p, seed_differences, verdict
 
 TITLE = "Micro-batch size: published selection and ours"
 PAPER = (

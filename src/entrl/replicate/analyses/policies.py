@@ -20,11 +20,11 @@ from entrl.environments.diagram import DiagramShort
 from entrl.environments.loader import load_environment
 from entrl.environments.play import play, score
 from entrl.environments.policies import PLAIN
-from entrl.intervals import seed_mean
 from entrl.recipe import Recipe, load_recipe
 from entrl.replicate.analyses.asking import SCORES, judged
 from entrl.replicate.analyses.comparison import clustered_entry
 from entrl.replicate.folders import NotMeasured, TaskRuns, evaluation
+from entrl.stats.intervals import seed_mean
 
 TITLE = "Trained models beside random, fixed-order and greedy exact questions"
 PAPER = (

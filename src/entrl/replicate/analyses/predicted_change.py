@@ -16,12 +16,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from entrl.intervals import seed_mean
 from entrl.replay import ESTIMATORS, read_windows, token_gain
 from entrl.replay.agreement import Interval, over_windows, spearman
 from entrl.replay.predict import predicted_changes
 from entrl.replay.settings import logged_setting
 from entrl.replicate.folders import NotMeasured, TaskRuns, series
+from entrl.stats.intervals import seed_mean
 from entrl.window_log import LoggedWindow, logged_steps, windows_root
 
 TITLE = "Predicted against measured change of entropy"

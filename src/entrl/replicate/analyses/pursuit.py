@@ -12,8 +12,8 @@ from typing import Any
 from entrl.environments.loader import load_environment
 from entrl.environments.play import play, values_of
 from entrl.environments.pursuit import ConformalPursuit, InformationPursuit, exact_beliefs, pursuit_coverage
-from entrl.intervals import non_inferior, seed_differences, seed_mean
 from entrl.replicate.folders import NotMeasured, TaskRuns
+from entrl.stats.intervals import non_inferior, seed_differences, seed_mean
 from entrl.tasks import load_task
 
 TITLE = "C-IP against IP with an over-confident answer model"

@@ -31,8 +31,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from entrl.intervals import CONFIDENCE, seed_differences
-from entrl.learning_curves import CurveRefused, fit_curve
+from entrl.stats.intervals import CONFIDENCE, seed_differences
+from entrl.stats.learning_curves import CurveRefused, fit_curve
 
 MIN_POINTS = 3  # two coefficients and one residual
 MIN_SERIES = 6  # for an interval or a forecast: three blocks of two
