@@ -16,7 +16,7 @@ from entrl.curation import pass_rates
 from entrl.models.load import load_policy
 from entrl.nursery.tokenizer import character_tokenizer
 from entrl.recipe import load_recipe
-from entrl.settings import parse_yaml
+from entrl.settings.groups import parse_yaml
 
 RECIPES = Path(__file__).parents[1] / "recipes" / "ares"
 QUIET = Console(quiet=True)

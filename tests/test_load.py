@@ -1,4 +1,4 @@
-"""entrl.load: names to objects, and what a wrong name says."""
+"""entrl.settings.names: names to objects, and what a wrong name says."""
 
 import functools
 import inspect
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from entrl.load import configure, find_file, load_controller, load_object, load_reward, suggest
+from entrl.settings.names import configure, find_file, load_controller, load_object, load_reward, suggest
 
 FILE = """
 from dataclasses import dataclass

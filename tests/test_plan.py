@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 from tiny_model import saved_model
 
-from entrl.load import Loaded
 from entrl.plan import Plan, build_args, column_problems, count_parameters, launcher_problems, plan, prepare
 from entrl.recipe import Recipe, load_recipe, make_recipe
-from entrl.settings import apply_override, parse_yaml
+from entrl.settings.groups import apply_override, parse_yaml
+from entrl.settings.names import Loaded
 
 ROOT = Path(__file__).parents[1] / "recipes"
 SMALL = """

@@ -7,7 +7,7 @@ from tiny_model import saved_model
 
 from entrl.plan import Measured, Plan, plan, read_machines
 from entrl.recipe import Recipe, make_recipe
-from entrl.settings import apply_override, parse_yaml
+from entrl.settings.groups import apply_override, parse_yaml
 
 ROOT = Path(__file__).parents[1]
 LAUNCH = ROOT / "launch"

@@ -14,7 +14,7 @@ from entrl.nursery.tokenizer import character_tokenizer
 from entrl.plan import plan
 from entrl.recipe import Recipe, make_recipe
 from entrl.run import check_trained, train
-from entrl.settings import parse_yaml
+from entrl.settings.groups import parse_yaml
 
 SMALL = """
 rewards: [accuracy]

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from entrl.recipe import REMOVED_TRAINER_KEYS, Recipe, load_recipe, make_recipe, trainer_fields
-from entrl.settings import apply_override, parse_yaml
+from entrl.settings.groups import apply_override, parse_yaml
 
 ROOT = Path(__file__).parents[1] / "recipes"
 # a study names recipes, and a cold start or an offline run makes what a recipe trains; none of them is one

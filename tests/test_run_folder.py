@@ -18,7 +18,7 @@ from entrl.replicate.study import load_study
 from entrl.run_folder import RunFolder
 from entrl.runs.lock import LOCK, FolderLock
 from entrl.runs.ours import read_manifest
-from entrl.runs.paths import expand_path, expand_paths
+from entrl.settings.paths import expand_path, expand_paths
 
 
 @pytest.fixture(scope="module")

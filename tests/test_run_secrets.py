@@ -12,9 +12,9 @@ from tiny_model import saved_model
 from entrl.cli import main
 from entrl.recipe import load_recipe
 from entrl.run_folder import read_json, read_recipe, write_json
-from entrl.runs.secrets import MASK, is_secret, mask, mask_text, mask_words
 from entrl.runs.wording import shown, tame_completion_tables
-from entrl.settings import parse_yaml
+from entrl.settings.groups import parse_yaml
+from entrl.settings.secrets import MASK, is_secret, mask, mask_text, mask_words
 
 TOKEN = "hf_" + "q7Rz" * 6  # looks like one and opens nothing
 

@@ -9,7 +9,7 @@ import pyarrow
 import pytest
 from pyarrow.parquet import write_table
 
-from entrl.load import TRL_KEYWORDS
+from entrl.settings.names import TRL_KEYWORDS
 from entrl.tasks import load_task
 from entrl.tasks.columns import RESERVED
 from entrl.trainers.rewards import SHARED_SIGNALS, SIGNALS

@@ -17,8 +17,8 @@ from entrl.replicate.summary import training_end
 from entrl.report.read import read_json_lines
 from entrl.run_folder import append_lines
 from entrl.runs.log_lengths import cut_logs, note_logs
+from entrl.settings.json_lines import json_lines, numbered_lines
 from entrl.tasks import FILE_TASKS, is_endless, load_task, task_names
-from entrl.tasks.json_lines import json_lines, numbered_lines
 from entrl.verify.judge import FILE_KINDS, KINDS
 
 ROW = {"prompt": "1+1=", "answer": "2"}

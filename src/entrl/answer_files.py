@@ -15,7 +15,7 @@ from rich.table import Table
 
 from entrl.curation import CurationSpec, curate
 from entrl.run_folder import append_lines, write_json
-from entrl.tasks.json_lines import json_lines
+from entrl.settings.json_lines import json_lines
 
 REQUIRED = ("problem_id", "prompt", "completion")
 END_TOKENS = 1  # what a completion given as text lacks and SFT appends

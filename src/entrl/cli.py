@@ -16,9 +16,9 @@ from typing import Any
 from entrl import __version__
 from entrl.errors import CannotWrite, RunStopped, UnsupportedTRL
 from entrl.rollouts.faults import RolloutError
-from entrl.runs.paths import expand_path
 from entrl.runs.together import hush, is_hushed, lost_ranks, rank_prefix
 from entrl.runs.wording import shown
+from entrl.settings.paths import expand_path
 
 USER_ERRORS = (
     ValueError,
@@ -276,7 +276,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 def split_overrides(words: Sequence[str]) -> tuple[list[str], dict[str, bool]]:
     """(recipe overrides, run options) of the key=value words."""
-    from entrl.settings import parse_yaml
+    from entrl.settings.groups import parse_yaml
 
     overrides, options = [], {}
     for word in words:
@@ -357,7 +357,7 @@ def run_eval(options: argparse.Namespace) -> int:
     from entrl.recipe import EvalSpec, load_rows
     from entrl.run_folder import write_json
     from entrl.run_log import be_quiet
-    from entrl.settings import parse_yaml
+    from entrl.settings.groups import parse_yaml
     from entrl.tasks import is_endless
 
     ks = parse_ks(options.k)

@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 from transformers import TrainerCallback
 
+from entrl.settings.json_lines import json_lines
 from entrl.stats.law import ACCURACY, ENTROPY, MIN_SERIES, LawRefused, bootstrap_law, fit_law, held_by, law_series
-from entrl.tasks.json_lines import json_lines
 
 EVERY = 5  # new points between two fits
 RESAMPLES = 400  # of the interval in the logs; the report takes 2000

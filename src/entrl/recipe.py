@@ -10,7 +10,7 @@
     launch: {world_size, backend}, refused when the real ones differ
     trainer: EntropyGRPOConfig (hence TRL GRPOConfig) fields verbatim
 
-Nothing is read from the environment but `~` and `$NAME` in paths (entrl.runs.paths). A key that is not known, is
+Nothing is read from the environment but `~` and `$NAME` in paths (entrl.settings.paths). A key that is not known, is
 written twice or was removed from TRL stops the recipe with the next move. YAML is read as YAML 1.2 reads scalars:
 `1e-4` is a number, `no` is the word "no".
 """
@@ -26,10 +26,10 @@ from typing import Any
 
 import yaml
 
-from entrl.load import Loaded, find_file, load_controller, load_reward
-from entrl.runs.paths import expand_paths
-from entrl.runs.secrets import mask, refuse_masked
-from entrl.settings import Dumper, build, build_list, check, check_keys, plain, read_settings, typed
+from entrl.settings.groups import Dumper, build, build_list, check, check_keys, plain, read_settings, typed
+from entrl.settings.names import Loaded, find_file, load_controller, load_reward
+from entrl.settings.paths import expand_paths
+from entrl.settings.secrets import mask, refuse_masked
 
 # Keys people carry over from older TRL or transformers; none is a field in TRL 1.16 with transformers 5.17.
 REMOVED_TRAINER_KEYS = {

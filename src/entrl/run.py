@@ -28,10 +28,10 @@ from entrl.run_log import ProgressLine, RunLog, be_quiet
 from entrl.runs.contents import contents, refuse_changed
 from entrl.runs.ending import Ending
 from entrl.runs.lock import FolderLock
-from entrl.runs.secrets import hand_over_hub_token, mask_text
 from entrl.runs.together import hush, lost_ranks, main_first, together
 from entrl.runs.wording import say, tame_completion_tables
 from entrl.runs.writing import in_words
+from entrl.settings.secrets import hand_over_hub_token, mask_text
 from entrl.trainers.checkpoint import complete
 from entrl.trainers.completeness import read_marker, unmark
 

@@ -26,8 +26,8 @@ from entrl.recipe import Recipe, make_recipe
 from entrl.runs.log_lengths import cut_logs
 from entrl.runs.longer import only_longer, refuse_other_steps
 from entrl.runs.ours import clear, read_manifest, refuse_foreign, refuse_linked_model
-from entrl.runs.secrets import mask, mask_words, without_masked
-from entrl.settings import parse_yaml
+from entrl.settings.groups import parse_yaml
+from entrl.settings.secrets import mask, mask_words, without_masked
 
 OURS = (
     "recipe.yaml",

@@ -16,11 +16,11 @@ from entrl.cold_start.spec import AnswersSpec, LessonsSpec, SampleSpec, Sampling
 from entrl.evaluate import DEFAULT_SCORE, _as_sampler, _encode, _Writer, evaluate
 from entrl.evaluation.asked import KEYS, settled
 from entrl.evaluation.scoring import tags_of
-from entrl.load import load_object
 from entrl.maths.phases import answer_text
 from entrl.models.load import load_policy
 from entrl.nursery.traces import lesson
 from entrl.recipe import DataSpec, load_rows
+from entrl.settings.names import load_object
 from entrl.tasks import load_task
 
 Policy = tuple[Any, Any]  # model and tokenizer

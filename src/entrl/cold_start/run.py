@@ -22,9 +22,9 @@ from entrl.cold_start.spec import ColdStart
 from entrl.run_folder import flat, git_state, now, read_json, versions, write_json, write_text
 from entrl.runs.lock import locked
 from entrl.runs.ours import clear, refuse_foreign
-from entrl.runs.secrets import mask, mask_text, mask_words
 from entrl.runs.wording import say
-from entrl.settings import parse_yaml
+from entrl.settings.groups import parse_yaml
+from entrl.settings.secrets import mask, mask_text, mask_words
 
 WRITTEN = ("recipe.yaml", "manifest.json", "train.jsonl", "report.json", "model")
 

@@ -25,14 +25,14 @@ from typing import Any
 import yaml
 
 from entrl.curation import CurationSpec
-from entrl.load import find_file
 from entrl.nursery.traces import Mixture
 from entrl.recipe import REMOVED_MODEL_KEYS, ModelSpec
 from entrl.run_folder import flat
 from entrl.runs.contents import contents
-from entrl.runs.paths import expand_paths
-from entrl.runs.secrets import mask, refuse_masked
-from entrl.settings import Dumper, build, check_keys, plain, read_settings, typed
+from entrl.settings.groups import Dumper, build, check_keys, plain, read_settings, typed
+from entrl.settings.names import find_file
+from entrl.settings.paths import expand_paths
+from entrl.settings.secrets import mask, refuse_masked
 
 OWNED_SFT_KEYS = {
     "output_dir": "set `out`",

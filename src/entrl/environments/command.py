@@ -24,7 +24,7 @@ from entrl.environments.pursuit import (
     language_beliefs,
     pursuit_coverage,
 )
-from entrl.load import suggest
+from entrl.settings.names import suggest
 
 PURSUITS: dict[str, dict[str, Callable[[str], Any]]] = {
     "ip": {"temperature": float, "eps": float, "model": str},
@@ -52,7 +52,7 @@ def run_play(options: argparse.Namespace) -> int:
     from entrl.evaluate import _commit
     from entrl.run_folder import finite, write_json
     from entrl.run_log import be_quiet
-    from entrl.settings import parse_yaml
+    from entrl.settings.groups import parse_yaml
     from entrl.tasks import load_task
 
     be_quiet()

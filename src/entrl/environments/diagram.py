@@ -51,7 +51,7 @@ from entrl.environments.events import (
     shown,
 )
 from entrl.environments.joint import JointBelief, JointSlots
-from entrl.load import suggest
+from entrl.settings.names import suggest
 
 # slot -> groups of values; a coarse answer names a group. Every value belongs to one slot only.
 SLOTS: dict[str, tuple[tuple[str, ...], ...]] = {

@@ -30,7 +30,7 @@ from entrl.environments.diagram import DiagramShort, DiagramSpecification, Score
 from entrl.environments.events import InquiryEnv
 from entrl.environments.tables import YES_NO, Table
 from entrl.environments.twenty_questions import ScoredTwentyQuestions, TwentyQuestions, TwentyQuestionsAny
-from entrl.load import find_file, load_object, suggest
+from entrl.settings.names import find_file, load_object, suggest
 
 ENVIRONMENTS: dict[str, type[InquiryEnv]] = {
     "twenty_questions": TwentyQuestions,

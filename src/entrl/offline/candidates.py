@@ -37,8 +37,8 @@ from entrl.environments.policies import (
     question_argument,
     scripted_turn,
 )
-from entrl.load import suggest
-from entrl.tasks.json_lines import json_lines
+from entrl.settings.json_lines import json_lines
+from entrl.settings.names import suggest
 
 CERTAIN = 1e-9  # bits; a question worth no more has a known answer, and rewards no further apart are equal
 Kind = Literal["open", "certain", "repeated", "submit"]

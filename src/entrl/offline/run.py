@@ -26,8 +26,8 @@ from entrl.offline.spec import Offline
 from entrl.run_folder import append_lines, git_state, now, read_json, versions, write_json, write_text
 from entrl.runs.lock import locked
 from entrl.runs.ours import clear, read_manifest, refuse_foreign
-from entrl.runs.secrets import mask_text, mask_words
 from entrl.runs.wording import say
+from entrl.settings.secrets import mask_text, mask_words
 
 DATA = ("candidates.jsonl", "pairs.jsonl", "held_out.jsonl")
 WRITTEN = ("recipe.yaml", "manifest.json", *DATA, "metrics.jsonl", "report.json", "model")

@@ -26,7 +26,6 @@ from typing import Any
 
 import yaml
 
-from entrl.load import Loaded, find_file, load_controller, suggest
 from entrl.offline.candidates import CandidateSpec, PrefixSpec
 from entrl.offline.pairs import PairSpec
 from entrl.recipe import (
@@ -43,9 +42,10 @@ from entrl.recipe import (
 )
 from entrl.run_folder import flat
 from entrl.runs.contents import contents
-from entrl.runs.paths import expand_paths
-from entrl.runs.secrets import mask, refuse_masked
-from entrl.settings import Dumper, build, build_list, check_keys, plain, read_settings, typed
+from entrl.settings.groups import Dumper, build, build_list, check_keys, plain, read_settings, typed
+from entrl.settings.names import Loaded, find_file, load_controller, suggest
+from entrl.settings.paths import expand_paths
+from entrl.settings.secrets import mask, refuse_masked
 
 METHODS = {"grpo": "EntropyGRPOConfig", "dpo": "trl.DPOConfig"}
 OWNED = {

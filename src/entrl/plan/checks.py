@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from entrl.load import TRL_KEYWORDS, Loaded, suggest
 from entrl.models.load import model_problems
 from entrl.recipe import Recipe
+from entrl.settings.names import TRL_KEYWORDS, Loaded, suggest
 
 
 @dataclass(kw_only=True)

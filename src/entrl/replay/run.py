@@ -9,7 +9,6 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from entrl.load import suggest
 from entrl.replay.agreement import Agreement, Pairs, agreement
 from entrl.replay.predict import ESTIMATORS, Estimator, Prediction, predict
 from entrl.replay.real_step import RealStep, StepOutcome, load_probe, load_state
@@ -17,6 +16,7 @@ from entrl.replay.recommend import Calibration, Recommendation, Target, calibrat
 from entrl.replay.settings import Setting, logged_setting
 from entrl.replay.window_loss import check_window, unmodelled
 from entrl.run_folder import read_recipe
+from entrl.settings.names import suggest
 from entrl.window_log import LoggedWindow, joined, load_step, logged_steps, windows_root
 
 LEAST_VALIDATED = 5  # settings, without which a rank correlation says little

@@ -11,8 +11,8 @@ from typing import Any, Literal
 import numpy as np
 
 from entrl.run_folder import flat
-from entrl.settings import parse_yaml
-from entrl.tasks.json_lines import json_lines
+from entrl.settings.groups import parse_yaml
+from entrl.settings.json_lines import json_lines
 
 ENTROPY = "policy_entropy/token_mean"
 ACCURACY = "rewards/accuracy/mean"

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import entrl
-from entrl.load import suggest
+from entrl.settings.names import suggest
 
 FULL, QUICK = "study.yaml", "quick.yaml"
 

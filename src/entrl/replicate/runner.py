@@ -25,8 +25,8 @@ from entrl.replicate.study import Run, Study
 from entrl.run_folder import flat
 from entrl.runs.contents import contents
 from entrl.runs.ours import read_manifest
-from entrl.runs.secrets import mask
-from entrl.settings import parse_yaml
+from entrl.settings.groups import parse_yaml
+from entrl.settings.secrets import mask
 
 PRELOAD = ["entrl.run", "entrl.trainers", "entrl.evaluate", "entrl.report", "entrl_rewards.accuracy", "reasoning_gym"]
 PATIENCE_S = 20.0  # for an interrupted run to write its manifest before it is killed

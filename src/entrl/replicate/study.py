@@ -32,9 +32,9 @@ from typing import Any
 
 from entrl.recipe import Recipe, load_recipe
 from entrl.run_folder import flat
-from entrl.runs.paths import expand_paths
-from entrl.runs.secrets import mask
-from entrl.settings import parse_yaml
+from entrl.settings.groups import parse_yaml
+from entrl.settings.paths import expand_paths
+from entrl.settings.secrets import mask
 
 NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")  # of arms and tasks: they become folders
 STUDY_KEYS = frozenset(

@@ -11,9 +11,9 @@ from rich.table import Table
 from entrl import __version__
 from entrl.replicate.study import Run, Study, Task
 from entrl.run_folder import git_state, now
-from entrl.runs.secrets import mask
+from entrl.settings.json_lines import json_lines
+from entrl.settings.secrets import mask
 from entrl.stats.intervals import non_inferior, seed_differences
-from entrl.tasks.json_lines import json_lines
 
 ACCURACIES = ("greedy_accuracy", "sampled_accuracy", "pass_at_k")  # judged by the margin; higher is better
 LAST_SHARE = 0.25  # training metrics are averaged over this last share of the steps

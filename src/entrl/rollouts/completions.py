@@ -16,8 +16,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from entrl.load import suggest
 from entrl.rollouts.faults import RolloutError, StaleVersion
+from entrl.settings.names import suggest
 
 # Neutral values of what a server would otherwise read from the model folder.
 NEUTRAL_SAMPLING: dict[str, Any] = {

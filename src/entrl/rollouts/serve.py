@@ -37,8 +37,8 @@ from entrl.models.load import base_of, refuse_adapter
 from entrl.rollouts.adapters import adapter_rank, server_rank
 from entrl.rollouts.middleware import STORE_VARIABLE
 from entrl.rollouts.servers import KEY_VARIABLE, PROCESSED
-from entrl.runs.secrets import mask_words
 from entrl.runs.wording import shown
+from entrl.settings.secrets import mask_words
 
 if TYPE_CHECKING:
     from entrl.recipe import Recipe

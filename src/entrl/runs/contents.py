@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from entrl.assets import model_path
-from entrl.load import find_file
 from entrl.models.load import find_adapter
-from entrl.runs.paths import AFTER_COLON, PATH_ENDINGS
+from entrl.settings.names import find_file
+from entrl.settings.paths import AFTER_COLON, PATH_ENDINGS
 
 WHOLE = 64 * 2**20  # bytes up to which a file is hashed whole
 END = 2**20  # bytes hashed at each end of a longer one

@@ -5,7 +5,7 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from entrl.runs.secrets import mask_text
+from entrl.settings.secrets import mask_text
 
 if TYPE_CHECKING:
     from rich.console import Console

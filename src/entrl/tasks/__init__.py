@@ -18,14 +18,14 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
-from entrl.load import suggest
+from entrl.settings.names import suggest
 from entrl.tasks.files import FILE_TASKS, file_rows
 from entrl.tasks.hub import BENCHMARKS, benchmark_rows
 from entrl.tasks.procedural import reasoning_gym_rows
 from entrl.tasks.rows import Row, as_dataset
 from entrl.tasks.sums import sums_rows
 
-if TYPE_CHECKING:  # a second to import, and readers of run folders need only `entrl.tasks.json_lines`
+if TYPE_CHECKING:  # a second to import, and readers of run folders need only `entrl.settings.json_lines`
     from datasets import Dataset
 
 Split = Literal["train", "test"]

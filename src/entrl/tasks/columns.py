@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Sequence
 from decimal import Decimal
 from typing import Any
 
-from entrl.load import suggest
+from entrl.settings.names import suggest
 from entrl.tasks.records import Record
 
 # Names that TRL or the trainer passes to rewards itself, or that steer them: a column of that name would be lost, or

@@ -24,7 +24,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from entrl.load import suggest
+from entrl.settings.names import suggest
 from entrl.tasks.columns import extra_columns
 from entrl.tasks.records import READERS, Record, Written, read_records
 from entrl.tasks.rows import Row, digest

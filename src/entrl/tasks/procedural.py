@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from entrl.load import suggest
+from entrl.settings.names import suggest
 from entrl.tasks.rows import Row, chat, digest, verifier_json
 from entrl.verify.gym_scorers import check_dataset
 

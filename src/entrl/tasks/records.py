@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from entrl.tasks.json_lines import numbered_lines, read_text
+from entrl.settings.json_lines import numbered_lines, read_text
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,9 +17,9 @@ from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
-from entrl.load import suggest
 from entrl.replicate.folders import NotMeasured, TaskRuns
 from entrl.replicate.study import Run, Study
+from entrl.settings.names import suggest
 
 SCALE = "mechanism at this scale"
 OWN_KEYS = ("use", "title", "tasks")

@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from entrl.load import suggest
+from entrl.settings.names import suggest
 
 MOST_VALUES = 100_000  # of one file, what its aliases stand for included; our recipes have about a hundred
 
