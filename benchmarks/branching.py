@@ -28,9 +28,9 @@ from entrl_rewards.accuracy import Accuracy
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from entrl.assets import model_path
 from entrl.maths.branching import BranchOptions, tree_advantages
 from entrl.maths.signals import entropy_from_logits
+from entrl.models.shipped import model_path
 from entrl.tasks import load_task
 from entrl.trainers.branching import Branching
 from entrl.trainers.continuations import Drawn

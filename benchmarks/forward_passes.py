@@ -22,8 +22,8 @@ import torch
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from entrl.assets import model_path
 from entrl.controllers.clip_cov import ClipCov
+from entrl.models.shipped import model_path
 from entrl.tasks import load_task
 from entrl.trainers import EntropyGRPOConfig, EntropyGRPOTrainer
 

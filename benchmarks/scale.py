@@ -218,7 +218,7 @@ def run_setting(rows: int, length: int, iterations: int) -> dict[str, Any]:
     from datasets import Dataset
     from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM, TrainerCallback
 
-    from entrl.assets import model_path
+    from entrl.models.shipped import model_path
     from entrl.trainers import EntropyGRPOConfig, EntropyGRPOTrainer
 
     torch.manual_seed(0)

@@ -415,7 +415,7 @@ def measure_overlap(args: argparse.Namespace) -> list[dict[str, Any]]:
     from entrl_rewards.accuracy import Accuracy
     from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback
 
-    from entrl.assets import model_path
+    from entrl.models.shipped import model_path
     from entrl.tasks import load_task
     from entrl.trainers import EntropyGRPOConfig, EntropyGRPOTrainer
 

@@ -4,7 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
-from entrl.assets import model_path
+from entrl.models.shipped import model_path
 
 # As Qwen3's: with thinking switched off, the prompt itself opens and closes an empty block.
 SWITCH = (

@@ -14,7 +14,7 @@ from async_setup import Watched
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from entrl.assets import model_path
+from entrl.models.shipped import model_path
 from entrl.recipe import load_recipe
 from entrl.report import write_report
 from entrl.report.read import read_run

@@ -10,8 +10,8 @@ import pytest
 from tiny_model import saved_model
 
 from entrl import cli
-from entrl.assets import shipped_models
 from entrl.cli import main, parse_ks, split_overrides
+from entrl.models.shipped import shipped_models
 
 RECIPES = Path(__file__).parents[1] / "recipes" / "tiny-reasoner"
 

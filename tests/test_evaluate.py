@@ -12,10 +12,10 @@ from peft import LoraConfig, get_peft_model
 from transformers import GenerationConfig, Qwen3Config, Qwen3ForCausalLM
 
 from entrl import evaluate as module
-from entrl.assets import model_path
 from entrl.evaluate import evaluate, evaluate_path, summary, wilson_interval
 from entrl.evaluation.scores import pass_at_k
 from entrl.models.load import adapter_base, load_policy
+from entrl.models.shipped import model_path
 from entrl.nursery.tokenizer import character_tokenizer
 from entrl.tasks import load_task
 
@@ -258,7 +258,7 @@ def test_model_path(folders, tmp_path, monkeypatch):
 
 
 def test_a_shipped_asset_is_found_by_name_and_from_another_installation(tmp_path, monkeypatch):
-    from entrl import assets
+    from entrl.models import shipped as assets
 
     package = tmp_path / "assets"
     (package / "tiny-reasoner").mkdir(parents=True)
@@ -270,7 +270,7 @@ def test_a_shipped_asset_is_found_by_name_and_from_another_installation(tmp_path
     assert model_path("tiny-reasoner") == shipped
     adapter = tmp_path / "adapter"
     adapter.mkdir()
-    for recorded in ("tiny-reasoner", "/another/machine/entrl/assets/tiny-reasoner", shipped):
+    for recorded in ("tiny-reasoner", "/another/machine/entrl/models/shipped/tiny-reasoner", shipped):
         (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": recorded}))
         assert adapter_base(str(adapter)) == shipped
 

@@ -14,15 +14,15 @@ from safetensors.torch import load_file
 from tiny_model import saved_model
 from transformers import AutoModelForCausalLM
 
-from entrl.assets import model_path
 from entrl.cli import main
 from entrl.cold_start import cold_start
 from entrl.cold_start.spec import make_cold_start
 from entrl.evaluate import evaluate_path
-from entrl.merge import merge_adapter
 from entrl.models import fold as folding
 from entrl.models.fold import check_saved, fixed_prompts, fold, forward, tolerance
 from entrl.models.load import base_of, load_policy, load_tokenizer, load_weights
+from entrl.models.merge import merge_adapter
+from entrl.models.shipped import model_path
 from entrl.nursery.traces import Mixture, lesson
 from entrl.offline.run import offline
 from entrl.offline.spec import make_offline

@@ -26,8 +26,8 @@ from peft import LoraConfig, get_peft_model
 from tiny_model import saved_model
 from transformers import AutoModelForCausalLM
 
-from entrl.assets import model_path
 from entrl.cli import main
+from entrl.models.shipped import model_path
 from entrl.rollouts import replicas, servers
 from entrl.rollouts.adapters import WEIGHTS, SavedAdapter, adapter_name, save_version
 from entrl.rollouts.replicas import AdapterRefused, NoReplicaLeft, ReplicaMismatch, ReplicaPool, StaleVersion

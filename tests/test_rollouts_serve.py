@@ -14,8 +14,8 @@ from types import SimpleNamespace
 import httpx
 import pytest
 
-from entrl.assets import model_path
 from entrl.cli import main
+from entrl.models.shipped import model_path
 from entrl.recipe import load_recipe
 from entrl.rollouts import records
 from entrl.rollouts.adapters import CONFIG, HEADER, WEIGHTS

@@ -15,7 +15,7 @@ from tiny_model import saved_model, tiny_model
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from entrl.merge import merge_adapter
+from entrl.models.merge import merge_adapter
 from entrl.recipe import Recipe, load_recipe
 from entrl.run import train
 from entrl.run_folder import RunFolder, append_lines, finite, flat, git_state, read_recipe, write_json

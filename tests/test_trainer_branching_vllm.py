@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from entrl.assets import model_path
+from entrl.models.shipped import model_path
 from entrl.tasks import load_task
 from entrl.trainers import EntropyGRPOConfig, EntropyGRPOTrainer
 

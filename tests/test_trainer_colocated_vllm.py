@@ -16,9 +16,9 @@ from entrl_rewards import pear
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import GRPOTrainer
 
-from entrl.assets import model_path
 from entrl.controllers.kl_cov import KLCov
 from entrl.maths.truncation import top_h_keep, top_p_keep
+from entrl.models.shipped import model_path
 from entrl.recipe import load_recipe
 from entrl.rollouts.cpu_weights import prepare_cpu_engine, unpacked_linear_weights
 from entrl.tasks import load_task

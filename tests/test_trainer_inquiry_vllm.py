@@ -11,8 +11,8 @@ import torch
 from entrl_rewards.information_gain import InformationGain
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from entrl.assets import model_path
 from entrl.environments import load_environment
+from entrl.models.shipped import model_path
 from entrl.tasks import load_task
 from entrl.trainers import EntropyGRPOConfig, EntropyGRPOTrainer
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 from free_port import free_port
 
-from entrl.assets import model_path
+from entrl.models.shipped import model_path
 
 pytestmark = pytest.mark.vllm
 

@@ -13,8 +13,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from entrl.assets import model_path
 from entrl.models.load import refuse_adapter
+from entrl.models.shipped import model_path
 from entrl.recipe import Recipe, load_recipe
 from entrl.report import write_report
 from entrl.rollouts.serve import find_api_key

@@ -443,7 +443,7 @@ def run_conformance(options: argparse.Namespace) -> int:
 
 
 def run_merge(options: argparse.Namespace) -> int:
-    from entrl.merge import merge_adapter
+    from entrl.models.merge import merge_adapter
 
     print(merge_adapter(options.adapter, options.out, base=options.base, dtype=options.dtype, say=print))
     return 0

@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from entrl.assets import model_path, naming_model, shipped_models
+from entrl.models.shipped import model_path, naming_model, shipped_models
 
 NAMED = ("r", "lora_alpha", "use_rslora", "use_dora", "bias", "rank_pattern", "alpha_pattern", "modules_to_save")
 

@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from entrl.assets import model_path
 from entrl.models.load import find_adapter
+from entrl.models.shipped import model_path
 from entrl.settings.names import find_file
 from entrl.settings.paths import AFTER_COLON, PATH_ENDINGS
 
