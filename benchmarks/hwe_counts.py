@@ -39,13 +39,13 @@ from typing import Any, NamedTuple
 
 import numpy
 import torch
+from entrl_rewards.triggers import normalise_token
 from torch import Tensor
 
 from entrl import signals, windows
 from entrl.maths.signals import TopKEntropy, entropy_from_topk
 from entrl.maths.windows import high_entropy_windows, row_quantiles, running_tail_means, trigger_mask
 from entrl.stats.intervals import t_quantile
-from entrl.triggers import normalise_token
 
 VOCABULARY = 151_936
 K, WINDOW, PERCENTILE = 10, 4, 0.95

@@ -1,4 +1,4 @@
-"""entrl.maths.windows and entrl.triggers: slow twins in plain loops, properties, edges by name, every error."""
+"""entrl.maths.windows and entrl_rewards.triggers: slow twins in plain loops, properties, edges by name, every error."""
 
 import math
 import random
@@ -7,6 +7,7 @@ import unicodedata
 
 import pytest
 import torch
+from entrl_rewards.triggers import WORDS, normalise_token, trigger_ids, trigger_words
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -20,7 +21,6 @@ from entrl.maths.windows import (
     trigger_mask,
     window_means,
 )
-from entrl.triggers import WORDS, normalise_token, trigger_ids, trigger_words
 
 NAN = float("nan")
 

@@ -49,7 +49,6 @@ from entrl.maths.windows import (
     trigger_mask,
     window_means,
 )
-from entrl.triggers import trigger_ids, trigger_words
 from entrl_rewards.correctness import ACCURACY, Gated, Verifier, columns_of, judge
 from entrl_rewards.entropy_source import SIGNAL_OF, EntropySource, TopKEstimate, token_entropy_rows
 from entrl_rewards.groups import shuffle_within
@@ -63,6 +62,7 @@ from entrl_rewards.hierarchical_state import (
     bucket_metrics,
     inversions,
 )
+from entrl_rewards.triggers import trigger_ids, trigger_words
 
 Mode = Literal["fixed", "code", "paper"]
 Gather = Callable[[list[float]], list[float]]  # the floats of every rank, in one list

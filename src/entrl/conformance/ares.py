@@ -8,6 +8,7 @@ import importlib
 from typing import Any
 
 import torch
+from entrl_rewards.triggers import normalise_token
 from torch import Tensor
 
 from entrl import published_ares
@@ -16,7 +17,6 @@ from entrl.curation import target_length
 from entrl.maths.difficulty import BUCKETS, bucket_of
 from entrl.maths.signals import entropy_from_topk, pad_rows
 from entrl.maths.windows import ThresholdEMA, high_entropy_windows, row_quantiles, running_tail_means, window_means
-from entrl.triggers import normalise_token
 
 FORMULAS = "entrl_rewards.hierarchical_formulas"  # by name, because the library does not depend on the rewards
 STEEPEST = 1e-9  # the published sigmoid takes temperature 0, which no difficulty has, for its limit: a step
