@@ -15,7 +15,7 @@ import torch
 
 from entrl.controllers.covariance import TOP_SHARES
 from entrl.controllers.hooks import OneRank, Rows
-from entrl.dynamics import (
+from entrl.controllers.monitor import (
     ANSWER,
     OTHER,
     THINK,
@@ -362,7 +362,7 @@ def test_two_gloo_ranks_equal_one_process(tmp_path):
             import json, runpy, sys
             import torch
             import torch.distributed as dist
-            from entrl.dynamics import Monitor
+            from entrl.controllers.monitor import Monitor
 
             class Gloo:
                 def sum(self, x):

@@ -5,7 +5,7 @@ from typing import Literal
 import torch
 
 from entrl.conformance.comparison import Case, Comparison
-from entrl.dynamics import tabular_entropy_change
+from entrl.controllers.monitor import tabular_entropy_change
 from entrl.maths.signals import entropy_from_logits
 
 # The changes are as small as 1e-7 nats, so the file's atol of 1e-9, which is there for masked means, would let the

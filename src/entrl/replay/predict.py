@@ -10,7 +10,7 @@ unit does not (nats per unit of a step size that a shared network does not have)
 A prediction is of this gradient alone. Under an optimiser with momentum most of one step belongs to earlier gradients,
 which every setting shares, so measured single steps differ by less than predictions do; their order is the claim.
 
-Source:  arXiv 2505.22617, Theorems 1 and 2, Eq. 10; `entrl.dynamics.first_order_change`
+Source:  arXiv 2505.22617, Theorems 1 and 2, Eq. 10; `entrl.controllers.monitor.first_order_change`
 Differs: the paper speaks of A, the derivative of the unclipped loss at ratio 1; g is that of the loss in use
 Needs:   a window of one rank (`entrl.window_log.joined`); no model
 """
@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from entrl.controllers.hooks import Controller
-from entrl.dynamics import first_order_change
+from entrl.controllers.monitor import first_order_change
 from entrl.replay.settings import Setting
 from entrl.replay.window_loss import check_window, window_loss
 from entrl.window_log import LoggedWindow

@@ -39,7 +39,7 @@ from trl.experimental.async_grpo.async_rollout_worker import AsyncRolloutWorker
 
 from entrl.controllers.hooks import ROW_TENSORS, Controller, Window
 from entrl.controllers.kl_cov import KLCov
-from entrl.dynamics import Monitor
+from entrl.controllers.monitor import Monitor
 from entrl.errors import UnsupportedTRL
 from entrl.maths.phases import ThinkTags, phase_labels
 from entrl.rollouts import cpu_tree_attention

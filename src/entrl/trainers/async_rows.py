@@ -13,7 +13,7 @@ from torch import Tensor
 from trl.trainer.utils import pad
 
 from entrl.controllers.hooks import Rows
-from entrl.dynamics import ANSWER, OTHER, THINK
+from entrl.controllers.monitor import ANSWER, OTHER, THINK
 from entrl.maths.phases import ThinkTags, phase_masks
 from entrl.rollouts.async_loop import ROWS_PER_GROUP, UNKNOWN, TrailedMetrics
 
@@ -124,7 +124,7 @@ class FlatBatch:
     advantages_M: Tensor
     entropies_M: Tensor  # of the sampler, nats; NaN where nobody recorded them
     versions_M: Tensor  # int64, `UNKNOWN` = -1
-    phase_BT: Tensor  # as `entrl.dynamics` names them
+    phase_BT: Tensor  # as `entrl.controllers.monitor` names them
     rows: Rows
     layout: Layout
 

@@ -26,7 +26,7 @@ from torch import Tensor
 from trl import GRPOTrainer
 
 from entrl.controllers.hooks import Controller, Rows, Window
-from entrl.dynamics import Monitor
+from entrl.controllers.monitor import Monitor
 from entrl.maths.phases import ThinkTags
 from entrl.rollouts.faults import RolloutError
 from entrl.trainers.branching import BranchedRollout, Branching, branch_options, branching_problems

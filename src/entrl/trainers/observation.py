@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from entrl.controllers.hooks import Controller, StepFeedback
-from entrl.dynamics import Monitor
+from entrl.controllers.monitor import Monitor
 from entrl.maths.diversity import group_sums
 from entrl.trainers.loss import Tally, step_metrics
 from entrl.trainers.pending import PendingStep

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from entrl.dynamics import decompose
+from entrl.controllers.monitor import decompose
 from entrl.trainers.rollout import Rollout
 
 
