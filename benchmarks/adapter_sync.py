@@ -35,10 +35,10 @@ from accelerate import Accelerator
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
+from entrl.engines.adapters import save_version
+from entrl.engines.replicas import ReplicaPool
+from entrl.engines.serve import Server, ServerCommand
 from entrl.nursery.tokenizer import character_tokenizer
-from entrl.rollouts.adapters import save_version
-from entrl.rollouts.replicas import ReplicaPool
-from entrl.rollouts.serve import Server, ServerCommand
 
 RANK = 16
 SHAPE = {"hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 8}
@@ -85,7 +85,7 @@ def start(folder: Path, port: int, dtype: str, log: Path, *, lora: bool) -> Serv
     argv = [
         *(sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder), "--dtype", dtype),
         *("--host", "127.0.0.1", "--port", str(port), "--max-model-len", "256", "--disable-uvicorn-access-log"),
-        *("--logprobs-mode", "processed_logprobs", "--middleware", "entrl.rollouts.middleware.Rollouts"),
+        *("--logprobs-mode", "processed_logprobs", "--middleware", "entrl.engines.middleware.Rollouts"),
         *(("--enable-lora", "--max-lora-rank", str(RANK), "--max-loras", "2") if lora else ()),
     ]
     environment = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"} if lora else {"VLLM_SERVER_DEV_MODE": "1"}

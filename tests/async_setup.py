@@ -20,8 +20,8 @@ from trl.experimental.async_grpo.async_rollout_worker import RolloutSample
 from trl.experimental.async_grpo.packing import TreeRow
 
 from entrl.controllers.kl_cov import KLCov
+from entrl.engines.async_loop import ROWS_PER_GROUP, Trail, TrailedMetrics
 from entrl.nursery.tokenizer import character_tokenizer
-from entrl.rollouts.async_loop import ROWS_PER_GROUP, Trail, TrailedMetrics
 from entrl.trainers.async_grpo import EntropyAsyncGRPOConfig, EntropyAsyncGRPOTrainer
 from entrl.trainers.async_rows import TrailCollator
 

@@ -7,8 +7,8 @@ from tiny_model import saved_model
 from transformers import AutoModelForCausalLM
 from trl.experimental.async_grpo import packing
 
-from entrl.rollouts import cpu_tree_attention
-from entrl.rollouts.cpu_tree_attention import SegmentAttention
+from entrl.engines import cpu_tree_attention
+from entrl.engines.cpu_tree_attention import SegmentAttention
 
 
 @pytest.fixture(scope="module")

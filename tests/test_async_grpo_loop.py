@@ -16,9 +16,9 @@ from entrl_rewards.pear import reward as pear
 from trl.experimental.async_grpo.async_rollout_worker import _AsyncRolloutLoop
 
 from entrl.controllers.w_reinforce import WReinforce
+from entrl.engines.async_loop import ROWS_PER_GROUP, UNKNOWN, EntropyRolloutLoop, TrailedMetrics
+from entrl.engines.faults import RolloutError, StaleVersion
 from entrl.nursery.tokenizer import character_tokenizer
-from entrl.rollouts.async_loop import ROWS_PER_GROUP, UNKNOWN, EntropyRolloutLoop, TrailedMetrics
-from entrl.rollouts.faults import RolloutError, StaleVersion
 from entrl.trainers.rewards import guarded, needed_signals
 
 pytestmark = pytest.mark.vllm

@@ -17,7 +17,7 @@ from entrl.controllers.clip_cov import ClipCov
 from entrl.controllers.cw_grpo import CWGRPO
 from entrl.controllers.guard import EntropyGuard
 from entrl.controllers.hooks import Controller, LossTerms
-from entrl.rollouts import cpu_tree_attention
+from entrl.engines import cpu_tree_attention
 from entrl.trainers.async_grpo import EntropyAsyncGRPOTrainer
 
 pytestmark = pytest.mark.vllm

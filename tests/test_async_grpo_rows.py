@@ -11,8 +11,8 @@ from entrl.controllers.guard import EntropyGuard
 from entrl.controllers.hooks import OneRank, Window
 from entrl.controllers.kl_cov import KLCov
 from entrl.controllers.std_floor import StdFloor
-from entrl.rollouts import cpu_tree_attention
-from entrl.rollouts.async_loop import UNKNOWN
+from entrl.engines import cpu_tree_attention
+from entrl.engines.async_loop import UNKNOWN
 from entrl.trainers.async_grpo import check_async
 from entrl.trainers.async_rows import SUMS, FlatBatch, Layout, padded_rows, staleness_metrics
 

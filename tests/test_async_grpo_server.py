@@ -14,14 +14,14 @@ from async_setup import Watched
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
+from entrl.engines.async_client import AsyncClient
+from entrl.engines.faults import ReplicaMismatch
+from entrl.engines.serve import Server, server_command
 from entrl.models.shipped import model_path
 from entrl.recipe import load_recipe
 from entrl.report import write_report
 from entrl.report.read import read_run
 from entrl.report.staleness import staleness_rows
-from entrl.rollouts.async_client import AsyncClient
-from entrl.rollouts.faults import ReplicaMismatch
-from entrl.rollouts.serve import Server, server_command
 
 pytestmark = pytest.mark.vllm
 

@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM
 from entrl.cli import main
 from entrl.cold_start import cold_start
 from entrl.cold_start.spec import make_cold_start
+from entrl.engines.serve import server_command
 from entrl.evaluate import evaluate_path
 from entrl.models import fold as folding
 from entrl.models.fold import check_saved, fixed_prompts, fold, forward, tolerance
@@ -28,7 +29,6 @@ from entrl.offline.run import offline
 from entrl.offline.spec import make_offline
 from entrl.plan import plan
 from entrl.recipe import load_recipe
-from entrl.rollouts.serve import server_command
 from entrl.run import train
 from entrl.tasks import load_task
 from entrl.window_log import joined, load_step

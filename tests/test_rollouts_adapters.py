@@ -11,7 +11,7 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from tiny_model import tiny_model
 
-from entrl.rollouts.adapters import (
+from entrl.engines.adapters import (
     CONFIG,
     WEIGHTS,
     adapter_name,
@@ -25,8 +25,8 @@ from entrl.rollouts.adapters import (
     server_rank,
     unpack_file,
 )
-from entrl.rollouts.faults import AdapterRefused
-from entrl.rollouts.fingerprint import model_fingerprint
+from entrl.engines.faults import AdapterRefused
+from entrl.engines.fingerprint import model_fingerprint
 
 
 def peft_model(**options: object):

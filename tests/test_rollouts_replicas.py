@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from entrl.rollouts import replicas
-from entrl.rollouts.adapters import CONFIG, WEIGHTS, adapter_name
-from entrl.rollouts.completions import checked_sampling, item_seed, make_items, read_answer, request_body
-from entrl.rollouts.replicas import (
+from entrl.engines import replicas
+from entrl.engines.adapters import CONFIG, WEIGHTS, adapter_name
+from entrl.engines.completions import checked_sampling, item_seed, make_items, read_answer, request_body
+from entrl.engines.replicas import (
     NoReplicaLeft,
     ReplicaMismatch,
     ReplicaPool,
@@ -252,7 +252,7 @@ def test_an_answer_nobody_expected_ends_the_wait(two: list[Scripted], monkeypatc
     async def odd(*_: object, **__: object) -> list[str]:
         raise AttributeError("'list' object has no attribute 'get'")  # what `[]` in place of an object leads to
 
-    monkeypatch.setattr("entrl.rollouts.servers.look", odd)
+    monkeypatch.setattr("entrl.engines.servers.look", odd)
     with pytest.raises(NoReplicaLeft, match="AttributeError"):
         make_pool(two).generate(PROMPTS, 1, SAMPLING, None)
 

@@ -27,11 +27,11 @@ from tiny_model import saved_model
 from transformers import AutoModelForCausalLM
 
 from entrl.cli import main
+from entrl.engines import replicas, servers
+from entrl.engines.adapters import WEIGHTS, SavedAdapter, adapter_name, save_version
+from entrl.engines.replicas import AdapterRefused, NoReplicaLeft, ReplicaMismatch, ReplicaPool, StaleVersion
+from entrl.engines.serve import find_api_key
 from entrl.models.shipped import model_path
-from entrl.rollouts import replicas, servers
-from entrl.rollouts.adapters import WEIGHTS, SavedAdapter, adapter_name, save_version
-from entrl.rollouts.replicas import AdapterRefused, NoReplicaLeft, ReplicaMismatch, ReplicaPool, StaleVersion
-from entrl.rollouts.serve import find_api_key
 
 pytestmark = pytest.mark.vllm
 

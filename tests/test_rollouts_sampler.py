@@ -10,8 +10,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import entrl
+from entrl.engines.records import STORE, RecordError, TopHOptions, Trace, match_all, request_options, take, unpack
 from entrl.maths.truncation import top_h_keep
-from entrl.rollouts.records import STORE, RecordError, TopHOptions, Trace, match_all, request_options, take, unpack
 
 pytestmark = pytest.mark.vllm
 
@@ -41,7 +41,7 @@ def start(**settings):
         "max_num_seqs": 4,
         "max_num_batched_tokens": 32,
         "logprobs_mode": "processed_logprobs",
-        "worker_extension_cls": "entrl.rollouts.records.WorkerExtension",
+        "worker_extension_cls": "entrl.engines.records.WorkerExtension",
         "seed": 1,
     }
     return LLM(MODEL, **(defaults | settings))
@@ -280,7 +280,7 @@ def test_a_second_engine_runs_out_of_memory_and_resumes(llm, model, monkeypatch)
         block_size=32,
         max_model_len=160,
         enable_prefix_caching=False,
-        logits_processors=["entrl.rollouts.sampler:EntropyRecorder"],
+        logits_processors=["entrl.engines.sampler:EntropyRecorder"],
     )
     wanted = sampling("k", max_tokens=90, ignore_eos=True, temperature=1.2)
     outputs = second.generate(prompts(6), wanted, use_tqdm=False)

@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from entrl.rollouts import records
-from entrl.rollouts.records import (
+from entrl.engines import records
+from entrl.engines.records import (
     RecordError,
     RecordStore,
     RequestOptions,
@@ -250,7 +250,7 @@ def test_values_still_on_their_way_are_waited_for():
 
 
 def test_the_limit_is_read_from_the_environment():
-    code = "from entrl.rollouts.records import STORE; print(STORE.max_tokens)"
+    code = "from entrl.engines.records import STORE; print(STORE.max_tokens)"
     for value, answer in (
         ("123", "123"),
         ("many", "must be a number of tokens, got 'many'"),
@@ -296,5 +296,5 @@ def test_only_the_engine_that_ran_a_request_knows_its_key():
 
 
 def test_the_module_needs_no_vllm():
-    code = "import sys; sys.modules['vllm'] = None; import entrl.rollouts.records, entrl.maths.truncation"
+    code = "import sys; sys.modules['vllm'] = None; import entrl.engines.records, entrl.maths.truncation"
     subprocess.run([sys.executable, "-c", code], check=True)

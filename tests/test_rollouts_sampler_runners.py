@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
+from entrl.engines.records import STORE, RecordError, TopHOptions, match, request_options, take
 from entrl.maths.truncation import entropy_and_kept_mass, top_h_keep
-from entrl.rollouts.records import STORE, RecordError, TopHOptions, match, request_options, take
 
 pytestmark = pytest.mark.vllm
 
@@ -63,7 +63,7 @@ def config(*, ahead=False, named=None):
 
 
 def recorder_v1(settings=None):
-    from entrl.rollouts.sampler import EntropyRecorder
+    from entrl.engines.sampler import EntropyRecorder
 
     return EntropyRecorder(settings or config(), torch.device("cpu"), False)
 
@@ -85,7 +85,7 @@ def test_one_class_serves_both_runners():
     from vllm.v1.sample.logits_processor import LogitsProcessor as V1
     from vllm.v1.worker.gpu.sample.logits_processor import LogitsProcessor as V2
 
-    from entrl.rollouts.sampler import EntropyRecorder, RecorderV1, RecorderV2
+    from entrl.engines.sampler import EntropyRecorder, RecorderV1, RecorderV2
 
     assert issubclass(EntropyRecorder, V1)
     assert issubclass(EntropyRecorder, V2)
@@ -98,7 +98,7 @@ def test_the_installed_plugin_is_accepted_by_both_loaders():
     from vllm.v1.sample.logits_processor import _load_logitsprocs_plugins
     from vllm.v1.worker.gpu.sample.logits_processor.loader import _load_v2_logitsprocs_plugins
 
-    from entrl.rollouts.sampler import EntropyRecorder
+    from entrl.engines.sampler import EntropyRecorder
 
     assert EntropyRecorder in _load_logitsprocs_plugins()
     assert EntropyRecorder in _load_v2_logitsprocs_plugins()
@@ -174,7 +174,7 @@ def test_an_engine_that_schedules_ahead_shows_an_installed_plugin_no_ids():
 
 
 def test_an_engine_that_schedules_ahead_shows_a_named_plugin_all_but_the_last_id():
-    named = "entrl.rollouts.sampler:EntropyRecorder"
+    named = "entrl.engines.sampler:EntropyRecorder"
     recorder, row = recorder_v1(config(ahead=True, named=[named])), ([1], [])
     step(recorder, [row], update(1, added=[(0, params("k"), *row)]))
     for token in (10, 11, 12):
@@ -218,7 +218,7 @@ class RunnerV2:
     """What `gpu/model_runner.py` tells a plugin: slots for requests, and a batch layout in every step."""
 
     def __init__(self):
-        from entrl.rollouts.sampler import EntropyRecorder
+        from entrl.engines.sampler import EntropyRecorder
 
         self.states = states(4)
         self.recorder = EntropyRecorder(config(), self.states)
@@ -298,9 +298,9 @@ def test_v2_under_speculative_decoding_records_nothing_and_never_forgets_a_cut()
 
 
 def test_rows_worked_on_in_parts_give_what_they_give_together(monkeypatch):
+    from entrl.engines.records import RecordStore
+    from entrl.engines.sampler import Row, measure
     from entrl.maths import truncation
-    from entrl.rollouts.records import RecordStore
-    from entrl.rollouts.sampler import Row, measure
 
     store, rows = RecordStore(100), []
     for b in (b for b in range(11) if b != 4):

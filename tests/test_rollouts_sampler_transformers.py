@@ -7,8 +7,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import entrl
+from entrl.engines.top_h import TopHLogitsProcessor
 from entrl.maths.truncation import entropy_and_kept_mass, top_h_keep
-from entrl.rollouts.top_h import TopHLogitsProcessor
 
 MODEL = str(Path(entrl.__file__).parent / "assets" / "tiny-reasoner")
 TEMPERATURE = 1.6

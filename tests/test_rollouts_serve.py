@@ -15,12 +15,12 @@ import httpx
 import pytest
 
 from entrl.cli import main
+from entrl.engines import records
+from entrl.engines.adapters import CONFIG, HEADER, WEIGHTS
+from entrl.engines.middleware import LIMIT_VARIABLE, STORE_VARIABLE, Refused, Rollouts, asked_key
+from entrl.engines.serve import check_port, find_api_key, make_api_key, served_dtype, server_command
 from entrl.models.shipped import model_path
 from entrl.recipe import load_recipe
-from entrl.rollouts import records
-from entrl.rollouts.adapters import CONFIG, HEADER, WEIGHTS
-from entrl.rollouts.middleware import LIMIT_VARIABLE, STORE_VARIABLE, Refused, Rollouts, asked_key
-from entrl.rollouts.serve import check_port, find_api_key, make_api_key, served_dtype, server_command
 
 RECIPE = """
 model: {path: tiny-reasoner}

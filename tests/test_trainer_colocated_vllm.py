@@ -17,10 +17,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import GRPOTrainer
 
 from entrl.controllers.kl_cov import KLCov
+from entrl.engines.cpu_weights import prepare_cpu_engine, unpacked_linear_weights
 from entrl.maths.truncation import top_h_keep, top_p_keep
 from entrl.models.shipped import model_path
 from entrl.recipe import load_recipe
-from entrl.rollouts.cpu_weights import prepare_cpu_engine, unpacked_linear_weights
 from entrl.tasks import load_task
 from entrl.trainers import EntropyGRPOConfig, EntropyGRPOTrainer
 from entrl.trainers.vllm import SamplerRequest

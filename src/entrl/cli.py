@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from entrl import __version__
+from entrl.engines.faults import RolloutError
 from entrl.errors import CannotWrite, RunStopped, UnsupportedTRL
-from entrl.rollouts.faults import RolloutError
 from entrl.runs.together import hush, is_hushed, lost_ranks, rank_prefix
 from entrl.runs.wording import shown
 from entrl.settings.paths import expand_path
@@ -336,7 +336,7 @@ def run_serve(options: argparse.Namespace) -> int:
 
     overrides, _ = split_overrides(options.overrides)
     recipe = load_recipe(options.recipe, overrides)
-    from entrl.rollouts.serve import serve
+    from entrl.engines.serve import serve
 
     return serve(
         recipe,

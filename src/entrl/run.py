@@ -17,12 +17,12 @@ from rich.console import Console
 from rich.table import Table
 from transformers import PrinterCallback, ProgressCallback, set_seed
 
+from entrl.engines.faults import RolloutError
 from entrl.errors import CannotWrite
 from entrl.law_watch import DenseEvaluation, LawWatch, evaluation_steps, interventions
 from entrl.models.load import load_model, load_policy, new_adapter
 from entrl.plan import Prepared, check_rows, missing_engine, prepare
 from entrl.recipe import Recipe
-from entrl.rollouts.faults import RolloutError
 from entrl.run_folder import RunFolder, flat, make_manifest, now, read_json, write_json, write_text
 from entrl.run_log import ProgressLine, RunLog, be_quiet
 from entrl.runs.contents import contents, refuse_changed
@@ -241,7 +241,7 @@ def build_trainer(
     from entrl.trainers import EntropyGRPOTrainer
 
     if prepared.args.vllm_replicas:
-        from entrl.rollouts.serve import find_api_key
+        from entrl.engines.serve import find_api_key
 
         variable = prepared.args.vllm_api_key_env
         if key := find_api_key(recipe.run_dir, variable):  # what `entrl serve` made for this recipe, where none is set

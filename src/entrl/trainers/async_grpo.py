@@ -1,8 +1,8 @@
 """`EntropyAsyncGRPOTrainer`: TRL's experimental asynchronous GRPO with token signals and entropy controllers.
 
 Generation runs beside training, against a vLLM server, so no scoring pass exists whose entropies could ride along. The
-sampler itself records them (`entrl.rollouts.sampler`), and the rollout loop brings them here
-(`entrl.rollouts.async_loop`). No method body of TRL's is copied; what is met in it:
+sampler itself records them (`entrl.engines.sampler`), and the rollout loop brings them here
+(`entrl.engines.async_loop`). No method body of TRL's is copied; what is met in it:
 
     the worker         `_loop_cls` and `_loop_kwargs` of the default worker: our loop in the child process
     the collator       wrapped, so that every trained token brings its sampler's entropy, its version and its row
@@ -40,13 +40,13 @@ from trl.experimental.async_grpo.async_rollout_worker import AsyncRolloutWorker
 from entrl.controllers.hooks import ROW_TENSORS, Controller, Window
 from entrl.controllers.kl_cov import KLCov
 from entrl.controllers.monitor import Monitor
+from entrl.engines import cpu_tree_attention
+from entrl.engines.async_client import AsyncClient
+from entrl.engines.async_loop import PER_COMPLETION, EntropyRolloutLoop, TrailedMetrics, extras_named
+from entrl.engines.faults import ReplicaMismatch, RolloutError
+from entrl.engines.fingerprint import model_fingerprint
 from entrl.errors import UnsupportedTRL
 from entrl.maths.phases import ThinkTags, phase_labels
-from entrl.rollouts import cpu_tree_attention
-from entrl.rollouts.async_client import AsyncClient
-from entrl.rollouts.async_loop import PER_COMPLETION, EntropyRolloutLoop, TrailedMetrics, extras_named
-from entrl.rollouts.faults import ReplicaMismatch, RolloutError
-from entrl.rollouts.fingerprint import model_fingerprint
 from entrl.trainers.async_rows import (
     FlatBatch,
     TrailCollator,

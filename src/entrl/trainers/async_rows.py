@@ -14,8 +14,8 @@ from trl.trainer.utils import pad
 
 from entrl.controllers.hooks import Rows
 from entrl.controllers.monitor import ANSWER, OTHER, THINK
+from entrl.engines.async_loop import ROWS_PER_GROUP, UNKNOWN, TrailedMetrics
 from entrl.maths.phases import ThinkTags, phase_masks
-from entrl.rollouts.async_loop import ROWS_PER_GROUP, UNKNOWN, TrailedMetrics
 
 # Columns this collator adds, and what a padded place holds.
 PADDING = {

@@ -27,8 +27,8 @@ from trl import GRPOTrainer
 
 from entrl.controllers.hooks import Controller, Rows, Window
 from entrl.controllers.monitor import Monitor
+from entrl.engines.faults import RolloutError
 from entrl.maths.phases import ThinkTags
-from entrl.rollouts.faults import RolloutError
 from entrl.trainers.branching import BranchedRollout, Branching, branch_options, branching_problems
 from entrl.trainers.checkpoint import moved
 from entrl.trainers.counters import Counters

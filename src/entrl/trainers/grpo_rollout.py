@@ -19,9 +19,9 @@ from trl import GRPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
 
 from entrl.controllers.hooks import Controller
+from entrl.engines.top_h import TopHLogitsProcessor, generating_through
 from entrl.maths.branching import tree_advantages
 from entrl.maths.phases import ThinkTags
-from entrl.rollouts.top_h import TopHLogitsProcessor, generating_through
 from entrl.trainers.branching import BranchedRollout, Branching
 from entrl.trainers.config import EntropyGRPOConfig
 from entrl.trainers.continuations import sampler_of

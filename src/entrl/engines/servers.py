@@ -1,7 +1,7 @@
 """One vLLM server over HTTP: is it the one this run needs, load and unload an adapter, ask for a completion.
 
 Trouble that a restart or another replica can cure is raised as `Unreachable`; what no retry can cure as one of
-`entrl.rollouts.faults`. Proxies named in the environment are not used: prompts and the key stay on the way to the
+`entrl.engines.faults`. Proxies named in the environment are not used: prompts and the key stay on the way to the
 address in the recipe.
 """
 
@@ -14,12 +14,12 @@ from typing import Any
 
 import httpx
 
-from entrl.rollouts.adapters import folder_bytes, pack
-from entrl.rollouts.faults import AdapterRefused, ReplicaMismatch, RolloutError
-from entrl.rollouts.fingerprint import model_fingerprint
+from entrl.engines.adapters import folder_bytes, pack
+from entrl.engines.faults import AdapterRefused, ReplicaMismatch, RolloutError
+from entrl.engines.fingerprint import model_fingerprint
 
 KEY_VARIABLE = "ENTRL_VLLM_API_KEY"
-INFO_PATH = "/v1/entrl/info"  # ours, from entrl.rollouts.middleware
+INFO_PATH = "/v1/entrl/info"  # ours, from entrl.engines.middleware
 ADAPTER_PATH = "/v1/entrl/adapters/"  # ours too
 PROCESSED = "processed_logprobs"
 SAME_LOGPROB = 1e-5  # nats; the most likely token's log-prob falls by tenths when the temperature doubles

@@ -40,9 +40,9 @@ from trl.experimental.async_grpo.async_rollout_worker import (
     _chain_to_sequences,
 )
 
+from entrl.engines.faults import RolloutError, StaleVersion
+from entrl.engines.records import request_options
 from entrl.maths.phases import ThinkTags, answer_text
-from entrl.rollouts.faults import RolloutError, StaleVersion
-from entrl.rollouts.records import request_options
 
 COMPLETIONS = "/v1/completions"
 UNKNOWN = -1  # a version nobody can name

@@ -33,10 +33,10 @@ from urllib.parse import urlsplit
 
 import httpx
 
+from entrl.engines.adapters import adapter_rank, server_rank
+from entrl.engines.middleware import STORE_VARIABLE
+from entrl.engines.servers import KEY_VARIABLE, PROCESSED
 from entrl.models.load import base_of, refuse_adapter
-from entrl.rollouts.adapters import adapter_rank, server_rank
-from entrl.rollouts.middleware import STORE_VARIABLE
-from entrl.rollouts.servers import KEY_VARIABLE, PROCESSED
 from entrl.runs.wording import shown
 from entrl.settings.secrets import mask_words
 
@@ -110,8 +110,8 @@ def server_command(
         *("--host", host, "--port", str(port)),
         *("--enable-lora", "--max-lora-rank", str(server_rank(adapter_rank(recipe.lora)))),
         *("--max-loras", str(MAX_LORAS), "--logprobs-mode", PROCESSED),
-        *("--worker-extension-cls", "entrl.rollouts.records.WorkerExtension"),
-        *("--middleware", "entrl.rollouts.middleware.Rollouts"),
+        *("--worker-extension-cls", "entrl.engines.records.WorkerExtension"),
+        *("--middleware", "entrl.engines.middleware.Rollouts"),
         "--disable-uvicorn-access-log",
         *(("--revision", revision) if revision else ()),
         *_model_options(recipe),

@@ -11,8 +11,8 @@ from typing import Any
 import httpx
 from trl.experimental.async_grpo.vllm_client import VLLMClient
 
-from entrl.rollouts.faults import AdapterRefused, ReplicaMismatch
-from entrl.rollouts.servers import INFO_PATH, PROCESSED
+from entrl.engines.faults import AdapterRefused, ReplicaMismatch
+from entrl.engines.servers import INFO_PATH, PROCESSED
 
 CONTROL_TIMEOUT = 60.0  # seconds, for questions that need no work
 

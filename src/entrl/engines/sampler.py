@@ -1,7 +1,7 @@
 """A vLLM sampler plugin: exact entropy and kept mass of every sampled token, and Top-H. Loaded by vLLM only.
 
 vLLM loads it by itself wherever entrl is installed (entry point `vllm.logits_processors`); a request that asks for
-nothing (`entrl.rollouts.records.request_options`) is not touched. vLLM 0.31 has two samplers with two plugin
+nothing (`entrl.engines.records.request_options`) is not touched. vLLM 0.31 has two samplers with two plugin
 interfaces and refuses to start when an installed plugin does not know the one in use, so `EntropyRecorder` is both:
 
 - the V1 model runner calls it after temperature and min-p, before top-k and top-p. Where the engine schedules ahead
@@ -36,13 +36,13 @@ from vllm.v1.worker.gpu.sample.logits_processor import (  # pyright: ignore[repo
     LogitsProcessor as ProcessorV2,
 )
 
+from entrl.engines.records import STORE, TopHOptions, Trace, read_options
 from entrl.maths.truncation import entropy_and_kept_mass, rows_at_once, top_h_keep, top_k_keep, top_p_keep
-from entrl.rollouts.records import STORE, TopHOptions, Trace, read_options
 
 NO_IDS = (
     "this engine schedules ahead (async_scheduling) and shows an installed plugin no token ids, so records cannot be "
     "told apart; start it with async_scheduling=False (--no-async-scheduling), or name the plugin: "
-    "logits_processors=['entrl.rollouts.sampler:EntropyRecorder'] (--logits-processors)"
+    "logits_processors=['entrl.engines.sampler:EntropyRecorder'] (--logits-processors)"
 )
 
 # What changes the distribution before the plugin sees it: its entropy would not be the policy's. Name -> off.

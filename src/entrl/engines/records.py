@@ -1,8 +1,8 @@
 """What an engine process remembers about the tokens it sampled, and how it is asked for. Importable without vLLM.
 
 A request carries its wishes in `SamplingParams.extra_args["entrl"]` (`request_options`), the sampler plugin of
-`entrl.rollouts.sampler` writes, `take` reads: in the same process, or in the workers of a server through
-`WorkerExtension` (`--worker-extension-cls entrl.rollouts.records.WorkerExtension`) and `collective_rpc`.
+`entrl.engines.sampler` writes, `take` reads: in the same process, or in the workers of a server through
+`WorkerExtension` (`--worker-extension-cls entrl.engines.records.WorkerExtension`) and `collective_rpc`.
 
 A sampler plugin runs before the token is drawn and is not told when a request ends, so a record of T values holds the
 T-1 ids that came before its last value, never the last id. That is enough: a distribution depends only on the prompt
@@ -429,5 +429,5 @@ def unpack(replies: Sequence[list[dict[str, Any]] | None]) -> dict[str, list[Sam
     if missing:
         raise RecordError("; ".join(missing))
     if all(reply is None for reply in replies):
-        raise RecordError("no worker answered; is --worker-extension-cls entrl.rollouts.records.WorkerExtension set?")
+        raise RecordError("no worker answered; is --worker-extension-cls entrl.engines.records.WorkerExtension set?")
     return found

@@ -26,9 +26,9 @@ from typing import Any
 
 import httpx
 
-from entrl.rollouts import servers
-from entrl.rollouts.adapters import adapter_name, check_folder
-from entrl.rollouts.completions import (
+from entrl.engines import servers
+from entrl.engines.adapters import adapter_name, check_folder
+from entrl.engines.completions import (
     Completion,
     WorkItem,
     checked_sampling,
@@ -36,14 +36,14 @@ from entrl.rollouts.completions import (
     read_answer,
     request_body,
 )
-from entrl.rollouts.faults import (
+from entrl.engines.faults import (
     AdapterRefused,
     NoReplicaLeft,
     ReplicaMismatch,
     RolloutError,
     StaleVersion,
 )
-from entrl.rollouts.servers import Replica, Unreachable
+from entrl.engines.servers import Replica, Unreachable
 
 __all__ = [
     "AdapterRefused",

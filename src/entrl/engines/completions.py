@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from entrl.rollouts.faults import RolloutError, StaleVersion
+from entrl.engines.faults import RolloutError, StaleVersion
 from entrl.settings.names import suggest
 
 # Neutral values of what a server would otherwise read from the model folder.

@@ -1,4 +1,4 @@
-"""What a vLLM API server does for us beyond vLLM: `--middleware entrl.rollouts.middleware.Rollouts`.
+"""What a vLLM API server does for us beyond vLLM: `--middleware entrl.engines.middleware.Rollouts`.
 
     POST /v1/completions             where `vllm_xargs` asks our recorder for values, every choice of the answer gets
                                      "entrl": {"entropies": [...], "kept_mass": [...]}, one number per token
@@ -23,11 +23,11 @@ from pathlib import Path
 from typing import Any
 
 from entrl import __version__
-from entrl.rollouts.adapters import NAME, unpack_file
-from entrl.rollouts.faults import AdapterRefused
-from entrl.rollouts.fingerprint import model_fingerprint
-from entrl.rollouts.records import RecordError, match_all, read_options, unpack
-from entrl.rollouts.servers import ADAPTER_PATH, INFO_PATH
+from entrl.engines.adapters import NAME, unpack_file
+from entrl.engines.faults import AdapterRefused
+from entrl.engines.fingerprint import model_fingerprint
+from entrl.engines.records import RecordError, match_all, read_options, unpack
+from entrl.engines.servers import ADAPTER_PATH, INFO_PATH
 
 STORE_VARIABLE = "ENTRL_ADAPTER_STORE"  # folder for uploads; without it a temporary one
 LIMIT_VARIABLE = "ENTRL_MAX_ADAPTER_BYTES"

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from entrl.rollouts.faults import AdapterRefused
+from entrl.engines.faults import AdapterRefused
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -154,7 +154,7 @@ def unpack_file(packed: Path, folder: Path) -> None:
     with packed.open("rb") as file:
         length = int.from_bytes(file.read(HEADER.size), "little")
         if not 0 < length <= MAX_HEADER or HEADER.size + length >= size:
-            raise AdapterRefused(f"{size:,} bytes are no packed adapter; send what entrl.rollouts.adapters.pack makes")
+            raise AdapterRefused(f"{size:,} bytes are no packed adapter; send what entrl.engines.adapters.pack makes")
         config = file.read(length)
         try:
             json.loads(config)
