@@ -36,7 +36,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from entrl.engines.adapters import save_version
-from entrl.engines.replicas import ReplicaPool
+from entrl.engines.pool import ReplicaPool
 from entrl.engines.serve import Server, ServerCommand
 from entrl.nursery.tokenizer import character_tokenizer
 

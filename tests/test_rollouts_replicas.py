@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from entrl.engines import replicas
+from entrl.engines import pool as replicas
 from entrl.engines.adapters import CONFIG, WEIGHTS, adapter_name
 from entrl.engines.completions import checked_sampling, item_seed, make_items, read_answer, request_body
-from entrl.engines.replicas import (
+from entrl.engines.pool import (
     NoReplicaLeft,
     ReplicaMismatch,
     ReplicaPool,

@@ -29,7 +29,7 @@ from transformers import AutoModelForCausalLM
 from entrl.cli import main
 from entrl.engines import replicas, servers
 from entrl.engines.adapters import WEIGHTS, SavedAdapter, adapter_name, save_version
-from entrl.engines.replicas import AdapterRefused, NoReplicaLeft, ReplicaMismatch, ReplicaPool, StaleVersion
+from entrl.engines.pool import AdapterRefused, NoReplicaLeft, ReplicaMismatch, ReplicaPool, StaleVersion
 from entrl.engines.serve import find_api_key
 from entrl.models.shipped import model_path
 
