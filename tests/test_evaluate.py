@@ -11,8 +11,8 @@ from entrl_rewards.accuracy import reward
 from peft import LoraConfig, get_peft_model
 from transformers import GenerationConfig, Qwen3Config, Qwen3ForCausalLM
 
-from entrl import evaluate as module
-from entrl.evaluate import evaluate, evaluate_path, summary, wilson_interval
+from entrl.evaluation import answers as module
+from entrl.evaluation.answers import evaluate, evaluate_path, summary, wilson_interval
 from entrl.evaluation.scores import pass_at_k
 from entrl.models.load import adapter_base, load_policy
 from entrl.models.shipped import model_path

@@ -18,7 +18,7 @@ from entrl.cli import main
 from entrl.cold_start import cold_start
 from entrl.cold_start.spec import make_cold_start
 from entrl.engines.serve import server_command
-from entrl.evaluate import evaluate_path
+from entrl.evaluation.answers import evaluate_path
 from entrl.models import fold as folding
 from entrl.models.fold import check_saved, fixed_prompts, fold, forward, tolerance
 from entrl.models.load import base_of, load_policy, load_tokenizer, load_weights

@@ -232,7 +232,7 @@ def test_a_finished_run_is_never_started_over(model: str, finished: Path, tmp_pa
 def test_an_evaluation_that_judges_nothing_is_a_finished_run_with_words(
     model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("entrl.evaluate.scorer", lambda _: lambda texts, *rest: [None] * len(texts))
+    monkeypatch.setattr("entrl.evaluation.answers.scorer", lambda _: lambda texts, *rest: [None] * len(texts))
     text = told(recipe(tmp_path, model, "trainer.max_steps=1"), tmp_path)
     assert "no problem was judged both before and after training" in text
     assert json.loads((tmp_path / "run" / "manifest.json").read_text())["status"] == "finished"

@@ -15,7 +15,7 @@ from tiny_model import options
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from entrl.cli import main
-from entrl.evaluate import evaluate
+from entrl.evaluation.answers import evaluate
 from entrl.evaluation.asked import asked_by, settled, template_kwargs
 from entrl.models.load import load_policy
 from entrl.recipe import load_recipe

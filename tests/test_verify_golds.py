@@ -10,7 +10,7 @@ from entrl_rewards import accuracy, hierarchical_entropy, length, pear
 from entrl_rewards.pear import Pear
 from test_run import quietly
 
-from entrl.evaluate import evaluate
+from entrl.evaluation.answers import evaluate
 from entrl.models.load import load_policy
 from entrl.plan import plan
 from entrl.recipe import load_recipe

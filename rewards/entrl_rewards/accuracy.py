@@ -3,7 +3,7 @@ r"""Accuracy: 1 for a right answer, 0 for a wrong one, None where it could not b
     r(y) = [ score(answer part of y, gold) >= threshold ]
 
 The answer part is what EntropyGRPOTrainer delivers as `answer_texts`: found by token ids and by what the prompt opened
-or closed (`entrl.maths.phases`), with the trainer's own tags. `entrl.evaluate` hands it to `score` the same way. Where only
+or closed (`entrl.maths.phases`), with the trainer's own tags. `entrl.evaluation.answers` hands it to `score` the same way. Where only
 texts are known (stock TRL) it is what follows the last closing tag; without one it is the whole text, unless the text
 or its prompt opened the thinking, or `require_close` is set: then there is no answer and r = 0. How the answer is
 scored depends on the row's `verifier` column (JSON or a dict, key `kind`):

@@ -351,7 +351,7 @@ def run_serve(options: argparse.Namespace) -> int:
 
 
 def run_eval(options: argparse.Namespace) -> int:
-    from entrl.evaluate import evaluate
+    from entrl.evaluation.answers import evaluate
     from entrl.evaluation.asked import settled, template_kwargs
     from entrl.models.load import load_policy
     from entrl.recipe import EvalSpec, load_rows

@@ -305,7 +305,7 @@ def evaluate_into(
 
 
 def evaluate_spec(model: Any, tokenizer: Any, recipe: Recipe, prepared: Prepared, *, name: str) -> dict[str, Any]:
-    """The recipe's `eval` group: problems answered in one go (entrl.evaluate), or dialogues with its environment."""
+    """The recipe's `eval` group: problems answered in one go (entrl.evaluation.answers), or dialogues with its environment."""
     spec, args = recipe.eval, prepared.args
     assert spec is not None
     common: dict[str, Any] = {
@@ -321,11 +321,11 @@ def evaluate_spec(model: Any, tokenizer: Any, recipe: Recipe, prepared: Prepared
     length = spec.max_new_tokens or args.max_completion_length
     model, rows = model.to(PartialState().device), recipe.load_eval_data()
     if prepared.environment is not None:
-        from entrl.environments.evaluate import evaluate_dialogues
+        from entrl.evaluation.dialogues import evaluate_dialogues
 
         limits = {"max_completion_length": length, "max_tool_calling_iterations": args.max_tool_calling_iterations}
         return evaluate_dialogues(model, tokenizer, rows, prepared.environment, **common, **limits)
-    from entrl.evaluate import evaluate
+    from entrl.evaluation.answers import evaluate
 
     tags = {"think_open": args.think_open, "think_close": args.think_close}
     return evaluate(model, tokenizer, rows, max_new_tokens=length, **common, **tags)

@@ -13,7 +13,7 @@ from typing import Any
 
 from entrl.answer_files import Row, read_answers, token_count, with_lengths
 from entrl.cold_start.spec import AnswersSpec, LessonsSpec, SampleSpec, SamplingSpec
-from entrl.evaluate import DEFAULT_SCORE, _as_sampler, _encode, _Writer, evaluate
+from entrl.evaluation.answers import DEFAULT_SCORE, _as_sampler, _encode, _Writer, evaluate
 from entrl.evaluation.asked import KEYS, settled
 from entrl.evaluation.scoring import tags_of
 from entrl.maths.phases import answer_text

@@ -49,7 +49,7 @@ SHOWN = ("success", "questions", "gain_per_question", "normalised_gain", "entrop
 
 def run_play(options: argparse.Namespace) -> int:
     """What the command does with its parsed arguments; see `entrl.cli`."""
-    from entrl.evaluate import _commit
+    from entrl.evaluation.answers import _commit
     from entrl.run_folder import finite, write_json
     from entrl.run_log import be_quiet
     from entrl.settings.groups import parse_yaml

@@ -194,7 +194,7 @@ def paired(first: Sequence[Episode], second: Sequence[Episode], *, seed: int = 0
 
 
 def _wilson(right: int, n: int) -> tuple[float, float]:
-    from entrl.evaluate import wilson_interval  # imports torch, which playing a table does not need
+    from entrl.evaluation.answers import wilson_interval  # imports torch, which playing a table does not need
 
     lo, hi = wilson_interval(right, n)
     return lo, hi

@@ -115,7 +115,7 @@ def mean_bits(values: Sequence[float]) -> dict[str, float]:
 
 
 def share_of(hits: Sequence[bool]) -> dict[str, float]:
-    from entrl.evaluate import wilson_interval
+    from entrl.evaluation.answers import wilson_interval
 
     low, high = wilson_interval(sum(hits), len(hits))
     return {"mean": float(np.mean(hits)), "lo": low, "hi": high}

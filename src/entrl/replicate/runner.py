@@ -28,7 +28,14 @@ from entrl.runs.ours import read_manifest
 from entrl.settings.groups import parse_yaml
 from entrl.settings.secrets import mask
 
-PRELOAD = ["entrl.run", "entrl.trainers", "entrl.evaluate", "entrl.report", "entrl_rewards.accuracy", "reasoning_gym"]
+PRELOAD = [
+    "entrl.run",
+    "entrl.trainers",
+    "entrl.evaluation.answers",
+    "entrl.report",
+    "entrl_rewards.accuracy",
+    "reasoning_gym",
+]
 PATIENCE_S = 20.0  # for an interrupted run to write its manifest before it is killed
 SERVER_ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",  # runs share the machine: more threads than cores make every run slower

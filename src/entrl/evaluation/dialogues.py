@@ -1,4 +1,4 @@
-"""What a model does in dialogues with an environment, in the form of `entrl.evaluate`: success in place of accuracy.
+"""What a model does in dialogues with an environment, in the form of `entrl.evaluation.answers`: success in place of accuracy.
 
 One greedy dialogue for each row and `samples` drawn ones, all through `ModelPolicy`. A right answer is one that the
 environment accepted; no answer is a wrong one. Lengths count the tokens that the model wrote. `inquiry` holds, for the
@@ -15,7 +15,7 @@ from typing import Any
 import entrl
 from entrl.environments.model_policy import ModelPolicy
 from entrl.environments.play import Episode, play, score
-from entrl.evaluate import _commit, summary
+from entrl.evaluation.answers import _commit, summary
 
 
 def evaluate_dialogues(
