@@ -22,8 +22,8 @@ from entrl.environments.diagram import (
 from entrl.environments.events import BadArguments
 from entrl.environments.independence import independence_cost
 from entrl.environments.joint import JointBelief
-from entrl.environments.rows import diagram_rows
 from entrl.tasks import load_task
+from entrl.tasks.inquiries import diagram_rows
 
 SMALL = world_id(slots=["kind", "layout", "connector"])
 TARGET = "kind=tree; layout=top-down; connector=lines"

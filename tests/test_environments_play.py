@@ -17,7 +17,7 @@ from entrl.environments import DiagramSpecification, TwentyQuestions, find_table
 from entrl.environments.model_policy import ModelPolicy
 from entrl.environments.play import entropy_area, paired, play, score, values_of
 from entrl.environments.policies import FixedOrder, GreedyExact, GuessOnly, RandomQuestions
-from entrl.environments.rows import diagram_rows, twenty_questions_rows
+from entrl.tasks.inquiries import diagram_rows, twenty_questions_rows
 
 
 def games(size=6, **options):

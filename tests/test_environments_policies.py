@@ -28,7 +28,7 @@ from entrl.environments.pursuit import (
     pursuit_coverage,
     smallest_set,
 )
-from entrl.environments.rows import diagram_rows, twenty_questions_rows
+from entrl.tasks.inquiries import diagram_rows, twenty_questions_rows
 
 VECTORS = json.loads((Path(__file__).parent / "vectors" / "information_gain.json").read_text())
 GREEDY = [case for case in VECTORS["cases"] if case["kind"] == "greedy_rollout"]

@@ -18,7 +18,6 @@ from trl.chat_template_utils import is_chat_template_prefix_preserving, parse_re
 from entrl.environments.diagram import DiagramShort, find_world, parse_specification
 from entrl.environments.model_policy import ModelPolicy, tools_of
 from entrl.environments.play import play
-from entrl.environments.rows import diagram_rows, twenty_questions_rows
 from entrl.environments.tables import find_table, procedural_table
 from entrl.environments.twenty_questions import TwentyQuestions
 from entrl.nursery.build import sha256
@@ -48,6 +47,7 @@ from entrl.nursery.inquirer.lessons import (
     prompt_of,
     train_seeds,
 )
+from entrl.tasks.inquiries import diagram_rows, twenty_questions_rows
 from entrl.tasks.rows import digest
 
 ASSETS = Path(str(files("entrl") / "assets"))

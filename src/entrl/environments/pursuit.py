@@ -28,8 +28,8 @@ from entrl.beliefs.estimators import TIE
 from entrl.beliefs.information import Array
 from entrl.environments.play import Episode, Message, history_of
 from entrl.environments.policies import ScriptedPolicy, open_questions
-from entrl.environments.rows import _prompt
 from entrl.environments.tables import Table
+from entrl.tasks.inquiries import _prompt
 
 FRESH = 1_000_003  # between the seeds of calibration and of the histories that test it
 FLOOR = 1e-9  # of a likelihood, so that a user who contradicts a table leaves a belief

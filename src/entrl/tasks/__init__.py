@@ -9,7 +9,7 @@ levels). A file's other columns go with them to the rewards.
 
 Kinds:   `sums` (the tiny reasoner's task), `reasoning_gym:NAME`, files of your own (`jsonl:PATH`, `json:PATH`,
          `csv:PATH`, `parquet:PATH`, see `entrl.tasks.files`), benchmarks of the hub by name; `twenty_questions` and
-         `diagram`, which are played in an environment (see `entrl.environments.rows`)
+         `diagram`, which are played in an environment (see `entrl.tasks.inquiries`)
 Split:   procedural tasks put a problem in train or test by a hash of its text, so the two never share one,
          whatever the seeds and sizes (see `entrl.tasks.procedural`)
 """

@@ -17,8 +17,8 @@ from entrl.environments.diagram import DiagramShort
 from entrl.environments.model_policy import ModelPolicy
 from entrl.environments.play import play, values_of
 from entrl.environments.policies import GreedyExact, RandomQuestions
-from entrl.environments.rows import diagram_rows, twenty_questions_rows
 from entrl.environments.twenty_questions import TwentyQuestions
+from entrl.tasks.inquiries import diagram_rows, twenty_questions_rows
 
 TEST_SEED = 2_000_000
 LONGEST = 400  # tokens of a dialogue after its prompt: 20 questions need 221

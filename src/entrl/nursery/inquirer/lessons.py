@@ -23,7 +23,6 @@ from typing import TypeVar
 import numpy as np
 
 from entrl.environments.diagram import SLOTS, World, find_world, world_id, written
-from entrl.environments.rows import INSTRUCTION, TEST_EVERY, _request
 from entrl.environments.tables import ATTRIBUTES, FEW, FEW_NAMES, IDLE, NAMES, Table, animals, procedural_table
 from entrl.nursery.inquirer.tokenizer import (
     ASSISTANT,
@@ -36,6 +35,7 @@ from entrl.nursery.inquirer.tokenizer import (
     call_opening,
     counter,
 )
+from entrl.tasks.inquiries import INSTRUCTION, TEST_EVERY, _request
 from entrl.tasks.rows import digest
 
 T = TypeVar("T")
