@@ -38,7 +38,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 from entrl.engines.adapters import save_version
 from entrl.engines.pool import ReplicaPool
 from entrl.engines.serve import Server, ServerCommand
-from entrl.nursery.tokenizer import character_tokenizer
+from entrl_lab.nursery.tokenizer import character_tokenizer
 
 RANK = 16
 SHAPE = {"hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 8}

@@ -32,10 +32,10 @@ from transformers import PrinterCallback, Qwen3Config, Qwen3ForCausalLM, Trainer
 from trl import GRPOConfig, GRPOTrainer
 
 from entrl.controllers.kl_cov import KLCov
-from entrl.nursery.tokenizer import character_tokenizer
 from entrl.stats.intervals import t_quantile
 from entrl.tasks import load_task
 from entrl.trainers import EntropyGRPOConfig, EntropyGRPOTrainer
+from entrl_lab.nursery.tokenizer import character_tokenizer
 
 WARM_UP = 2  # optimiser steps not timed; a multiple of both schedules' steps per rollout
 

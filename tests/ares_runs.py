@@ -12,7 +12,7 @@ from tiny_model import trainer
 from transformers import TrainerCallback
 from window_runs import completion
 
-from entrl.nursery.tokenizer import character_tokenizer
+from entrl_lab.nursery.tokenizer import character_tokenizer
 
 GROUP, ROWS = 8, 24  # three groups; with two processes of twelve rows the second one lies on both
 MODES = ("fixed", "code", "paper")

@@ -21,9 +21,9 @@ from trl.experimental.async_grpo.packing import TreeRow
 
 from entrl.controllers.kl_cov import KLCov
 from entrl.engines.async_loop import ROWS_PER_GROUP, Trail, TrailedMetrics
-from entrl.nursery.tokenizer import character_tokenizer
 from entrl.trainers.async_grpo import EntropyAsyncGRPOConfig, EntropyAsyncGRPOTrainer
 from entrl.trainers.async_rows import TrailCollator
+from entrl_lab.nursery.tokenizer import character_tokenizer
 
 GROUP = 4
 

@@ -14,9 +14,9 @@ from entrl.cold_start.answers import lesson_problems, lesson_rows, measured_rate
 from entrl.cold_start.spec import LessonsSpec, SampleSpec, SamplingSpec, make_cold_start
 from entrl.curation import pass_rates
 from entrl.models.load import load_policy
-from entrl.nursery.tokenizer import character_tokenizer
 from entrl.recipe import load_recipe
 from entrl.settings.groups import parse_yaml
+from entrl_lab.nursery.tokenizer import character_tokenizer
 
 RECIPES = Path(__file__).parents[1] / "recipes" / "ares"
 QUIET = Console(quiet=True)

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from entrl.cli import main
-from entrl.conformance import conformance, run_file
-from entrl.conformance.adaptive_entropy import peak_logit, train_through
-from entrl.conformance.run import names_case
+from entrl_lab.conformance import conformance, run_file
+from entrl_lab.conformance.adaptive_entropy import peak_logit, train_through
+from entrl_lab.conformance.run import names_case
 
 VECTORS = Path(__file__).parent / "vectors"
 PEAR, MECHANISM = VECTORS / "pear.json", VECTORS / "entropy_mechanism.json"

@@ -11,8 +11,8 @@ import torch
 
 from entrl import published_ares
 from entrl.cli import main
-from entrl.conformance import run_file
-from entrl.conformance.run import SECTIONS, conformance
+from entrl_lab.conformance import run_file
+from entrl_lab.conformance.run import SECTIONS, conformance
 
 VECTORS = Path(__file__).parent / "vectors" / "ares.json"
 CONTENT = json.loads(VECTORS.read_text())

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from entrl.cli import main
-from entrl.conformance import conformance, run_file
-from entrl.conformance.information_gain import KINDS
+from entrl_lab.conformance import conformance, run_file
+from entrl_lab.conformance.information_gain import KINDS
 
 VECTORS = Path(__file__).parent / "vectors" / "information_gain.json"
 CONTENT = json.loads(VECTORS.read_text())

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from entrl.cli import main
-from entrl.conformance import conformance, run_file
+from entrl_lab.conformance import conformance, run_file
 
 VECTORS = Path(__file__).parent / "vectors" / "top_h.json"
 CONTENT = json.loads(VECTORS.read_text())

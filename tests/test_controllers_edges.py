@@ -16,7 +16,7 @@ from entrl.controllers.hooks import Rows, Window
 from entrl.controllers.kl_cov import KLCov
 from entrl.controllers.steer import Steer
 from entrl.controllers.w_reinforce import WReinforce
-from entrl.nursery.tokenizer import character_tokenizer
+from entrl_lab.nursery.tokenizer import character_tokenizer
 
 NAN = math.nan
 COV = {"fraction": 0.2, "allow_large_fraction": True, "log_shares": False}

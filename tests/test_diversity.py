@@ -22,8 +22,8 @@ from entrl.maths.diversity import (
     pairwise_edit_distance,
     unique_share,
 )
-from entrl.nursery.tokenizer import character_tokenizer
 from entrl.tasks import load_task
+from entrl_lab.nursery.tokenizer import character_tokenizer
 
 GROUPS = st.lists(st.lists(st.integers(0, 3), max_size=9), min_size=2, max_size=6)
 

@@ -16,8 +16,8 @@ from entrl.evaluation.answers import evaluate, evaluate_path, summary, wilson_in
 from entrl.evaluation.scores import pass_at_k
 from entrl.models.load import adapter_base, load_policy
 from entrl.models.shipped import model_path
-from entrl.nursery.tokenizer import character_tokenizer
 from entrl.tasks import load_task
+from entrl_lab.nursery.tokenizer import character_tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,6 @@ from entrl.models.fold import check_saved, fixed_prompts, fold, forward, toleran
 from entrl.models.load import base_of, load_policy, load_tokenizer, load_weights
 from entrl.models.merge import merge_adapter
 from entrl.models.shipped import model_path
-from entrl.nursery.traces import Mixture, lesson
 from entrl.offline.run import offline
 from entrl.offline.spec import make_offline
 from entrl.plan import plan
@@ -32,6 +31,7 @@ from entrl.recipe import load_recipe
 from entrl.run import train
 from entrl.tasks import load_task
 from entrl.window_log import joined, load_step
+from entrl_lab.nursery.traces import Mixture, lesson
 
 RECIPES = Path(__file__).parents[1] / "recipes" / "tiny-reasoner"
 SHAPE = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear"}

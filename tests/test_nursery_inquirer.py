@@ -20,9 +20,11 @@ from entrl.environments.model_policy import ModelPolicy, tools_of
 from entrl.environments.play import play
 from entrl.environments.tables import find_table, procedural_table
 from entrl.environments.twenty_questions import TwentyQuestions
-from entrl.nursery.build import sha256
-from entrl.nursery.inquirer import InquirerConfig, Script
-from entrl.nursery.inquirer.build import (
+from entrl.tasks.inquiries import diagram_rows, twenty_questions_rows
+from entrl.tasks.rows import digest
+from entrl_lab.nursery.build import sha256
+from entrl_lab.nursery.inquirer import InquirerConfig, Script
+from entrl_lab.nursery.inquirer.build import (
     IGNORED,
     NAMES_OF_MODELS,
     SPECIFIER_CURRICULUM,
@@ -34,9 +36,9 @@ from entrl.nursery.inquirer.build import (
     tokenizer_of,
     train,
 )
-from entrl.nursery.inquirer.calibration import INQUIRER, SPECIFIER
-from entrl.nursery.inquirer.lessons import TOOLS as TWENTY
-from entrl.nursery.inquirer.lessons import (
+from entrl_lab.nursery.inquirer.calibration import INQUIRER, SPECIFIER
+from entrl_lab.nursery.inquirer.lessons import TOOLS as TWENTY
+from entrl_lab.nursery.inquirer.lessons import (
     call,
     diagram_dialogue,
     diagram_lesson,
@@ -47,8 +49,6 @@ from entrl.nursery.inquirer.lessons import (
     prompt_of,
     train_seeds,
 )
-from entrl.tasks.inquiries import diagram_rows, twenty_questions_rows
-from entrl.tasks.rows import digest
 
 ASSETS = Path(str(files("entrl") / "assets"))
 CONFIG = InquirerConfig()

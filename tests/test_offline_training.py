@@ -14,8 +14,6 @@ from trl import DPOConfig, DPOTrainer
 
 from entrl.cli import USER_ERRORS
 from entrl.environments import load_environment
-from entrl.nursery.inquirer.lessons import SENTENCES, TOOLS, words
-from entrl.nursery.inquirer.tokenizer import inquirer_tokenizer
 from entrl.offline import CandidateSpec, PairSpec, PrefixSpec, make_groups, make_pairs
 from entrl.offline.measure import choice_of, measure, turn_log_probs
 from entrl.offline.preferences import loop_template, pair_rows
@@ -25,6 +23,8 @@ from entrl.offline.run import is_made, offline
 from entrl.offline.spec import load_offline
 from entrl.tasks import load_task
 from entrl.trainers import EntropyGRPOTrainer
+from entrl_lab.nursery.inquirer.lessons import SENTENCES, TOOLS, words
+from entrl_lab.nursery.inquirer.tokenizer import inquirer_tokenizer
 
 ASKED = 3  # questions of the scripted dialogue
 

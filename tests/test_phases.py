@@ -23,7 +23,7 @@ from entrl.maths.phases import (
     prompt_start,
     turn_ranges,
 )
-from entrl.nursery.tokenizer import character_tokenizer
+from entrl_lab.nursery.tokenizer import character_tokenizer
 
 VECTORS = json.loads((Path(__file__).parent / "vectors" / "pear.json").read_text())
 TAGS = ThinkTags(open_ids=(1,), close_ids=(2,))

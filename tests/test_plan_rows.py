@@ -10,11 +10,11 @@ from tiny_model import saved_model
 
 import entrl.plan.rows
 from entrl.cli import main
-from entrl.nursery.tokenizer import character_tokenizer
 from entrl.plan import plan
 from entrl.recipe import Recipe, make_recipe
 from entrl.run import check_trained, train
 from entrl.settings.groups import parse_yaml
+from entrl_lab.nursery.tokenizer import character_tokenizer
 
 SMALL = """
 rewards: [accuracy]

@@ -15,8 +15,18 @@ from entrl.controllers.clip_cov import ClipCov
 from entrl.controllers.hooks import OneRank, Rows
 from entrl.controllers.kl_cov import KLCov
 from entrl.controllers.steer import Steer
-from entrl.replay import Setting, make_setting, parse_settings, parse_target, predict, read_windows, replay, token_gain
-from entrl.replay.agreement import (
+from entrl.window_log import LoggedWindow, StepOptions, joined, save_window
+from entrl_lab.replay import (
+    Setting,
+    make_setting,
+    parse_settings,
+    parse_target,
+    predict,
+    read_windows,
+    replay,
+    token_gain,
+)
+from entrl_lab.replay.agreement import (
     Interval,
     Pairs,
     agreement,
@@ -27,11 +37,10 @@ from entrl.replay.agreement import (
     scale_through_origin,
     spearman,
 )
-from entrl.replay.predict import ESTIMATORS, pooled_change, predicted_changes
-from entrl.replay.recommend import Target, calibrate, measured_change, recommend
-from entrl.replay.settings import logged_setting, split_setting
-from entrl.replay.window_loss import check_window, select, window_loss
-from entrl.window_log import LoggedWindow, StepOptions, joined, save_window
+from entrl_lab.replay.predict import ESTIMATORS, pooled_change, predicted_changes
+from entrl_lab.replay.recommend import Target, calibrate, measured_change, recommend
+from entrl_lab.replay.settings import logged_setting, split_setting
+from entrl_lab.replay.window_loss import check_window, select, window_loss
 
 VECTORS = json.loads((Path(__file__).parent / "vectors" / "entropy_mechanism.json").read_text())
 

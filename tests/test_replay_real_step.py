@@ -17,10 +17,10 @@ from entrl.controllers.cw_grpo import CWGRPO
 from entrl.controllers.kl_cov import KLCov
 from entrl.controllers.steer import Steer
 from entrl.recipe import make_recipe
-from entrl.replay import RealStep, Setting, StepState
-from entrl.replay.real_step import load_probe, load_state
 from entrl.run import train
 from entrl.window_log import LoggedWindow, joined, load_step
+from entrl_lab.replay import RealStep, Setting, StepState
+from entrl_lab.replay.real_step import load_probe, load_state
 
 PLAIN = Setting(label="none")
 STEPS = 3

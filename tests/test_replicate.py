@@ -1,4 +1,4 @@
-"""entrl.replicate: what a study file may say, that arms share a schedule, and a whole small study run for real."""
+"""entrl_lab.replicate: what a study file may say, that arms share a schedule, and a whole small study run for real."""
 
 import json
 import signal
@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 from tiny_model import saved_model
 
-from entrl.replicate import RunsFailed, check_same_schedule, finished, load_study, replicate
+from entrl_lab.replicate import RunsFailed, check_same_schedule, finished, load_study, replicate
 
 ROOT = Path(__file__).parents[1] / "recipes"
 

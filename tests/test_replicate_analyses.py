@@ -1,4 +1,4 @@
-"""entrl.replicate.analyses and the page: on run folders with planted effects, each is found, and nothing is made up.
+"""entrl_lab.replicate.analyses and the page: on run folders with planted effects, each is found, and nothing is made up.
 
 The folders hold made-up numbers in the real format; the real thing, trained, is `test_the_quick_study_...` (slow).
 """
@@ -22,17 +22,17 @@ from entrl.environments.joint import JointBelief
 from entrl.environments.play import play, score
 from entrl.environments.policies import GreedyExact
 from entrl.recipe import load_recipe
-from entrl.replicate import check_same_schedule, load_study, replicate
-from entrl.replicate.analyses import analyse_all, check, independence, known, policies, pursuit
-from entrl.replicate.analyses.comparison import pass_at
-from entrl.replicate.analyses.predicted_change import monitored_points, window_pairs
-from entrl.replicate.drawing import round_ticks
-from entrl.replicate.folders import NotMeasured, TaskRuns, series
-from entrl.replicate.names import find_study
-from entrl.replicate.plots import BY_ANALYSIS
-from entrl.replicate.study import Study
 from entrl.stats.intervals import seed_differences
 from entrl.window_log import LoggedWindow, StepOptions, save_window
+from entrl_lab.replicate import check_same_schedule, load_study, replicate
+from entrl_lab.replicate.analyses import analyse_all, check, independence, known, policies, pursuit
+from entrl_lab.replicate.analyses.comparison import pass_at
+from entrl_lab.replicate.analyses.predicted_change import monitored_points, window_pairs
+from entrl_lab.replicate.drawing import round_ticks
+from entrl_lab.replicate.folders import NotMeasured, TaskRuns, series
+from entrl_lab.replicate.names import find_study
+from entrl_lab.replicate.plots import BY_ANALYSIS
+from entrl_lab.replicate.study import Study
 
 ROOT = Path(__file__).parents[1]
 ARMS = {  # arm -> (selected tokens a step, rows per micro-batch, share of the entropy kept, points of accuracy)

@@ -12,14 +12,14 @@ import pytest
 from pyarrow.parquet import write_table
 
 from entrl.answer_files import read_answers
-from entrl.replicate.folders import rows as metric_rows
-from entrl.replicate.summary import training_end
 from entrl.report.read import read_json_lines
 from entrl.run_folder import append_lines
 from entrl.runs.log_lengths import cut_logs, note_logs
 from entrl.settings.json_lines import json_lines, numbered_lines
 from entrl.tasks import FILE_TASKS, is_endless, load_task, task_names
 from entrl.verify.judge import FILE_KINDS, KINDS
+from entrl_lab.replicate.folders import rows as metric_rows
+from entrl_lab.replicate.summary import training_end
 
 ROW = {"prompt": "1+1=", "answer": "2"}
 SEPARATORS = "a\u2028b\u2029c\x85d\x0be\x0cf\x1cg"  # what str.splitlines cuts at and a JSON string may hold

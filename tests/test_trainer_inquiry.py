@@ -11,8 +11,8 @@ from inquiry_runs import inquiry_run
 from rounding import assert_same_gradients
 from tiny_model import tiny_model
 
-from entrl.nursery.inquirer import InquirerConfig
-from entrl.nursery.inquirer.build import tokenizer_of
+from entrl_lab.nursery.inquirer import InquirerConfig
+from entrl_lab.nursery.inquirer.build import tokenizer_of
 
 REPOSITORY = Path(__file__).parents[1]
 METRICS = (

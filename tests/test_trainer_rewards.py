@@ -4,9 +4,9 @@ import pytest
 from tiny_model import digits, prompts, tiny_model, trainer
 from trl import GRPOTrainer, RLOOConfig, RLOOTrainer
 
-from entrl.nursery.tokenizer import character_tokenizer
 from entrl.trainers import RewardError
 from entrl.trainers.rewards import needed_signals
+from entrl_lab.nursery.tokenizer import character_tokenizer
 
 
 def returning(values):

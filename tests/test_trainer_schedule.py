@@ -9,9 +9,9 @@ from trl import GRPOTrainer
 from entrl.controllers.clip_cov import ClipCov
 from entrl.controllers.kl_cov import KLCov
 from entrl.controllers.std_floor import StdFloor
-from entrl.nursery.tokenizer import character_tokenizer
 from entrl.trainers import EntropyGRPOTrainer, check_schedule, describe_schedule
 from entrl.trainers.seam import check_trl
+from entrl_lab.nursery.tokenizer import character_tokenizer
 
 
 def aware(completions, token_entropies, **_):

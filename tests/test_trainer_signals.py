@@ -6,7 +6,7 @@ from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft
 from rounding import log_prob_gap
 from tiny_model import digits, parameters, prompts, saved_model, tiny_model, trainer
 
-from entrl.nursery.tokenizer import character_tokenizer
+from entrl_lab.nursery.tokenizer import character_tokenizer
 
 SCHEDULES = {
     "on_policy": {},

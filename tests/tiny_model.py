@@ -8,8 +8,8 @@ from datasets import Dataset
 from transformers import Qwen3Config, Qwen3ForCausalLM
 from trl import GRPOConfig
 
-from entrl.nursery.tokenizer import character_tokenizer
 from entrl.trainers import EntropyGRPOConfig, EntropyGRPOTrainer
+from entrl_lab.nursery.tokenizer import character_tokenizer
 
 
 def tiny_model(*, seed: int = 0, hidden: int = 32, vocabulary: Any = None) -> Qwen3ForCausalLM:

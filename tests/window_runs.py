@@ -19,7 +19,7 @@ from entrl.controllers.clip_cov import ClipCov
 from entrl.controllers.cw_grpo import CWGRPO
 from entrl.controllers.kl_cov import KLCov
 from entrl.controllers.steer import Steer
-from entrl.nursery.tokenizer import character_tokenizer
+from entrl_lab.nursery.tokenizer import character_tokenizer
 
 LOSSES = ("grpo", "dr_grpo", "dapo")
 ROWS = 16

@@ -437,7 +437,7 @@ def run_compare(options: argparse.Namespace) -> int:
 
 
 def run_conformance(options: argparse.Namespace) -> int:
-    from entrl.conformance import conformance
+    from entrl_lab.conformance import conformance
 
     return int(conformance(options.files, options.strict, options.as_json, options.exclude))
 
@@ -450,7 +450,7 @@ def run_merge(options: argparse.Namespace) -> int:
 
 
 def run_replicate(options: argparse.Namespace) -> int:
-    from entrl.replicate import RunsFailed, replicate
+    from entrl_lab.replicate import RunsFailed, replicate
 
     try:
         replicate(options.study, out=options.out, jobs=options.jobs, quick=options.quick)
@@ -506,9 +506,9 @@ def run_play(options: argparse.Namespace) -> int:
 def run_replay(options: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from entrl.replay import parse_settings, parse_target, print_replay, replay
     from entrl.run_folder import finite
     from entrl.run_log import be_quiet
+    from entrl_lab.replay import parse_settings, parse_target, print_replay, replay
 
     be_quiet()
     fractions = parse_numbers(options.fractions, float, "--fractions") if options.fractions else []
@@ -538,6 +538,6 @@ def parse_numbers(text: str, kind: type[int] | type[float], option: str) -> list
 
 
 def run_nursery(options: argparse.Namespace) -> int:
-    from entrl.nursery import main as nursery
+    from entrl_lab.nursery import main as nursery
 
     return int(nursery(options.rest) or 0)

@@ -25,7 +25,6 @@ from typing import Any
 import yaml
 
 from entrl.curation import CurationSpec
-from entrl.nursery.traces import Mixture
 from entrl.recipe import REMOVED_MODEL_KEYS, ModelSpec
 from entrl.run_folder import flat
 from entrl.runs.contents import contents
@@ -33,6 +32,7 @@ from entrl.settings.groups import Dumper, build, check_keys, plain, read_setting
 from entrl.settings.names import find_file
 from entrl.settings.paths import expand_paths
 from entrl.settings.secrets import mask, refuse_masked
+from entrl_lab.nursery.traces import Mixture
 
 OWNED_SFT_KEYS = {
     "output_dir": "set `out`",

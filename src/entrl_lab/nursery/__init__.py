@@ -1,0 +1,32 @@
+"""The nursery builds the models that are shipped, from nothing.
+
+    entrl nursery --out DIR                            the tiny reasoner; about ten minutes on one core
+    entrl nursery --model tiny-inquirer --out DIR      the tiny inquirer, which calls tools (`entrl_lab.nursery.inquirer`)
+    entrl nursery --model tiny-specifier --out DIR     the same for the diagram game
+
+The tiny reasoner is a base model that thinks too rarely and so has something to learn: `tokenizer` makes the
+characters, `traces` the lessons, `calibration` measures what came out, `build` is the command. The shipped models lie
+in `entrl/assets`.
+"""
+
+import argparse
+
+from entrl_lab.nursery.build import NurseryConfig
+from entrl_lab.nursery.build import main as build_reasoner
+from entrl_lab.nursery.calibration import Calibration, calibrate
+
+__all__ = ["Calibration", "NurseryConfig", "calibrate", "main"]
+
+MODELS = ("tiny-reasoner", "tiny-inquirer", "tiny-specifier")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command: `--model` says which builder reads the other options. Returns 1 for a bad start for RL."""
+    parser = argparse.ArgumentParser(prog="entrl nursery", add_help=False, allow_abbrev=False)
+    parser.add_argument("--model", choices=MODELS, default=MODELS[0])
+    options, rest = parser.parse_known_args(argv)
+    if options.model != "tiny-reasoner":
+        from entrl_lab.nursery.inquirer import main as build_inquirer  # brings the environments along
+
+        return build_inquirer(rest, name=options.model)
+    return build_reasoner(rest)

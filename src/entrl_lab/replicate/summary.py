@@ -1,0 +1,160 @@
+"""What a study measured, as named numbers: one run, means of an arm, differences paired over seeds with t intervals."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from entrl import __version__
+from entrl.run_folder import git_state, now
+from entrl.settings.json_lines import json_lines
+from entrl.settings.secrets import mask
+from entrl.stats.intervals import non_inferior, seed_differences
+from entrl_lab.replicate.study import Run, Study, Task
+
+ACCURACIES = ("greedy_accuracy", "sampled_accuracy", "pass_at_k")  # judged by the margin; higher is better
+LAST_SHARE = 0.25  # training metrics are averaged over this last share of the steps
+TRAINING_METRICS = ("policy_entropy/token_mean", "completions/mean_length", "reward", "step_time")
+SHOWN = ("greedy_accuracy", "sampled_accuracy", "pass_at_k/8", "mean_length_sampled", "entropy/all")
+
+
+def training_end(folder: Path) -> dict[str, float]:
+    """Means of training metrics over the last quarter of the steps, totals of tokens and seconds."""
+    rows = [r for _, r in json_lines(folder / "metrics.jsonl") if r["kind"] == "train"]
+    last = rows[-1]["step"]
+    late = [r for r in rows if r["step"] > (1 - LAST_SHARE) * last]
+    wanted = [*TRAINING_METRICS, *sorted({k for r in late for k in r if k.endswith("/selected")})]
+    out = {"tokens": float(rows[-1]["tokens"]), "seconds": float(rows[-1]["seconds"])}
+    for name in wanted:
+        values = [r[name] for r in late if r.get(name) is not None]
+        if values:
+            out[f"train/{name}"] = sum(values) / len(values)
+    return out
+
+
+def numbers(folder: Path) -> dict[str, float]:
+    """One run as named numbers: its evaluation, and where its training ended."""
+    after = json.loads((folder / "eval_after.json").read_text(encoding="utf-8"))
+    out = {name: after[name] for name in ("greedy_accuracy", "sampled_accuracy", "mean_length_greedy")}
+    out["mean_length_sampled"] = after["mean_length_sampled"]
+    out |= {f"pass_at_k/{k}": v for k, v in after["pass_at_k"].items()}
+    out |= {f"entropy/{k}": v for k, v in after["entropy"].items()}
+    out |= {name: after[name] for name in ("missing_close_rate", "truncation_rate")}
+    for way, metrics in after.get("inquiry", {}).items():  # dialogues: how the questions went
+        out |= {f"{name}/{way}": found["mean"] for name, found in metrics.items() if name != "success"}
+    return {k: float(v) for k, v in (out | training_end(folder)).items() if v is not None}
+
+
+def summarise(
+    study: Study, changes: Mapping[str, Any], runs: Sequence[Run], tuning: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Everything the study measured, from the run folders on disk.
+
+    A study without `tasks` has `values`, `means`, `differences` and so on at the top; with them, under `tasks`.
+    """
+    head = {
+        "entrl": __version__,
+        "git": git_state(study.file.parent),
+        "commits": _commits(study, runs),
+        "written": now(),
+        "study": str(study.file.name),
+        "seeds": study.seeds,
+        "reference": study.reference,
+        "margin": study.margin,
+        "arms": {
+            a.name: {"recipe": (a.recipe or study.recipe).name, "set": mask(a.set), "why": a.why} for a in study.arms
+        },
+    }
+    blocks = {t.name: _of_task(study, t, changes[t.name], runs, (tuning or {}).get(t.name)) for t in study.tasks}
+    only = [t.name for t in study.tasks] == [""]
+    return head | (blocks[""] if only else {"tasks": blocks})
+
+
+def blocks_of(result: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """task -> its block of `summarise`; a study without tasks has one, named ""."""
+    return dict(result["tasks"]) if "tasks" in result else {"": result}
+
+
+def _of_task(
+    study: Study, task: Task, changes: Mapping[str, Any], runs: Sequence[Run], tuning: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    values: dict[str, dict[str, dict[str, float]]] = {a.name: {} for a in study.arms_of(task)}
+    for run in runs:
+        if run.task.name == task.name:
+            values[run.arm.name][str(run.seed)] = numbers(study.run_dir(run))
+    base = values[study.reference]
+    block: dict[str, Any] = {
+        "changed_options": changes,
+        "values": values,
+        "means": {name: _means(list(own.values())) for name, own in values.items()},
+        "differences": {
+            name: _paired(base, own, study.margin) for name, own in values.items() if name != study.reference
+        },
+    }
+    return block | ({"tuning": tuning} if tuning else {})
+
+
+def _paired(
+    base: Mapping[str, Mapping[str, float]], own: Mapping[str, Mapping[str, float]], margin: float
+) -> dict[str, dict[str, Any]]:
+    """Differences over the seeds both arms have."""
+    common = [s for s in base if s in own]
+    return _differences([base[s] for s in common], [own[s] for s in common], margin)
+
+
+def _commits(study: Study, runs: Sequence[Run]) -> list[str]:
+    """Commits the runs were made from, each once; a run from a changed tree is marked."""
+    found = set()
+    for run in runs:
+        manifest = json.loads((study.run_dir(run) / "manifest.json").read_text(encoding="utf-8"))
+        git = manifest["git"]
+        found.add(f"{git['commit']}{' (changed)' if git['dirty'] else ''}")
+    return sorted(found)
+
+
+def _means(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    shared = [k for k in rows[0] if all(k in r for r in rows)]
+    return {k: sum(r[k] for r in rows) / len(rows) for k in shared}
+
+
+def _differences(
+    base: Sequence[Mapping[str, float]], rows: Sequence[Mapping[str, float]], margin: float
+) -> dict[str, dict[str, Any]]:
+    out = {}
+    for key in (k for k in base[0] if all(k in r for r in [*base, *rows])):
+        found = seed_differences([r[key] for r in base], [r[key] for r in rows])
+        entry: dict[str, Any] = {"mean": found.mean, "lo": found.lo, "hi": found.hi}
+        if key.split("/")[0] in ACCURACIES:
+            entry["non_inferior"] = non_inferior(found.mean, found.lo, margin)
+        out[key] = entry
+    return out
+
+
+def print_summary(result: Mapping[str, Any], console: Console) -> None:
+    """Means per arm, and the differences from the reference with their intervals; one table per task."""
+    for task, block in blocks_of(result).items():
+        title = f"means over seeds {result['seeds']}; difference from {result['reference']}"
+        table = Table("arm", *SHOWN, title=f"{task}: {title}" if task else title)
+        for arm, means in block["means"].items():
+            table.add_row(arm, *(_cell(means, block["differences"].get(arm, {}), key) for key in SHOWN))
+        console.print(table)
+
+
+def _cell(means: Mapping[str, float], differences: Mapping[str, Any], key: str) -> str:
+    cell = f"{means[key]:.3f}" if key in means else "-"
+    gap = differences.get(key)
+    if gap is None:
+        return cell
+    cell += f"\n{gap['mean']:+.3f} [{gap['lo']:+.3f}, {gap['hi']:+.3f}]"
+    return cell + (" not shown non-inferior" if gap.get("non_inferior") is False else "")
+
+
+def print_verdicts(result: Mapping[str, Any], console: Console) -> None:
+    """One line per analysis and task."""
+    for analysis in result.get("analyses", []):
+        for task, found in analysis["tasks"].items():
+            where = f" ({task})" if task else ""
+            console.print(f"{analysis['title']}{where}: {found['verdict']}", highlight=False, markup=False)
