@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from entrl import published_ares
 from entrl.cli import main
-from entrl_lab.conformance import run_file
+from entrl_lab.conformance import published_ares, run_file
 from entrl_lab.conformance.run import SECTIONS, conformance
 
 VECTORS = Path(__file__).parent / "vectors" / "ares.json"

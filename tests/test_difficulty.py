@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from entrl.maths.difficulty import BUCKETS, UNKNOWN, Targets, bucket_means, bucket_of, group_buckets
-from entrl.published_ares import difficulty_update
+from entrl_lab.conformance.published_ares import difficulty_update
 
 
 def level_of(correct, known):

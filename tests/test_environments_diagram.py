@@ -20,10 +20,10 @@ from entrl.environments.diagram import (
     written,
 )
 from entrl.environments.events import BadArguments
-from entrl.environments.independence import independence_cost
 from entrl.environments.joint import JointBelief
 from entrl.tasks import load_task
 from entrl.tasks.inquiries import diagram_rows
+from entrl_lab.replicate.belief_independence import independence_cost
 
 SMALL = world_id(slots=["kind", "layout", "connector"])
 TARGET = "kind=tree; layout=top-down; connector=lines"

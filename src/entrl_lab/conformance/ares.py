@@ -1,7 +1,7 @@
 """ARES: rewards, windows and difficulty against the authors' functions and the paper's equations.
 
 A case goes through the function that a run of ours uses, where there is one; what only the published loop has (its
-update of difficulty, its dual ascent, its group filter) is in `entrl.published_ares`. KL and losses: `ares_losses`.
+update of difficulty, its dual ascent, its group filter) is in `entrl_lab.conformance.published_ares`. KL and losses: `ares_losses`.
 """
 
 import importlib
@@ -11,11 +11,11 @@ import torch
 from entrl_rewards.triggers import normalise_token
 from torch import Tensor
 
-from entrl import published_ares
 from entrl.curation import target_length
 from entrl.maths.difficulty import BUCKETS, bucket_of
 from entrl.maths.signals import entropy_from_topk, pad_rows
 from entrl.maths.windows import ThresholdEMA, high_entropy_windows, row_quantiles, running_tail_means, window_means
+from entrl_lab.conformance import published_ares
 from entrl_lab.conformance.comparison import Case, Comparison
 
 FORMULAS = "entrl_rewards.hierarchical_formulas"  # by name, because the library does not depend on the rewards

@@ -1,7 +1,7 @@
 """ARES: the KL and its controllers, the policy loss, group advantages, against the authors' functions and the paper.
 
 The controllers' rules are those of `entrl.controllers.dynamic_kl`; losses that only the published loop has are in
-`entrl.published_ares`.
+`entrl_lab.conformance.published_ares`.
 """
 
 from collections.abc import Sequence
@@ -10,10 +10,10 @@ from statistics import fmean
 import torch
 from torch import Tensor
 
-from entrl import published_ares
 from entrl.controllers.dynamic_kl import KLState, kappa_step, kl_beta_step, token_factors
 from entrl.maths.difficulty import BUCKETS
 from entrl.maths.signals import masked_mean
+from entrl_lab.conformance import published_ares
 from entrl_lab.conformance.ares import in_order
 from entrl_lab.conformance.comparison import Case, Comparison
 

@@ -1,6 +1,6 @@
 """What does it cost to take slots for independent? Greedy questions by the factored belief against the exact joint.
 
-Needs no run: the same rows are played by both beliefs at each budget (`entrl.environments.independence`). One value per
+Needs no run: the same rows are played by both beliefs at each budget (`entrl_lab.replicate.belief_independence`). One value per
 draw of the marginals (the task's `world`); intervals are Student's t over draws.
 """
 
@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from entrl.environments.independence import CHOICE, OVERPAID, independence_cost
 from entrl.stats.intervals import seed_differences
+from entrl_lab.replicate.belief_independence import CHOICE, OVERPAID, independence_cost
 from entrl_lab.replicate.folders import NotMeasured, TaskRuns
 
 TITLE = "The cost of independent slots, against the exact joint"
