@@ -30,8 +30,8 @@ from entrl.plan import plan
 from entrl.recipe import load_recipe
 from entrl.run import train
 from entrl.tasks import load_task
+from entrl.tasks.traces import Mixture, lesson
 from entrl.window_log import joined, load_step
-from entrl_lab.nursery.traces import Mixture, lesson
 
 RECIPES = Path(__file__).parents[1] / "recipes" / "tiny-reasoner"
 SHAPE = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear"}

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from entrl.tasks import load_task
+from entrl.tasks.traces import Mixture, lesson, terms_of
 from entrl_lab.nursery import NurseryConfig, calibrate, main
 from entrl_lab.nursery.build import lessons, sha256, train
 from entrl_lab.nursery.calibration import Calibration
 from entrl_lab.nursery.tokenizer import THINK_CLOSE, THINK_OPEN, character_tokenizer
-from entrl_lab.nursery.traces import Mixture, lesson, terms_of
 
 ASSET = Path(str(files("entrl") / "assets" / "tiny-reasoner"))
 PRINTABLE = "\n" + "".join(chr(code) for code in range(32, 127))

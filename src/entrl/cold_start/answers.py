@@ -21,7 +21,7 @@ from entrl.models.load import load_policy
 from entrl.recipe import DataSpec, load_rows
 from entrl.settings.names import load_object
 from entrl.tasks import load_task
-from entrl_lab.nursery.traces import lesson
+from entrl.tasks.traces import lesson
 
 Policy = tuple[Any, Any]  # model and tokenizer
 

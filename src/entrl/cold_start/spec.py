@@ -32,7 +32,7 @@ from entrl.settings.groups import Dumper, build, check_keys, plain, read_setting
 from entrl.settings.names import find_file
 from entrl.settings.paths import expand_paths
 from entrl.settings.secrets import mask, refuse_masked
-from entrl_lab.nursery.traces import Mixture
+from entrl.tasks.traces import Mixture
 
 OWNED_SFT_KEYS = {
     "output_dir": "set `out`",

@@ -24,9 +24,9 @@ from trl import SFTConfig, SFTTrainer
 
 import entrl
 from entrl.tasks import load_task
+from entrl.tasks.traces import Mixture, lesson
 from entrl_lab.nursery.calibration import Calibration, calibrate
 from entrl_lab.nursery.tokenizer import END, PAD, character_tokenizer
-from entrl_lab.nursery.traces import Mixture, lesson
 
 LESSON_SEED = 1_000_000  # added to the seed of the task, so that recipes (small seeds) draw other problems
 TEST_SEED = 2_000_000

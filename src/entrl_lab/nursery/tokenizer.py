@@ -8,8 +8,10 @@ out, and rewards must still see where the thinking ends.
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from entrl.tasks.traces import THINK_CLOSE, THINK_OPEN
+
 END, PAD, UNKNOWN = "<|endoftext|>", "<|pad|>", "<|unk|>"
-THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
+
 CHARACTERS = "\n" + "".join(chr(code) for code in range(32, 127))
 
 # One user turn renders as its bare content: a conversational prompt and the plain string are the same tokens.

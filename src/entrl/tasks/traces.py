@@ -15,7 +15,7 @@ import random
 import re
 from dataclasses import dataclass
 
-from entrl_lab.nursery.tokenizer import THINK_CLOSE, THINK_OPEN
+THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
 
 SLIPS = (-10, -1, 1, 10)  # what a slip adds: one digit wrong, or one carry
 
