@@ -21,13 +21,13 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from entrl.cold_start import cold_start, load_cold_start
-from entrl.cold_start.answers import collect
 from entrl.evaluation.answers import evaluate
 from entrl.models.load import load_policy
 from entrl.run_folder import append_lines, git_state, write_json
 from entrl.stats.intervals import bootstrap_interval, seed_differences
 from entrl.tasks import load_task
+from entrl.teach.cold_start import cold_start, load_cold_start
+from entrl.teach.cold_start.answers import collect
 
 ROOT = Path(__file__).parents[1]
 RECIPE = ROOT / "recipes" / "ares" / "cold-start.yaml"

@@ -1,4 +1,4 @@
-"""entrl.cold_start: what its file may say, what is kept, where answers come from, and small starts made for real."""
+"""entrl.teach.cold_start: what its file may say, what is kept, where answers come from, and small starts made for real."""
 
 import json
 from fractions import Fraction
@@ -9,13 +9,13 @@ from rich.console import Console
 from tiny_model import saved_model, tiny_model
 
 from entrl.cli import main
-from entrl.cold_start import cold_start, is_made, load_cold_start
-from entrl.cold_start.answers import lesson_problems, lesson_rows, measured_rates, sample_problems, sample_rows
-from entrl.cold_start.spec import LessonsSpec, SampleSpec, SamplingSpec, make_cold_start
-from entrl.curation import pass_rates
 from entrl.models.load import load_policy
 from entrl.recipe import load_recipe
 from entrl.settings.groups import parse_yaml
+from entrl.teach.cold_start import cold_start, is_made, load_cold_start
+from entrl.teach.cold_start.answers import lesson_problems, lesson_rows, measured_rates, sample_problems, sample_rows
+from entrl.teach.cold_start.spec import LessonsSpec, SampleSpec, SamplingSpec, make_cold_start
+from entrl.teach.curation import pass_rates
 from entrl_lab.nursery.tokenizer import character_tokenizer
 
 RECIPES = Path(__file__).parents[1] / "recipes" / "ares"
@@ -268,7 +268,7 @@ def test_the_command_has_nothing_to_resume(file, capsys):
 
 def test_messages_are_taught_as_messages(tmp_path):
     """A prompt of chat messages gets an answer of one; TRL refuses a mixture."""
-    from entrl.cold_start.run import _pair
+    from entrl.teach.cold_start.run import _pair
 
     prompt = [{"role": "user", "content": "1+1?"}]
     assert _pair({"prompt": prompt, "completion": "2"})["completion"] == [{"role": "assistant", "content": "2"}]

@@ -1,4 +1,4 @@
-"""entrl.curation: targets, brackets by integers, what is taken, what the report says, and `entrl curate`."""
+"""entrl.teach.curation: targets, brackets by integers, what is taken, what the report says, and `entrl curate`."""
 
 import json
 import random
@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from entrl.cli import main
-from entrl.curation import CurationSpec, bracket_of, curate, pass_rates, source_lengths, target_length
+from entrl.teach.curation import CurationSpec, bracket_of, curate, pass_rates, source_lengths, target_length
 
 # p, L(0), L(1), target: the paper's equation by hand, tokens
 BY_HAND = [(0.0, 100, 20, 100.0), (0.5, 100, 20, 60.0), (0.75, 100, 20, 40.0), (1.0, 100, 20, 20.0), (0.25, 8, 8, 8.0)]

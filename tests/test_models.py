@@ -15,8 +15,6 @@ from tiny_model import saved_model
 from transformers import AutoModelForCausalLM
 
 from entrl.cli import main
-from entrl.cold_start import cold_start
-from entrl.cold_start.spec import make_cold_start
 from entrl.engines.serve import server_command
 from entrl.evaluation.answers import evaluate_path
 from entrl.models import fold as folding
@@ -24,13 +22,15 @@ from entrl.models.fold import check_saved, fixed_prompts, fold, forward, toleran
 from entrl.models.load import base_of, load_policy, load_tokenizer, load_weights
 from entrl.models.merge import merge_adapter
 from entrl.models.shipped import model_path
-from entrl.offline.run import offline
-from entrl.offline.spec import make_offline
 from entrl.plan import plan
 from entrl.recipe import load_recipe
 from entrl.run import train
 from entrl.tasks import load_task
 from entrl.tasks.traces import Mixture, lesson
+from entrl.teach.cold_start import cold_start
+from entrl.teach.cold_start.spec import make_cold_start
+from entrl.teach.offline.run import offline
+from entrl.teach.offline.spec import make_offline
 from entrl.window_log import joined, load_step
 
 RECIPES = Path(__file__).parents[1] / "recipes" / "tiny-reasoner"

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 
 from entrl.environments import find_table, load_environment
 from entrl.environments.policies import GreedyExact
-from entrl.offline import CandidateSpec, PairSpec, PrefixSpec, make_groups, make_pairs, read_groups, write_groups
-from entrl.offline.candidates import chance_right, played_prefix
-from entrl.offline.rollout import OfflineRollouts, group_size
-from entrl.offline.spec import make_offline
 from entrl.tasks import load_task
+from entrl.teach.offline import CandidateSpec, PairSpec, PrefixSpec, make_groups, make_pairs, read_groups, write_groups
+from entrl.teach.offline.candidates import chance_right, played_prefix
+from entrl.teach.offline.rollout import OfflineRollouts, group_size
+from entrl.teach.offline.spec import make_offline
 
 
 def rows(size: int = 6, **args):

@@ -14,14 +14,14 @@ from trl import DPOConfig, DPOTrainer
 
 from entrl.cli import USER_ERRORS
 from entrl.environments import load_environment
-from entrl.offline import CandidateSpec, PairSpec, PrefixSpec, make_groups, make_pairs
-from entrl.offline.measure import choice_of, measure, turn_log_probs
-from entrl.offline.preferences import loop_template, pair_rows
-from entrl.offline.rendering import Rendering
-from entrl.offline.rollout import OfflineReward, OfflineRollouts, group_rows
-from entrl.offline.run import is_made, offline
-from entrl.offline.spec import load_offline
 from entrl.tasks import load_task
+from entrl.teach.offline import CandidateSpec, PairSpec, PrefixSpec, make_groups, make_pairs
+from entrl.teach.offline.measure import choice_of, measure, turn_log_probs
+from entrl.teach.offline.preferences import loop_template, pair_rows
+from entrl.teach.offline.rendering import Rendering
+from entrl.teach.offline.rollout import OfflineReward, OfflineRollouts, group_rows
+from entrl.teach.offline.run import is_made, offline
+from entrl.teach.offline.spec import load_offline
 from entrl.trainers import EntropyGRPOTrainer
 from entrl_lab.nursery.inquirer.lessons import SENTENCES, TOOLS, words
 from entrl_lab.nursery.inquirer.tokenizer import inquirer_tokenizer
@@ -282,7 +282,7 @@ def test_what_is_taught_is_learnt(method, tmp_path):
     offline(spec)
     from transformers import AutoModelForCausalLM
 
-    from entrl.offline import read_groups
+    from entrl.teach.offline import read_groups
 
     tokenizer, made = tokenizer_of(), read_groups(spec.folder / "candidates.jsonl")
     before = measure(small(tokenizer), tokenizer, made, max_new_tokens=2)

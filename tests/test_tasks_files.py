@@ -11,12 +11,12 @@ import pyarrow
 import pytest
 from pyarrow.parquet import write_table
 
-from entrl.answer_files import read_answers
 from entrl.report.read import read_json_lines
 from entrl.run_folder import append_lines
 from entrl.runs.log_lengths import cut_logs, note_logs
 from entrl.settings.json_lines import json_lines, numbered_lines
 from entrl.tasks import FILE_TASKS, is_endless, load_task, task_names
+from entrl.teach.answer_files import read_answers
 from entrl.verify.judge import FILE_KINDS, KINDS
 from entrl_lab.replicate.folders import rows as metric_rows
 from entrl_lab.replicate.summary import training_end

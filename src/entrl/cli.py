@@ -464,8 +464,8 @@ def run_replicate(options: argparse.Namespace) -> int:
 
 
 def run_curate(options: argparse.Namespace) -> int:
-    from entrl.answer_files import curate_file
-    from entrl.curation import CurationSpec
+    from entrl.teach.answer_files import curate_file
+    from entrl.teach.curation import CurationSpec
 
     spec = CurationSpec(
         brackets=options.brackets,
@@ -482,7 +482,7 @@ def run_curate(options: argparse.Namespace) -> int:
 
 
 def run_cold_start(options: argparse.Namespace) -> int:
-    from entrl.cold_start import cold_start, load_cold_start
+    from entrl.teach.cold_start import cold_start, load_cold_start
 
     overrides, how = split_overrides(options.overrides)
     if how.get("resume"):
@@ -492,7 +492,7 @@ def run_cold_start(options: argparse.Namespace) -> int:
 
 
 def run_offline(options: argparse.Namespace) -> int:
-    from entrl.offline.command import run_offline as offline
+    from entrl.teach.offline.command import run_offline as offline
 
     return offline(options)
 

@@ -11,10 +11,10 @@ import torch
 from entrl_rewards.triggers import normalise_token
 from torch import Tensor
 
-from entrl.curation import target_length
 from entrl.maths.difficulty import BUCKETS, bucket_of
 from entrl.maths.signals import entropy_from_topk, pad_rows
 from entrl.maths.windows import ThresholdEMA, high_entropy_windows, row_quantiles, running_tail_means, window_means
+from entrl.teach.curation import target_length
 from entrl_lab.conformance import published_ares
 from entrl_lab.conformance.comparison import Case, Comparison
 

@@ -115,7 +115,7 @@ class Study:
     tuning: Tuning | None = None
     analyses: list[Mapping[str, Any]] = field(default_factory=list)
     title: str = ""
-    prepare: list[Path] = field(default_factory=list)  # files of entrl.cold_start, made once for all runs
+    prepare: list[Path] = field(default_factory=list)  # files of entrl.teach.cold_start, made once for all runs
 
     def __post_init__(self) -> None:
         names = [a.name for a in self.arms]

@@ -6,8 +6,16 @@
 which question a model asks, `spec` reads the file, `run` trains and writes the folder.
 """
 
-from entrl.offline.candidates import Candidate, CandidateSpec, Group, PrefixSpec, make_groups, read_groups, write_groups
-from entrl.offline.pairs import PairSpec, make_pairs, write_pairs
+from entrl.teach.offline.candidates import (
+    Candidate,
+    CandidateSpec,
+    Group,
+    PrefixSpec,
+    make_groups,
+    read_groups,
+    write_groups,
+)
+from entrl.teach.offline.pairs import PairSpec, make_pairs, write_pairs
 
 __all__ = [
     "Candidate",

@@ -17,8 +17,8 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from entrl.environments.model_policy import Ids
-from entrl.offline.candidates import Group, prompt_key
-from entrl.offline.rendering import Rendering
+from entrl.teach.offline.candidates import Group, prompt_key
+from entrl.teach.offline.rendering import Rendering
 
 REWARD = "offline_reward"  # of each row, beside its completion
 

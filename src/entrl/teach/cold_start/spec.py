@@ -2,12 +2,12 @@
 
 model:     {path, dtype, ...}      what is taught, as in a recipe
 answers:   one of
-    file: answers.jsonl            rows of `entrl.answer_files`, relative to this file
+    file: answers.jsonl            rows of `entrl.teach.answer_files`, relative to this file
     sample: {task, size, ...}      a policy's own answers to the problems of a task
     lessons: {terms, ...}          the nursery's scripted traces for sums
   and, where pass rates should not be counted from these answers themselves,
     pass_rate: {policy, samples}   measured by sampling a policy on the same problems
-curation:  entrl.curation.CurationSpec fields, or null: teach every answer
+curation:  entrl.teach.curation.CurationSpec fields, or null: teach every answer
 sft:       trl.SFTConfig fields verbatim
 threads:   torch threads, null = torch's own choice; another count may give other weights
 out:       the folder that is written
@@ -24,7 +24,6 @@ from typing import Any
 
 import yaml
 
-from entrl.curation import CurationSpec
 from entrl.recipe import REMOVED_MODEL_KEYS, ModelSpec
 from entrl.run_folder import flat
 from entrl.runs.contents import contents
@@ -33,6 +32,7 @@ from entrl.settings.names import find_file
 from entrl.settings.paths import expand_paths
 from entrl.settings.secrets import mask, refuse_masked
 from entrl.tasks.traces import Mixture
+from entrl.teach.curation import CurationSpec
 
 OWNED_SFT_KEYS = {
     "output_dir": "set `out`",

@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from entrl.offline.pairs import Pair
-from entrl.offline.rendering import Rendering
+from entrl.teach.offline.pairs import Pair
+from entrl.teach.offline.rendering import Rendering
 
 
 def pair_rows(pairs: Sequence[Pair], chat_template_kwargs: Mapping[str, Any] | None = None) -> Any:

@@ -26,8 +26,6 @@ from typing import Any
 
 import yaml
 
-from entrl.offline.candidates import CandidateSpec, PrefixSpec
-from entrl.offline.pairs import PairSpec
 from entrl.recipe import (
     OWNED_TRAINER_KEYS,
     REMOVED_MODEL_KEYS,
@@ -46,6 +44,8 @@ from entrl.settings.groups import Dumper, build, build_list, check_keys, plain, 
 from entrl.settings.names import Loaded, find_file, load_controller, suggest
 from entrl.settings.paths import expand_paths
 from entrl.settings.secrets import mask, refuse_masked
+from entrl.teach.offline.candidates import CandidateSpec, PrefixSpec
+from entrl.teach.offline.pairs import PairSpec
 
 METHODS = {"grpo": "EntropyGRPOConfig", "dpo": "trl.DPOConfig"}
 OWNED = {

@@ -18,16 +18,16 @@ from typing import Any
 from rich.console import Console
 
 from entrl import __version__
-from entrl.cold_start.run import _threads, changed_settings, made_from, weights_sha256
-from entrl.offline.candidates import CandidateSpec, Made, PrefixSpec, make_groups, summary_of, write_groups
-from entrl.offline.pairs import Pair, make_pairs, write_pairs
-from entrl.offline.rollout import OfflineReward, OfflineRollouts, group_rows, group_size
-from entrl.offline.spec import Offline
 from entrl.run_folder import append_lines, git_state, now, read_json, versions, write_json, write_text
 from entrl.runs.lock import locked
 from entrl.runs.ours import clear, read_manifest, refuse_foreign
 from entrl.runs.wording import say
 from entrl.settings.secrets import mask_text, mask_words
+from entrl.teach.cold_start.run import _threads, changed_settings, made_from, weights_sha256
+from entrl.teach.offline.candidates import CandidateSpec, Made, PrefixSpec, make_groups, summary_of, write_groups
+from entrl.teach.offline.pairs import Pair, make_pairs, write_pairs
+from entrl.teach.offline.rollout import OfflineReward, OfflineRollouts, group_rows, group_size
+from entrl.teach.offline.spec import Offline
 
 DATA = ("candidates.jsonl", "pairs.jsonl", "held_out.jsonl")
 WRITTEN = ("recipe.yaml", "manifest.json", *DATA, "metrics.jsonl", "report.json", "model")
@@ -132,7 +132,7 @@ def _make(spec: Offline, say: Say) -> dict[str, Any]:
         ended = time.perf_counter()
         after = _measured(spec, model, tokenizer, held, say, "after")
     if before is not None and after is not None:
-        from entrl.offline.measure import change
+        from entrl.teach.offline.measure import change
 
         report |= {"before": before, "after": after, "change": change(before, after)}
     write_json(spec.folder / "report.json", report)
@@ -211,7 +211,7 @@ def teach(
 def build_trainer(spec: Offline, args: Any, model: Any, tokenizer: Any, made: Made, pairs: Sequence[Pair]) -> Any:
     """EntropyGRPOTrainer on fixed groups, or TRL's DPOTrainer on pairs."""
     from entrl.models.load import new_adapter
-    from entrl.offline.rendering import Rendering
+    from entrl.teach.offline.rendering import Rendering
 
     rendering = Rendering(tokenizer, spec.data.chat_template_kwargs)
     common: dict[str, Any] = {"processing_class": tokenizer, "peft_config": new_adapter(model, spec.build_lora())}
@@ -229,7 +229,7 @@ def build_trainer(spec: Offline, args: Any, model: Any, tokenizer: Any, made: Ma
         )
     from trl import DPOTrainer
 
-    from entrl.offline.preferences import loop_template, pair_rows
+    from entrl.teach.offline.preferences import loop_template, pair_rows
 
     with loop_template(rendering):  # the constructor tokenizes
         rows = pair_rows(pairs, spec.data.chat_template_kwargs)
@@ -244,7 +244,7 @@ def _measured(
 ) -> dict[str, Any] | None:
     if held is None or spec.held_out is None:
         return None
-    from entrl.offline.measure import measure
+    from entrl.teach.offline.measure import measure
 
     say(f"measuring {len(held.groups)} held-out prefixes {when} training ...")
     return measure(

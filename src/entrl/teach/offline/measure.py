@@ -20,9 +20,9 @@ import numpy as np
 from entrl.environments.events import BadArguments, matched
 from entrl.environments.model_policy import Ids, ModelPolicy
 from entrl.environments.play import Message
-from entrl.offline.candidates import Group
-from entrl.offline.rendering import Rendering
 from entrl.stats.intervals import bootstrap_interval
+from entrl.teach.offline.candidates import Group
+from entrl.teach.offline.rendering import Rendering
 
 KINDS = ("question", "repeated", "submit", "other")
 

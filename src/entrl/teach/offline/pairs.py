@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from entrl.environments.play import Message
-from entrl.offline.candidates import Candidate, Group
+from entrl.teach.offline.candidates import Candidate, Group
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,14 +17,14 @@ from typing import Any
 from rich.console import Console
 
 from entrl import __version__
-from entrl.answer_files import choose, print_choice, write_choice
-from entrl.cold_start.spec import ColdStart
 from entrl.run_folder import flat, git_state, now, read_json, versions, write_json, write_text
 from entrl.runs.lock import locked
 from entrl.runs.ours import clear, refuse_foreign
 from entrl.runs.wording import say
 from entrl.settings.groups import parse_yaml
 from entrl.settings.secrets import mask, mask_text, mask_words
+from entrl.teach.answer_files import choose, print_choice, write_choice
+from entrl.teach.cold_start.spec import ColdStart
 
 WRITTEN = ("recipe.yaml", "manifest.json", "train.jsonl", "report.json", "model")
 
@@ -121,9 +121,9 @@ def _clear(folder: Path) -> None:
 
 
 def _make(start: ColdStart, console: Console) -> dict[str, Any]:
-    from entrl.cold_start.answers import collect
     from entrl.models.load import load_model, model_problems
     from entrl.run_log import be_quiet
+    from entrl.teach.cold_start.answers import collect
 
     be_quiet()
     with _threads(start.threads):

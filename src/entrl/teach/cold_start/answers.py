@@ -11,8 +11,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from entrl.answer_files import Row, read_answers, token_count, with_lengths
-from entrl.cold_start.spec import AnswersSpec, LessonsSpec, SampleSpec, SamplingSpec
 from entrl.evaluation.answers import DEFAULT_SCORE, _as_sampler, _encode, _Writer, evaluate
 from entrl.evaluation.asked import KEYS, settled
 from entrl.evaluation.scoring import tags_of
@@ -22,6 +20,8 @@ from entrl.recipe import DataSpec, load_rows
 from entrl.settings.names import load_object
 from entrl.tasks import load_task
 from entrl.tasks.traces import lesson
+from entrl.teach.answer_files import Row, read_answers, token_count, with_lengths
+from entrl.teach.cold_start.spec import AnswersSpec, LessonsSpec, SampleSpec, SamplingSpec
 
 Policy = tuple[Any, Any]  # model and tokenizer
 

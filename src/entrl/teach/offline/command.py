@@ -6,13 +6,13 @@ import argparse
 def run_offline(options: argparse.Namespace) -> int:
     """What the command does with its parsed arguments."""
     from entrl.cli import split_overrides
-    from entrl.offline.spec import load_offline
+    from entrl.teach.offline.spec import load_offline
 
     overrides, how = split_overrides(options.overrides)
     if how.get("resume"):
         raise ValueError("an offline run is not resumed: one that was interrupted begins again by itself; drop resume")
     spec = load_offline(options.recipe, overrides)
-    from entrl.offline.run import offline
+    from entrl.teach.offline.run import offline
 
     offline(spec, overwrite=how.get("overwrite", False))
     return 0

@@ -13,9 +13,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from entrl.curation import CurationSpec, curate
 from entrl.run_folder import append_lines, write_json
 from entrl.settings.json_lines import json_lines
+from entrl.teach.curation import CurationSpec, curate
 
 REQUIRED = ("problem_id", "prompt", "completion")
 END_TOKENS = 1  # what a completion given as text lacks and SFT appends

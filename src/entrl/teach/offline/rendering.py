@@ -9,7 +9,7 @@ from typing import Any
 
 from entrl.environments.model_policy import Ids, ModelPolicy
 from entrl.environments.play import Message
-from entrl.offline.candidates import plain
+from entrl.teach.offline.candidates import plain
 
 
 class Rendering:
