@@ -37,7 +37,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from entrl.engines.adapters import save_version
 from entrl.engines.pool import ReplicaPool
-from entrl.engines.serve import Server, ServerCommand
+from entrl.runs.serve import Server, ServerCommand
 from entrl_lab.nursery.tokenizer import character_tokenizer
 
 RANK = 16

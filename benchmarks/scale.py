@@ -4,7 +4,7 @@
     python benchmarks/scale.py --out benchmarks/scale.json --measure  also the check on this machine; needs vLLM
 
 Three parts. `sync`: parameters of three published architectures counted on the meta device, and one adapter and one
-model really written. `hardware`: what `entrl.plan.balance` gives at 1.5B, 7B and 32B under ASSUMED hardware. `check`
+model really written. `hardware`: what `entrl.runs.plan.balance` gives at 1.5B, 7B and 32B under ASSUMED hardware. `check`
 (--measure): real GRPO steps with colocated vLLM, in processor time (what other programs on the machine do not inflate
 much); rates are taken from the first setting and must predict the others.
 """
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from entrl.memory import GIB, Engine, ModelShape, Training, cache_bytes, model_shape, training_memory
-from entrl.plan.balance import Load, Rates, balance, engines_in_balance
+from entrl.runs.plan.balance import Load, Rates, balance, engines_in_balance
 
 # Published configurations (Qwen2.5); only sizes.
 MODELS = {

@@ -95,8 +95,8 @@ def install(places: Places) -> None:
     import torch
     import transformers
 
-    import entrl.run
-    import entrl.run_log
+    import entrl.runs.log
+    import entrl.runs.train
     from entrl.trainers import EntropyGRPOTrainer
 
     torch.save = places.writing(torch.save, 1)
@@ -136,7 +136,7 @@ def install(places: Places) -> None:
 
     torch.optim.AdamW.step = step
 
-    plain_append = entrl.run_log.append_lines
+    plain_append = entrl.runs.log.append_lines
 
     def append(path: Path, rows: Any) -> None:
         rows = list(rows)
@@ -145,7 +145,7 @@ def install(places: Places) -> None:
             places.reach(f"torn {path.name}", lambda: path.open("a").write(half))
         plain_append(path, rows)
 
-    entrl.run_log.append_lines = append
+    entrl.runs.log.append_lines = append
 
     trainer = EntropyGRPOTrainer
     for cls, name, doing in (
@@ -154,17 +154,17 @@ def install(places: Places) -> None:
         (trainer, "evaluate", "evaluation in training"),
         (trainer, "_save_checkpoint", "checkpoint"),
         (trainer, "save_model", "save"),
-        (entrl.run, "train_model", "training"),
-        (entrl.run, "write_report", "report"),
+        (entrl.runs.train, "train_model", "training"),
+        (entrl.runs.train, "write_report", "report"),
     ):
         setattr(cls, name, places.during(getattr(cls, name), doing))
-    plain_evaluate = entrl.run.evaluate_into
+    plain_evaluate = entrl.runs.train.evaluate_into
 
     def evaluate_into(folder: Any, load: Any, recipe: Any, prepared: Any, console: Any, when: str, **how: Any) -> None:
         places.root = os.path.abspath(folder.path)
         places.during(plain_evaluate, f"evaluation {when}")(folder, load, recipe, prepared, console, when, **how)
 
-    entrl.run.evaluate_into = evaluate_into
+    entrl.runs.train.evaluate_into = evaluate_into
 
 
 def main(words: list[str]) -> int:

@@ -131,7 +131,7 @@ class _Forked:
     def __init__(self, words: list[str], out: Path) -> None:
         import kill_at
 
-        import entrl.run
+        import entrl.runs.train
         import entrl.trainers  # noqa: F401
 
         self.pid = os.fork()

@@ -10,8 +10,8 @@ from typing import Any
 from rich.console import Console
 from safetensors.torch import load_file
 
-from entrl.recipe import Recipe, load_recipe
-from entrl.run import train
+from entrl.runs.recipe import Recipe, load_recipe
+from entrl.runs.train import train
 
 ROOT = Path(__file__).parents[1]
 RECIPE = ROOT / "recipes" / "tiny-reasoner" / "grpo.yaml"

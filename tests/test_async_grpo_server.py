@@ -16,12 +16,12 @@ from transformers import AutoModelForCausalLM
 
 from entrl.engines.async_client import AsyncClient
 from entrl.engines.faults import ReplicaMismatch
-from entrl.engines.serve import Server, server_command
 from entrl.models.shipped import model_path
-from entrl.recipe import load_recipe
 from entrl.report import write_report
 from entrl.report.read import read_run
 from entrl.report.staleness import staleness_rows
+from entrl.runs.recipe import load_recipe
+from entrl.runs.serve import Server, server_command
 
 pytestmark = pytest.mark.vllm
 

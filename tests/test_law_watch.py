@@ -14,10 +14,10 @@ from tiny_model import options, parameters, prompts, same, saved_model, trainer
 from transformers import TrainerControl
 
 from entrl.controllers.std_floor import StdFloor
-from entrl.law_watch import DenseEvaluation, LawWatch, evaluation_steps, interventions
-from entrl.plan import prepare
-from entrl.recipe import load_recipe
-from entrl.run import train
+from entrl.runs.law_watch import DenseEvaluation, LawWatch, evaluation_steps, interventions
+from entrl.runs.plan import prepare
+from entrl.runs.recipe import load_recipe
+from entrl.runs.train import train
 from entrl.stats.law import ACCURACY, ENTROPY
 
 RECIPES = Path(__file__).parents[1] / "recipes" / "tiny-reasoner"

@@ -15,16 +15,16 @@ from tiny_model import saved_model
 from transformers import AutoModelForCausalLM
 
 from entrl.cli import main
-from entrl.engines.serve import server_command
 from entrl.evaluation.answers import evaluate_path
 from entrl.models import fold as folding
 from entrl.models.fold import check_saved, fixed_prompts, fold, forward, tolerance
 from entrl.models.load import base_of, load_policy, load_tokenizer, load_weights
 from entrl.models.merge import merge_adapter
 from entrl.models.shipped import model_path
-from entrl.plan import plan
-from entrl.recipe import load_recipe
-from entrl.run import train
+from entrl.runs.plan import plan
+from entrl.runs.recipe import load_recipe
+from entrl.runs.serve import server_command
+from entrl.runs.train import train
 from entrl.tasks import load_task
 from entrl.tasks.traces import Mixture, lesson
 from entrl.teach.cold_start import cold_start

@@ -1,12 +1,12 @@
-"""entrl.plan: the arithmetic, and every check that training runs."""
+"""entrl.runs.plan: the arithmetic, and every check that training runs."""
 
 from pathlib import Path
 
 import pytest
 from tiny_model import saved_model
 
-from entrl.plan import Plan, build_args, column_problems, count_parameters, launcher_problems, plan, prepare
-from entrl.recipe import Recipe, load_recipe, make_recipe
+from entrl.runs.plan import Plan, build_args, column_problems, count_parameters, launcher_problems, plan, prepare
+from entrl.runs.recipe import Recipe, load_recipe, make_recipe
 from entrl.settings.groups import apply_override, parse_yaml
 from entrl.settings.names import Loaded
 

@@ -1,8 +1,8 @@
-"""entrl.plan.balance by hand."""
+"""entrl.runs.plan.balance by hand."""
 
 import pytest
 
-from entrl.plan.balance import Load, Rates, balance, engines_in_balance
+from entrl.runs.plan.balance import Load, Rates, balance, engines_in_balance
 
 LOAD = Load(rows=100, prompt=50, length=150, trainings=1, scorings=3)
 RATES = Rates(generate=500, train=1000, bandwidth=2e6)

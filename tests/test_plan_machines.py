@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from tiny_model import saved_model
 
-from entrl.plan import Measured, Plan, plan, read_machines
-from entrl.recipe import Recipe, make_recipe
+from entrl.runs.plan import Measured, Plan, plan, read_machines
+from entrl.runs.recipe import Recipe, make_recipe
 from entrl.settings.groups import apply_override, parse_yaml
 
 ROOT = Path(__file__).parents[1]

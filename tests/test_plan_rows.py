@@ -8,11 +8,11 @@ import pytest
 from rich.console import Console
 from tiny_model import saved_model
 
-import entrl.plan.rows
+import entrl.runs.plan.rows
 from entrl.cli import main
-from entrl.plan import plan
-from entrl.recipe import Recipe, make_recipe
-from entrl.run import check_trained, train
+from entrl.runs.plan import plan
+from entrl.runs.recipe import Recipe, make_recipe
+from entrl.runs.train import check_trained, train
 from entrl.settings.groups import parse_yaml
 from entrl_lab.nursery.tokenizer import character_tokenizer
 
@@ -76,7 +76,7 @@ def test_the_number_of_processes_counts(recipe: Any):
 
 def test_a_run_that_ends_short_is_not_finished(recipe: Any, monkeypatch: pytest.MonkeyPatch):
     """transformers stops without an error when the data give no batch; the check before it is taken away."""
-    monkeypatch.setattr(entrl.plan.rows, "too_few_prompts", lambda *_: [])
+    monkeypatch.setattr(entrl.runs.plan.rows, "too_few_prompts", lambda *_: [])
     short = recipe(ROWS[:1])
     with pytest.raises(ValueError, match="training ended at step 0 of 2, so the run is not finished"):
         train(short, console=Console(quiet=True))

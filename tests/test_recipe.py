@@ -1,10 +1,10 @@
-"""entrl.recipe: strict reading. Every refusal names the key and the next move."""
+"""entrl.runs.recipe: strict reading. Every refusal names the key and the next move."""
 
 from pathlib import Path
 
 import pytest
 
-from entrl.recipe import REMOVED_TRAINER_KEYS, Recipe, load_recipe, make_recipe, trainer_fields
+from entrl.runs.recipe import REMOVED_TRAINER_KEYS, Recipe, load_recipe, make_recipe, trainer_fields
 from entrl.settings.groups import apply_override, parse_yaml
 
 ROOT = Path(__file__).parents[1] / "recipes"

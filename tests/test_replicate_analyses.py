@@ -21,7 +21,7 @@ from entrl.environments.diagram import find_world, world_id
 from entrl.environments.joint import JointBelief
 from entrl.environments.play import play, score
 from entrl.environments.policies import GreedyExact
-from entrl.recipe import load_recipe
+from entrl.runs.recipe import load_recipe
 from entrl.stats.intervals import seed_differences
 from entrl.window_log import LoggedWindow, StepOptions, save_window
 from entrl_lab.replicate import check_same_schedule, load_study, replicate

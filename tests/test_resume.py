@@ -10,13 +10,13 @@ from kills import DAMAGES, copied, differences, newest
 from rich.console import Console
 from tiny_model import digits, parameters, same, saved_model, trainer
 
-from entrl import run as run_module
-from entrl.plan import plan
-from entrl.recipe import Recipe, load_recipe
-from entrl.run import gain_line, train
-from entrl.run_folder import RunFolder, write_json
+from entrl.runs import train as run_module
 from entrl.runs.checkpoints import newest_whole, trained_model
+from entrl.runs.folder import RunFolder, write_json
 from entrl.runs.lock import LOCK
+from entrl.runs.plan import plan
+from entrl.runs.recipe import Recipe, load_recipe
+from entrl.runs.train import gain_line, train
 
 TESTS = Path(__file__).parent
 PLAIN = {

@@ -30,8 +30,8 @@ from entrl.cli import main
 from entrl.engines import replicas, servers
 from entrl.engines.adapters import WEIGHTS, SavedAdapter, adapter_name, save_version
 from entrl.engines.pool import AdapterRefused, NoReplicaLeft, ReplicaMismatch, ReplicaPool, StaleVersion
-from entrl.engines.serve import find_api_key
 from entrl.models.shipped import model_path
+from entrl.runs.serve import find_api_key
 
 pytestmark = pytest.mark.vllm
 

@@ -18,9 +18,9 @@ from entrl.cli import main
 from entrl.engines import records
 from entrl.engines.adapters import CONFIG, HEADER, WEIGHTS
 from entrl.engines.middleware import LIMIT_VARIABLE, STORE_VARIABLE, Refused, Rollouts, asked_key
-from entrl.engines.serve import check_port, find_api_key, make_api_key, served_dtype, server_command
 from entrl.models.shipped import model_path
-from entrl.recipe import load_recipe
+from entrl.runs.recipe import load_recipe
+from entrl.runs.serve import check_port, find_api_key, make_api_key, served_dtype, server_command
 
 RECIPE = """
 model: {path: tiny-reasoner}

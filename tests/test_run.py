@@ -1,4 +1,4 @@
-"""entrl.run: the run folder, resume, and two-step runs of every kind of recipe with a random model."""
+"""entrl.runs.train: the run folder, resume, and two-step runs of every kind of recipe with a random model."""
 
 import json
 import subprocess
@@ -16,9 +16,9 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from transformers import PreTrainedTokenizerFast
 
 from entrl.models.merge import merge_adapter
-from entrl.recipe import Recipe, load_recipe
-from entrl.run import train
-from entrl.run_folder import RunFolder, append_lines, finite, flat, git_state, read_recipe, write_json
+from entrl.runs.folder import RunFolder, append_lines, finite, flat, git_state, read_recipe, write_json
+from entrl.runs.recipe import Recipe, load_recipe
+from entrl.runs.train import train
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 TINY = (

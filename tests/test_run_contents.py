@@ -9,10 +9,10 @@ from rich.console import Console
 from short_run import RECIPE, manifest, quietly, rows, same_weights, short_recipe
 from tiny_model import saved_model
 
-from entrl.run import train
-from entrl.run_folder import read_json, write_json
 from entrl.runs.contents import END, WHOLE, contents, digest
+from entrl.runs.folder import read_json, write_json
 from entrl.runs.lock import LOCK
+from entrl.runs.train import train
 
 
 @pytest.fixture(scope="module")

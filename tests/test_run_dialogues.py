@@ -7,9 +7,9 @@ import pytest
 from rich.console import Console
 from tiny_model import tiny_model
 
-from entrl.plan import prepare
-from entrl.recipe import load_recipe
-from entrl.run import train
+from entrl.runs.plan import prepare
+from entrl.runs.recipe import load_recipe
+from entrl.runs.train import train
 from entrl_lab.nursery.inquirer.build import InquirerConfig, tokenizer_of
 
 RECIPES = Path(__file__).parents[1] / "recipes"

@@ -14,7 +14,7 @@ import pytest
 from short_run import RECIPE, ROOT, command, manifest, quietly, rows, same_weights, short_recipe, start, words
 from tiny_model import saved_model
 
-import entrl.run
+import entrl.runs.train
 from entrl.cli import main
 from entrl.errors import CannotWrite, RunStopped
 from entrl.runs import ending
@@ -86,11 +86,11 @@ def test_a_signal_between_the_last_step_and_the_saved_model_waits_for_it(
     out = tmp_path / "run"
     line = ["train", str(RECIPE), *words(model, out, "trainer.save_strategy=no")]
     with monkeypatch.context() as here:
-        here.setattr(entrl.run, "unmark", lambda folder: os.kill(os.getpid(), signal.SIGTERM))
+        here.setattr(entrl.runs.train, "unmark", lambda folder: os.kill(os.getpid(), signal.SIGTERM))
         assert main(line) == 143
     assert "stopped by SIGTERM after the last step, model saved" in capfd.readouterr().err
     trained = (out / "metrics.jsonl").read_bytes()
-    monkeypatch.setattr(entrl.run, "train_model", lambda *_: pytest.fail("trained twice"))
+    monkeypatch.setattr(entrl.runs.train, "train_model", lambda *_: pytest.fail("trained twice"))
     assert main([*line, "resume=true"]) == 0
     assert ((out / "metrics.jsonl").read_bytes(), manifest(out)["status"]) == (trained, "finished")
 
@@ -139,7 +139,7 @@ def test_a_signal_in_an_evaluation_ends_after_it(
 
 
 def test_a_signal_outside_training_ends_at_once(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    real = entrl.run.evaluate_spec
+    real = entrl.runs.train.evaluate_spec
 
     def signalled(*args: object, **kwargs: object) -> object:
         os.kill(os.getpid(), signal.SIGTERM)
@@ -147,7 +147,7 @@ def test_a_signal_outside_training_ends_at_once(model: str, tmp_path: Path, monk
 
     made = short_recipe(model, tmp_path / "run", "eval={task: sums, size: 4, samples: 1}")
     with monkeypatch.context() as patch:
-        patch.setattr(entrl.run, "evaluate_spec", signalled)
+        patch.setattr(entrl.runs.train, "evaluate_spec", signalled)
         with pytest.raises(RunStopped, match=r"stopped by SIGTERM outside of training; .*resume=true"):
             quietly(made)
     assert manifest(tmp_path / "run")["status"] == "interrupted"
@@ -196,7 +196,7 @@ def test_ctrl_c_before_a_run_begins_is_one_line(monkeypatch: pytest.MonkeyPatch,
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("entrl.recipe.load_recipe", interrupted)
+    monkeypatch.setattr("entrl.runs.recipe.load_recipe", interrupted)
     assert main(["train", str(RECIPE)]) == 130
     assert capsys.readouterr().err == "stopped by Ctrl-C\n"
 

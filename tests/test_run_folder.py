@@ -11,10 +11,10 @@ from short_run import RECIPE, manifest, quietly, rows, short_recipe, start, word
 from tiny_model import saved_model
 
 from entrl.cli import main
-from entrl.recipe import load_recipe
-from entrl.run_folder import RunFolder
+from entrl.runs.folder import RunFolder
 from entrl.runs.lock import LOCK, FolderLock
 from entrl.runs.ours import read_manifest
+from entrl.runs.recipe import load_recipe
 from entrl.settings.paths import expand_path, expand_paths
 from entrl.teach.cold_start.spec import load_cold_start
 from entrl.teach.offline.spec import load_offline

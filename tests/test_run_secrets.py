@@ -10,8 +10,8 @@ from short_run import RECIPE, manifest, quietly, same_weights, short_recipe, wor
 from tiny_model import saved_model
 
 from entrl.cli import main
-from entrl.recipe import load_recipe
-from entrl.run_folder import read_json, read_recipe, write_json
+from entrl.runs.folder import read_json, read_recipe, write_json
+from entrl.runs.recipe import load_recipe
 from entrl.runs.wording import shown, tame_completion_tables
 from entrl.settings.groups import parse_yaml
 from entrl.settings.secrets import MASK, is_secret, mask, mask_text, mask_words

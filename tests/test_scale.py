@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from entrl.plan.balance import Load, Rates, balance
+from entrl.runs.plan.balance import Load, Rates, balance
 
 ROOT = Path(__file__).parents[1]
 FOUND = json.loads((ROOT / "benchmarks" / "scale.json").read_text())

@@ -18,8 +18,8 @@ from entrl.cli import main
 from entrl.evaluation.answers import evaluate
 from entrl.evaluation.asked import asked_by, settled, template_kwargs
 from entrl.models.load import load_policy
-from entrl.recipe import load_recipe
-from entrl.run import train
+from entrl.runs.recipe import load_recipe
+from entrl.runs.train import train
 from entrl.tasks import load_task
 from entrl.trainers import EntropyGRPOTrainer
 from entrl.trainers.first_look import LOOKED_AT

@@ -12,7 +12,7 @@ import pytest
 from pyarrow.parquet import write_table
 
 from entrl.report.read import read_json_lines
-from entrl.run_folder import append_lines
+from entrl.runs.folder import append_lines
 from entrl.runs.log_lengths import cut_logs, note_logs
 from entrl.settings.json_lines import json_lines, numbered_lines
 from entrl.tasks import FILE_TASKS, is_endless, load_task, task_names

@@ -20,7 +20,7 @@ from entrl.controllers.kl_cov import KLCov
 from entrl.engines.cpu_weights import prepare_cpu_engine, unpacked_linear_weights
 from entrl.maths.truncation import top_h_keep, top_p_keep
 from entrl.models.shipped import model_path
-from entrl.recipe import load_recipe
+from entrl.runs.recipe import load_recipe
 from entrl.tasks import load_task
 from entrl.trainers import EntropyGRPOConfig, EntropyGRPOTrainer
 from entrl.trainers.vllm import SamplerRequest
@@ -226,7 +226,7 @@ def test_weights_that_did_not_arrive_raise_the_alarm(sampling):
 
 
 def test_the_shipped_colocated_recipe_is_accepted_as_it_stands():
-    from entrl.plan import prepare
+    from entrl.runs.plan import prepare
 
     prepared = prepare(load_recipe("recipes/tiny-reasoner/vllm-colocated.yaml"))
     assert prepared.problems == []

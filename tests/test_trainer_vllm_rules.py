@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from entrl.environments import TwentyQuestions
-from entrl.plan.checks import prepare
-from entrl.recipe import load_recipe
+from entrl.runs.plan.checks import prepare
+from entrl.runs.recipe import load_recipe
 from entrl.trainers import EntropyGRPOConfig, EntropyGRPOTrainer
 from entrl.trainers.vllm_rules import tool_problems, truncations, vllm_problems
 

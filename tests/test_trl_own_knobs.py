@@ -16,9 +16,9 @@ from tiny_model import saved_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 from trl import GRPOConfig, GRPOTrainer
 
-from entrl.plan import prepare
-from entrl.recipe import Recipe, load_recipe
-from entrl.run import train
+from entrl.runs.plan import prepare
+from entrl.runs.recipe import Recipe, load_recipe
+from entrl.runs.train import train
 
 REWARD = """
 def letters(completions, **_):

@@ -12,8 +12,8 @@ from test_run import quietly
 
 from entrl.evaluation.answers import evaluate
 from entrl.models.load import load_policy
-from entrl.plan import plan
-from entrl.recipe import load_recipe
+from entrl.runs.plan import plan
+from entrl.runs.recipe import load_recipe
 from entrl.verify import golds as module
 from entrl.verify.golds import check_golds, gold_kind
 

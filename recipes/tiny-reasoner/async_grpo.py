@@ -13,13 +13,13 @@ import os
 from pathlib import Path
 from typing import Any
 
-from entrl.engines.serve import find_api_key
 from entrl.models.load import refuse_adapter
 from entrl.models.shipped import model_path
-from entrl.recipe import Recipe, load_recipe
 from entrl.report import write_report
-from entrl.run_folder import write_json, write_text
-from entrl.run_log import RunLog
+from entrl.runs.folder import write_json, write_text
+from entrl.runs.log import RunLog
+from entrl.runs.recipe import Recipe, load_recipe
+from entrl.runs.serve import find_api_key
 from entrl.trainers.async_grpo import EntropyAsyncGRPOConfig, EntropyAsyncGRPOTrainer
 
 HERE = Path(__file__).parent

@@ -291,7 +291,7 @@ def split_overrides(words: Sequence[str]) -> tuple[list[str], dict[str, bool]]:
 
 
 def run_train(options: argparse.Namespace) -> int:
-    from entrl.recipe import load_recipe
+    from entrl.runs.recipe import load_recipe
 
     overrides, how = split_overrides(options.overrides)
     try:
@@ -300,15 +300,15 @@ def run_train(options: argparse.Namespace) -> int:
         if os.environ.get("LOCAL_RANK", "0") != "0":
             hush(error)  # ranks of one machine read the same files
         raise
-    from entrl.run import train
+    from entrl.runs.train import train
 
     train(recipe, resume=how.get("resume", False), overwrite=how.get("overwrite", False))
     return 0
 
 
 def run_plan(options: argparse.Namespace) -> int:
-    from entrl.plan import Measured, plan
-    from entrl.recipe import load_recipe
+    from entrl.runs.plan import Measured, plan
+    from entrl.runs.recipe import load_recipe
 
     try:
         overrides, _ = split_overrides(options.overrides)
@@ -332,11 +332,11 @@ def run_plan(options: argparse.Namespace) -> int:
 
 
 def run_serve(options: argparse.Namespace) -> int:
-    from entrl.recipe import load_recipe
+    from entrl.runs.recipe import load_recipe
 
     overrides, _ = split_overrides(options.overrides)
     recipe = load_recipe(options.recipe, overrides)
-    from entrl.engines.serve import serve
+    from entrl.runs.serve import serve
 
     return serve(
         recipe,
@@ -354,9 +354,9 @@ def run_eval(options: argparse.Namespace) -> int:
     from entrl.evaluation.answers import evaluate
     from entrl.evaluation.asked import settled, template_kwargs
     from entrl.models.load import load_policy
-    from entrl.recipe import EvalSpec, load_rows
-    from entrl.run_folder import write_json
-    from entrl.run_log import be_quiet
+    from entrl.runs.folder import write_json
+    from entrl.runs.log import be_quiet
+    from entrl.runs.recipe import EvalSpec, load_rows
     from entrl.settings.groups import parse_yaml
     from entrl.tasks import is_endless
 
@@ -506,8 +506,8 @@ def run_play(options: argparse.Namespace) -> int:
 def run_replay(options: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from entrl.run_folder import finite
-    from entrl.run_log import be_quiet
+    from entrl.runs.folder import finite
+    from entrl.runs.log import be_quiet
     from entrl_lab.replay import parse_settings, parse_target, print_replay, replay
 
     be_quiet()

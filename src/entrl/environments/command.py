@@ -50,8 +50,8 @@ SHOWN = ("success", "questions", "gain_per_question", "normalised_gain", "entrop
 def run_play(options: argparse.Namespace) -> int:
     """What the command does with its parsed arguments; see `entrl.cli`."""
     from entrl.evaluation.answers import _commit
-    from entrl.run_folder import finite, write_json
-    from entrl.run_log import be_quiet
+    from entrl.runs.folder import finite, write_json
+    from entrl.runs.log import be_quiet
     from entrl.settings.groups import parse_yaml
     from entrl.tasks import load_task
 

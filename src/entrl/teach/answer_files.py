@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from entrl.run_folder import append_lines, write_json
+from entrl.runs.folder import append_lines, write_json
 from entrl.settings.json_lines import json_lines
 from entrl.teach.curation import CurationSpec, curate
 

@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from entrl.run_folder import read_recipe
+from entrl.runs.folder import read_recipe
 from entrl.settings.names import suggest
 from entrl.window_log import LoggedWindow, joined, load_step, logged_steps, windows_root
 from entrl_lab.replay.agreement import Agreement, Pairs, agreement
@@ -172,7 +172,7 @@ def _training_args(run_dir: str | Path) -> Any:
     """The trainer's options out of the run folder; None for windows without a recipe (logged by one's own script)."""
     if not (Path(run_dir) / "recipe.yaml").is_file():
         return None
-    from entrl.plan import build_args
+    from entrl.runs.plan import build_args
 
     return build_args(read_recipe(Path(run_dir)), world_size=1)
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from rich.console import Console
 
-from entrl.run_folder import write_json
+from entrl.runs.folder import write_json
 from entrl_lab.replicate.analyses import analyse_all, check, task_runs
 from entrl_lab.replicate.names import find_study
 from entrl_lab.replicate.page import write_page

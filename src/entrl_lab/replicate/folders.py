@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from entrl.run_folder import flat
+from entrl.runs.folder import flat
 from entrl.settings.groups import parse_yaml
 from entrl.settings.json_lines import json_lines
 

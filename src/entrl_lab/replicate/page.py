@@ -7,7 +7,7 @@ from typing import Any
 
 import jinja2
 
-from entrl.run_folder import write_text
+from entrl.runs.folder import write_text
 from entrl_lab.replicate.folders import TaskRuns
 from entrl_lab.replicate.plots import BY_ANALYSIS, curves
 from entrl_lab.replicate.study import Study

@@ -19,17 +19,17 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from entrl.recipe import Recipe
-from entrl.run_folder import flat
 from entrl.runs.contents import contents
+from entrl.runs.folder import flat
 from entrl.runs.ours import read_manifest
+from entrl.runs.recipe import Recipe
 from entrl.settings.groups import parse_yaml
 from entrl.settings.secrets import mask
 from entrl.teach.cold_start import ColdStart, is_made, load_cold_start
 from entrl_lab.replicate.study import Run, Study
 
 PRELOAD = [
-    "entrl.run",
+    "entrl.runs.train",
     "entrl.trainers",
     "entrl.evaluation.answers",
     "entrl.report",

@@ -30,8 +30,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from entrl.recipe import Recipe, load_recipe
-from entrl.run_folder import flat
+from entrl.runs.folder import flat
+from entrl.runs.recipe import Recipe, load_recipe
 from entrl.settings.groups import parse_yaml
 from entrl.settings.paths import expand_paths
 from entrl.settings.secrets import mask

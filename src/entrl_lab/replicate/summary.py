@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from entrl import __version__
-from entrl.run_folder import git_state, now
+from entrl.runs.folder import git_state, now
 from entrl.settings.json_lines import json_lines
 from entrl.settings.secrets import mask
 from entrl.stats.intervals import non_inferior, seed_differences

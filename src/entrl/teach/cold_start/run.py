@@ -17,7 +17,7 @@ from typing import Any
 from rich.console import Console
 
 from entrl import __version__
-from entrl.run_folder import flat, git_state, now, read_json, versions, write_json, write_text
+from entrl.runs.folder import flat, git_state, now, read_json, versions, write_json, write_text
 from entrl.runs.lock import locked
 from entrl.runs.ours import clear, refuse_foreign
 from entrl.runs.wording import say
@@ -122,7 +122,7 @@ def _clear(folder: Path) -> None:
 
 def _make(start: ColdStart, console: Console) -> dict[str, Any]:
     from entrl.models.load import load_model, model_problems
-    from entrl.run_log import be_quiet
+    from entrl.runs.log import be_quiet
     from entrl.teach.cold_start.answers import collect
 
     be_quiet()

@@ -24,9 +24,9 @@ from typing import Any
 
 import yaml
 
-from entrl.recipe import REMOVED_MODEL_KEYS, ModelSpec
-from entrl.run_folder import flat
 from entrl.runs.contents import contents
+from entrl.runs.folder import flat
+from entrl.runs.recipe import REMOVED_MODEL_KEYS, ModelSpec
 from entrl.settings.groups import Dumper, build, check_keys, plain, read_settings, typed
 from entrl.settings.names import find_file
 from entrl.settings.paths import expand_paths

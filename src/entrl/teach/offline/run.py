@@ -18,7 +18,7 @@ from typing import Any
 from rich.console import Console
 
 from entrl import __version__
-from entrl.run_folder import append_lines, git_state, now, read_json, versions, write_json, write_text
+from entrl.runs.folder import append_lines, git_state, now, read_json, versions, write_json, write_text
 from entrl.runs.lock import locked
 from entrl.runs.ours import clear, read_manifest, refuse_foreign
 from entrl.runs.wording import say
@@ -107,7 +107,7 @@ def _make(spec: Offline, say: Say) -> dict[str, Any]:
     from transformers import set_seed
 
     from entrl.models.load import load_model, model_problems
-    from entrl.run_log import be_quiet
+    from entrl.runs.log import be_quiet
 
     be_quiet()
     with _threads(spec.threads):

@@ -26,7 +26,9 @@ from typing import Any
 
 import yaml
 
-from entrl.recipe import (
+from entrl.runs.contents import contents
+from entrl.runs.folder import flat
+from entrl.runs.recipe import (
     OWNED_TRAINER_KEYS,
     REMOVED_MODEL_KEYS,
     REMOVED_TRAINER_KEYS,
@@ -38,8 +40,6 @@ from entrl.recipe import (
     load_rows,
     trainer_fields,
 )
-from entrl.run_folder import flat
-from entrl.runs.contents import contents
 from entrl.settings.groups import Dumper, build, build_list, check_keys, plain, read_settings, typed
 from entrl.settings.names import Loaded, find_file, load_controller, suggest
 from entrl.settings.paths import expand_paths

@@ -20,7 +20,7 @@ from entrl.environments.diagram import DiagramShort
 from entrl.environments.loader import load_environment
 from entrl.environments.play import play, score
 from entrl.environments.policies import PLAIN
-from entrl.recipe import Recipe, load_recipe
+from entrl.runs.recipe import Recipe, load_recipe
 from entrl.stats.intervals import seed_mean
 from entrl_lab.replicate.analyses.asking import SCORES, judged
 from entrl_lab.replicate.analyses.comparison import clustered_entry

@@ -19,15 +19,15 @@ from transformers import PrinterCallback, ProgressCallback, set_seed
 
 from entrl.engines.faults import RolloutError
 from entrl.errors import CannotWrite
-from entrl.law_watch import DenseEvaluation, LawWatch, evaluation_steps, interventions
 from entrl.models.load import load_model, load_policy, new_adapter
-from entrl.plan import Prepared, check_rows, missing_engine, prepare
-from entrl.recipe import Recipe
-from entrl.run_folder import RunFolder, flat, make_manifest, now, read_json, write_json, write_text
-from entrl.run_log import ProgressLine, RunLog, be_quiet
 from entrl.runs.contents import contents, refuse_changed
 from entrl.runs.ending import Ending
+from entrl.runs.folder import RunFolder, flat, make_manifest, now, read_json, write_json, write_text
+from entrl.runs.law_watch import DenseEvaluation, LawWatch, evaluation_steps, interventions
 from entrl.runs.lock import FolderLock
+from entrl.runs.log import ProgressLine, RunLog, be_quiet
+from entrl.runs.plan import Prepared, check_rows, missing_engine, prepare
+from entrl.runs.recipe import Recipe
 from entrl.runs.together import hush, lost_ranks, main_first, together
 from entrl.runs.wording import say, tame_completion_tables
 from entrl.runs.writing import in_words
@@ -241,7 +241,7 @@ def build_trainer(
     from entrl.trainers import EntropyGRPOTrainer
 
     if prepared.args.vllm_replicas:
-        from entrl.engines.serve import find_api_key
+        from entrl.runs.serve import find_api_key
 
         variable = prepared.args.vllm_api_key_env
         if key := find_api_key(recipe.run_dir, variable):  # what `entrl serve` made for this recipe, where none is set

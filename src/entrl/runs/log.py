@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from transformers import TrainerCallback
 
-from entrl.run_folder import append_lines
+from entrl.runs.folder import append_lines
 from entrl.runs.log_lengths import note_logs
 
 PLAIN_LINES = 20  # progress lines of a run whose output is not a terminal

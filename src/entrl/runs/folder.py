@@ -22,10 +22,10 @@ from typing import Any
 import torch
 
 from entrl import __version__
-from entrl.recipe import Recipe, make_recipe
 from entrl.runs.log_lengths import cut_logs
 from entrl.runs.longer import only_longer, refuse_other_steps
 from entrl.runs.ours import clear, read_manifest, refuse_foreign, refuse_linked_model
+from entrl.runs.recipe import Recipe, make_recipe
 from entrl.settings.groups import parse_yaml
 from entrl.settings.secrets import mask, mask_words, without_masked
 

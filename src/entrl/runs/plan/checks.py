@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from entrl.models.load import model_problems
-from entrl.recipe import Recipe
+from entrl.runs.recipe import Recipe
 from entrl.settings.names import TRL_KEYWORDS, Loaded, suggest
 
 
@@ -150,7 +150,7 @@ def launch_problems(recipe: Recipe, world_size: int) -> list[str]:
 
 def evaluation_problems(recipe: Recipe, args: Any) -> list[str]:
     """Steps of `eval.at` that training never reaches, or a schedule without a known end."""
-    from entrl.law_watch import evaluation_steps
+    from entrl.runs.law_watch import evaluation_steps
 
     try:
         steps = evaluation_steps(None if recipe.eval is None else recipe.eval.at, args.max_steps)

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from entrl.plan.checks import Prepared, evaluation_problems, has_accelerator, missing_engine, prepare
-from entrl.plan.estimates import Measured, describe_engines, describe_model, describe_time
-from entrl.plan.machines import Machines, machine_problems, read_machines
-from entrl.plan.rows import check_data
-from entrl.recipe import Recipe
+from entrl.runs.plan.checks import Prepared, evaluation_problems, has_accelerator, missing_engine, prepare
+from entrl.runs.plan.estimates import Measured, describe_engines, describe_model, describe_time
+from entrl.runs.plan.machines import Machines, machine_problems, read_machines
+from entrl.runs.plan.rows import check_data
+from entrl.runs.recipe import Recipe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,7 +183,7 @@ def _steps(recipe: Recipe, args: Any, schedule: Any) -> str:
 
 def _describe_evaluations(recipe: Recipe, args: Any) -> list[tuple[str, str]]:
     """What `eval.at` costs, in completions beside those of training."""
-    from entrl.law_watch import evaluation_steps
+    from entrl.runs.law_watch import evaluation_steps
 
     if recipe.eval is None or recipe.eval.at is None or evaluation_problems(recipe, args):
         return []

@@ -1,6 +1,6 @@
 """`entrl plan` and the checks that `entrl train` makes first."""
 
-from entrl.plan.checks import (
+from entrl.runs.plan.checks import (
     Prepared,
     build_args,
     column_problems,
@@ -9,10 +9,10 @@ from entrl.plan.checks import (
     opening_problems,
     prepare,
 )
-from entrl.plan.estimates import Measured, count_parameters
-from entrl.plan.machines import Machines, read_machines
-from entrl.plan.overview import Plan, plan
-from entrl.plan.rows import check_rows
+from entrl.runs.plan.estimates import Measured, count_parameters
+from entrl.runs.plan.machines import Machines, read_machines
+from entrl.runs.plan.overview import Plan, plan
+from entrl.runs.plan.rows import check_rows
 
 __all__ = [
     "Machines",

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from entrl.models.load import tokenizer_of
-from entrl.plan.checks import Prepared, column_problems, first_line, opening_problems, required_names
-from entrl.plan.estimates import model_config
-from entrl.recipe import EvalSpec, Recipe
+from entrl.runs.plan.checks import Prepared, column_problems, first_line, opening_problems, required_names
+from entrl.runs.plan.estimates import model_config
+from entrl.runs.recipe import EvalSpec, Recipe
 from entrl.verify.golds import check_golds, gold_kind
 
 PROBE_ROWS = 4  # made of a task that generates its problems

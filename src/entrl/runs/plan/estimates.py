@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from entrl.memory import GIB, Engine, ModelShape, Training, cache_bytes, model_shape, sync_bytes, training_memory
-from entrl.plan.balance import Load, Rates, balance, engines_in_balance
-from entrl.plan.checks import Prepared, first_line
-from entrl.plan.machines import Machines
-from entrl.recipe import Recipe
+from entrl.runs.plan.balance import Load, Rates, balance, engines_in_balance
+from entrl.runs.plan.checks import Prepared, first_line
+from entrl.runs.plan.machines import Machines
+from entrl.runs.recipe import Recipe
 
 Rows = list[tuple[str, str]]
 PROMPT = 256  # tokens; taken where vllm_max_model_length does not say how long prompts may be
@@ -19,7 +19,7 @@ class Measured:
     """What was measured elsewhere; None where it was not.
 
     device_gib: memory of one GPU
-    generate, train: tokens per second of one engine and of one training process (`entrl.plan.balance.Rates`)
+    generate, train: tokens per second of one engine and of one training process (`entrl.runs.plan.balance.Rates`)
     length: tokens of a completion, mean; None takes the longest allowed
     prompt: tokens of a prompt, mean
     bandwidth: bytes per second from the trainer to the engines

@@ -41,7 +41,7 @@ from entrl.runs.wording import shown
 from entrl.settings.secrets import mask_words
 
 if TYPE_CHECKING:
-    from entrl.recipe import Recipe
+    from entrl.runs.recipe import Recipe
 
 LOCAL = "127.0.0.1"
 FIRST_PORT = 8000

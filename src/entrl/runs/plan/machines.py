@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from entrl.memory import Sharding
-from entrl.recipe import Recipe
+from entrl.runs.recipe import Recipe
 from entrl.settings.groups import parse_yaml
 
 ONE_PER_DEVICE = ("MULTI_GPU", "MULTI_NPU", "MULTI_XPU", "MULTI_HPU", "MULTI_MLU", "FSDP", "DEEPSPEED")
