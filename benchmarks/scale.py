@@ -20,8 +20,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from entrl.memory import GIB, Engine, ModelShape, Training, cache_bytes, model_shape, training_memory
 from entrl.runs.plan.balance import Load, Rates, balance, engines_in_balance
+from entrl.runs.plan.memory import GIB, Engine, ModelShape, Training, cache_bytes, model_shape, training_memory
 
 # Published configurations (Qwen2.5); only sizes.
 MODELS = {

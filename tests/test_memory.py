@@ -1,10 +1,10 @@
-"""entrl.memory: held to what torch really allocates on small models."""
+"""entrl.runs.plan.memory: held to what torch really allocates on small models."""
 
 import pytest
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from entrl.memory import (
+from entrl.runs.plan.memory import (
     ACTIVATIONS,
     GIB,
     Engine,

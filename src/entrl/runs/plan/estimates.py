@@ -4,10 +4,19 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from entrl.memory import GIB, Engine, ModelShape, Training, cache_bytes, model_shape, sync_bytes, training_memory
 from entrl.runs.plan.balance import Load, Rates, balance, engines_in_balance
 from entrl.runs.plan.checks import Prepared, first_line
 from entrl.runs.plan.machines import Machines
+from entrl.runs.plan.memory import (
+    GIB,
+    Engine,
+    ModelShape,
+    Training,
+    cache_bytes,
+    model_shape,
+    sync_bytes,
+    training_memory,
+)
 from entrl.runs.recipe import Recipe
 
 Rows = list[tuple[str, str]]

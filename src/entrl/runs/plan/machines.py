@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from entrl.memory import Sharding
+from entrl.runs.plan.memory import Sharding
 from entrl.runs.recipe import Recipe
 from entrl.settings.groups import parse_yaml
 
