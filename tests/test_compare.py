@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from entrl.compare import (
+from entrl.report.compare import (
     at_equal,
     compare_runs,
     comparison_json,

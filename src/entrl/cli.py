@@ -426,7 +426,7 @@ def run_report(options: argparse.Namespace) -> int:
 
 
 def run_compare(options: argparse.Namespace) -> int:
-    from entrl.compare import compare_runs, comparison_json, print_comparison
+    from entrl.report.compare import compare_runs, comparison_json, print_comparison
 
     comparison = compare_runs(options.run_a, options.run_b)
     if options.as_json:
