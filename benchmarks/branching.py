@@ -32,8 +32,8 @@ from entrl.maths.branching import BranchOptions, tree_advantages
 from entrl.maths.signals import entropy_from_logits
 from entrl.models.shipped import model_path
 from entrl.tasks import load_task
-from entrl.trainers.branching import Branching
-from entrl.trainers.continuations import Drawn
+from entrl.trainers.grpo.branching import Branching
+from entrl.trainers.grpo.continuations import Drawn
 
 G = 8
 LONGEST = 96  # tokens

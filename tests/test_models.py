@@ -31,7 +31,7 @@ from entrl.teach.cold_start import cold_start
 from entrl.teach.cold_start.spec import make_cold_start
 from entrl.teach.offline.run import offline
 from entrl.teach.offline.spec import make_offline
-from entrl.window_log import joined, load_step
+from entrl.trainers.grpo.window_log import joined, load_step
 
 RECIPES = Path(__file__).parents[1] / "recipes" / "tiny-reasoner"
 SHAPE = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear"}

@@ -15,7 +15,7 @@ from entrl.controllers.clip_cov import ClipCov
 from entrl.controllers.hooks import OneRank, Rows
 from entrl.controllers.kl_cov import KLCov
 from entrl.controllers.steer import Steer
-from entrl.window_log import LoggedWindow, StepOptions, joined, save_window
+from entrl.trainers.grpo.window_log import LoggedWindow, StepOptions, joined, save_window
 from entrl_lab.replay import (
     Setting,
     make_setting,

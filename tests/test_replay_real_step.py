@@ -18,7 +18,7 @@ from entrl.controllers.kl_cov import KLCov
 from entrl.controllers.steer import Steer
 from entrl.runs.recipe import make_recipe
 from entrl.runs.train import train
-from entrl.window_log import LoggedWindow, joined, load_step
+from entrl.trainers.grpo.window_log import LoggedWindow, joined, load_step
 from entrl_lab.replay import RealStep, Setting, StepState
 from entrl_lab.replay.real_step import load_probe, load_state
 

@@ -23,7 +23,7 @@ from entrl.models.shipped import model_path
 from entrl.runs.recipe import load_recipe
 from entrl.tasks import load_task
 from entrl.trainers import EntropyGRPOConfig, EntropyGRPOTrainer
-from entrl.trainers.vllm import SamplerRequest
+from entrl.trainers.grpo.vllm import SamplerRequest
 
 pytestmark = pytest.mark.vllm
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from entrl.trainers.sampler_gap import alarms, gap_metrics, kept_tokens
+from entrl.trainers.grpo.sampler_gap import alarms, gap_metrics, kept_tokens
 
 B, T = 30, 12
 

@@ -12,7 +12,7 @@ Source:  DAPO (arXiv 2503.14476) 3.2, dynamic sampling: prompts with accuracy 0 
     limit of 20 generations are those of ARES' released config (shawn0728/ARES at 146620e)
 Differs: ARES filters on the mean of the shaped reward, computed before the difficulty that shapes it is known (methods
     card, section 7). Accuracy here is accuracy, and `reward` looks at the spread, which is what a group trains with
-Needs:   nothing; `entrl.trainers.group_filter` draws the new prompts
+Needs:   nothing; `entrl.trainers.grpo.group_filter` draws the new prompts
 
 On `accuracy` a group of right answers goes although a reward may rank them (PEAR does nothing else there): where that
 is meant to train, filter on `reward`.

@@ -1,7 +1,7 @@
 """TRL glue: the trainer, its options and its batch arithmetic."""
 
 from entrl.trainers.config import EntropyGRPOConfig
-from entrl.trainers.grpo import EntropyGRPOTrainer
+from entrl.trainers.grpo.trainer import EntropyGRPOTrainer
 from entrl.trainers.rewards import RewardError
 from entrl.trainers.schedule import Schedule, check_schedule, describe_schedule
 

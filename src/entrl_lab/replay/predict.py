@@ -12,7 +12,7 @@ which every setting shares, so measured single steps differ by less than predict
 
 Source:  arXiv 2505.22617, Theorems 1 and 2, Eq. 10; `entrl.controllers.monitor.first_order_change`
 Differs: the paper speaks of A, the derivative of the unclipped loss at ratio 1; g is that of the loss in use
-Needs:   a window of one rank (`entrl.window_log.joined`); no model
+Needs:   a window of one rank (`entrl.trainers.grpo.window_log.joined`); no model
 """
 
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ from torch import Tensor
 
 from entrl.controllers.hooks import Controller
 from entrl.controllers.monitor import first_order_change
-from entrl.window_log import LoggedWindow
+from entrl.trainers.grpo.window_log import LoggedWindow
 from entrl_lab.replay.settings import Setting
 from entrl_lab.replay.window_loss import check_window, window_loss
 

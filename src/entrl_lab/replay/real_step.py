@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from entrl.maths.signals import entropy_from_logits
-from entrl.window_log import FOLDER, STATE_FILE, LoggedWindow, window_folder
+from entrl.trainers.grpo.window_log import FOLDER, STATE_FILE, LoggedWindow, window_folder
 from entrl_lab.replay.settings import Setting
 from entrl_lab.replay.window_loss import check_window, micro_batch_loss, micro_batches, select
 

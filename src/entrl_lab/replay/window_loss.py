@@ -9,7 +9,7 @@ respect to parameters; it is the same function, so the two differ in nothing els
 
 Source:  TRL 1.16 `GRPOTrainer._compute_loss` for the policy term
 Differs: no reference KL, no entropy bonus and no MoE term: `unmodelled` names what a recipe has of these
-Needs:   a window of one rank (`entrl.window_log.joined`)
+Needs:   a window of one rank (`entrl.trainers.grpo.window_log.joined`)
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from entrl.controllers.hooks import TOKEN_RATIO_LOSSES, Controller, Rows
-from entrl.window_log import LoggedWindow
+from entrl.trainers.grpo.window_log import LoggedWindow
 
 
 @dataclass(frozen=True, kw_only=True)

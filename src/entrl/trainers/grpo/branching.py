@@ -29,8 +29,8 @@ from entrl.maths.branching import (
     window_quantiles,
 )
 from entrl.maths.windows import ThresholdEMA
-from entrl.trainers.continuations import Calls, Entropies, Generate, Piece
-from entrl.trainers.vllm import SampledRow
+from entrl.trainers.grpo.continuations import Calls, Entropies, Generate, Piece
+from entrl.trainers.grpo.vllm import SampledRow
 
 LENGTH_DECAY = 0.9  # of the mean lengths a token budget foresees with; lengths move faster than thresholds
 # Settings of a sampler that count from the start of its own output, which for a fork is the middle of a completion.

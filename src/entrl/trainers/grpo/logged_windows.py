@@ -1,19 +1,19 @@
 """Logging whole windows for `entrl replay`: what is written of them, and when.
 
 Part of the trainer that is only there while `log_windows` is set. Reads the keys of TRL's micro-batches, as `grpo.py`
-does; the file format is `entrl.window_log`'s.
+does; the file format is `entrl.trainers.grpo.window_log`'s.
 """
 
 from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback
 
+from entrl.trainers.grpo.recorder import WindowRecorder, learning_rate_of, plain_options, step_state
+from entrl.trainers.grpo.window_log import StepOptions
 from entrl.trainers.loss import LossPass
-from entrl.trainers.recorder import WindowRecorder, learning_rate_of, plain_options, step_state
-from entrl.window_log import StepOptions
 
 if TYPE_CHECKING:
-    from entrl.trainers.grpo import EntropyGRPOTrainer
+    from entrl.trainers.grpo.trainer import EntropyGRPOTrainer
 
 
 class LoggedWindows:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from entrl.controllers.hooks import Ranks
-from entrl.trainers.vllm import SampledRow
+from entrl.trainers.grpo.vllm import SampledRow
 
 
 class Drawn(NamedTuple):

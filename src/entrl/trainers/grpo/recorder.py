@@ -1,6 +1,6 @@
 """Writes logged windows: collects the micro-batches of a step that is to be logged, and what came of the step.
 
-`grpo.py` hands over plain tensors; the file format is `entrl.window_log`.
+`grpo.py` hands over plain tensors; the file format is `entrl.trainers.grpo.window_log`.
 """
 
 import dataclasses
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from entrl.controllers.hooks import ROW_TENSORS, Controller, Rows
-from entrl.window_log import FOLDER, STATE_FILE, LoggedWindow, StepOptions, save_window, window_folder
+from entrl.trainers.grpo.window_log import FOLDER, STATE_FILE, LoggedWindow, StepOptions, save_window, window_folder
 
 PADDED_LEFT = ("prompt_ids_BT", "prompt_mask_BT")
 
