@@ -21,8 +21,8 @@ from trl.experimental.async_grpo.packing import TreeRow
 
 from entrl.controllers.kl_cov import KLCov
 from entrl.engines.async_loop import ROWS_PER_GROUP, Trail, TrailedMetrics
-from entrl.trainers.async_grpo import EntropyAsyncGRPOConfig, EntropyAsyncGRPOTrainer
-from entrl.trainers.async_rows import TrailCollator
+from entrl.trainers.async_grpo.rows import TrailCollator
+from entrl.trainers.async_grpo.trainer import EntropyAsyncGRPOConfig, EntropyAsyncGRPOTrainer
 from entrl_lab.nursery.tokenizer import character_tokenizer
 
 GROUP = 4

@@ -18,7 +18,7 @@ from entrl.controllers.cw_grpo import CWGRPO
 from entrl.controllers.guard import EntropyGuard
 from entrl.controllers.hooks import Controller, LossTerms
 from entrl.engines import cpu_tree_attention
-from entrl.trainers.async_grpo import EntropyAsyncGRPOTrainer
+from entrl.trainers.async_grpo.trainer import EntropyAsyncGRPOTrainer
 
 pytestmark = pytest.mark.vllm
 TOKENS = 13  # of a row at most: prompt and completion of `make_samples`

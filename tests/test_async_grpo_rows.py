@@ -13,8 +13,8 @@ from entrl.controllers.kl_cov import KLCov
 from entrl.controllers.std_floor import StdFloor
 from entrl.engines import cpu_tree_attention
 from entrl.engines.async_loop import UNKNOWN
-from entrl.trainers.async_grpo import check_async
-from entrl.trainers.async_rows import SUMS, FlatBatch, Layout, padded_rows, staleness_metrics
+from entrl.trainers.async_grpo.rows import SUMS, FlatBatch, Layout, padded_rows, staleness_metrics
+from entrl.trainers.async_grpo.trainer import check_async
 
 
 @pytest.fixture(scope="module")

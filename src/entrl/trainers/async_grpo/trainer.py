@@ -47,7 +47,7 @@ from entrl.engines.faults import ReplicaMismatch, RolloutError
 from entrl.engines.fingerprint import model_fingerprint
 from entrl.errors import UnsupportedTRL
 from entrl.maths.phases import ThinkTags, phase_labels
-from entrl.trainers.async_rows import (
+from entrl.trainers.async_grpo.rows import (
     FlatBatch,
     TrailCollator,
     padded_rows,
