@@ -11,8 +11,8 @@ from tiny_model import trainer
 
 from entrl.runs.checkpoints import newest_whole
 from entrl.runs.log_lengths import cut_logs, note_logs
-from entrl.trainers.checkpoint import redrawn_because, rotate
-from entrl.trainers.completeness import MARKER, Marker, file_names, fingerprints, flaw, mark, read_marker
+from entrl.trainers.shared.checkpoint import redrawn_because, rotate
+from entrl.trainers.shared.completeness import MARKER, Marker, file_names, fingerprints, flaw, mark, read_marker
 
 
 def whole_folder(folder: Path) -> Path:

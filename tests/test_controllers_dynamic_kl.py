@@ -21,7 +21,7 @@ from entrl.controllers.dynamic_kl import (
 from entrl.controllers.guard import EntropyGuard
 from entrl.controllers.hooks import Rows, StepFeedback
 from entrl.maths.difficulty import BUCKETS
-from entrl.trainers.loss import LossPass, Tally, step_metrics
+from entrl.trainers.shared.loss import LossPass, Tally, step_metrics
 
 VECTORS = json.loads((Path(__file__).parent / "vectors/ares.json").read_text())
 finite_kl = st.floats(0, 50)

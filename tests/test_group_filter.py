@@ -13,7 +13,7 @@ from entrl.controllers.hooks import OneRank
 from entrl.maths.group_filter import VERDICTS, GroupFilter, accuracy_verdict, spread_verdict
 from entrl.trainers.grpo.group_filter import GroupFiltering, PromptSource, filter_problems, filter_rule
 from entrl.trainers.grpo.splice import Batch, spliced
-from entrl.trainers.rollout import Rollout
+from entrl.trainers.shared.rollout import Rollout
 
 G, PAD = 2, 9
 scores = st.lists(st.sampled_from([0, 1, None]), min_size=1, max_size=12)

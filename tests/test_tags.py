@@ -22,7 +22,7 @@ from entrl.runs.recipe import load_recipe
 from entrl.runs.train import train
 from entrl.tasks import load_task
 from entrl.trainers import EntropyGRPOTrainer
-from entrl.trainers.first_look import LOOKED_AT
+from entrl.trainers.shared.first_look import LOOKED_AT
 
 SPELLINGS = {
     "plain": ("<think>", "</think>", False),

@@ -12,7 +12,7 @@ from pyarrow.parquet import write_table
 from entrl.settings.names import TRL_KEYWORDS
 from entrl.tasks import load_task
 from entrl.tasks.columns import RESERVED
-from entrl.trainers.rewards import SHARED_SIGNALS, SIGNALS
+from entrl.trainers.shared.rewards import SHARED_SIGNALS, SIGNALS
 
 ROW = {"prompt": "1+1=", "answer": "2"}
 

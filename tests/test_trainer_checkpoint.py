@@ -8,7 +8,7 @@ from transformers import TrainerCallback
 
 from entrl.controllers.clip_cov import ClipCov
 from entrl.controllers.kl_cov import KLCov
-from entrl.trainers.checkpoint import load_state, save_state
+from entrl.trainers.shared.checkpoint import load_state, save_state
 
 
 class Stateful:

@@ -5,7 +5,7 @@ from tiny_model import digits, prompts, tiny_model, trainer
 from trl import GRPOTrainer, RLOOConfig, RLOOTrainer
 
 from entrl.trainers import RewardError
-from entrl.trainers.rewards import needed_signals
+from entrl.trainers.shared.rewards import needed_signals
 from entrl_lab.nursery.tokenizer import character_tokenizer
 
 

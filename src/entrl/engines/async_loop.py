@@ -47,7 +47,7 @@ from entrl.maths.phases import ThinkTags, answer_text
 COMPLETIONS = "/v1/completions"
 UNKNOWN = -1  # a version nobody can name
 ROWS_PER_GROUP = 2**16  # row ids: group * this + row; leaves 2**23 groups
-# Signals a reward may name; the same words as `entrl.trainers.rewards.SIGNALS`.
+# Signals a reward may name; the same words as `entrl.trainers.shared.rewards.SIGNALS`.
 PER_COMPLETION = (
     "token_entropies",
     "token_logprobs",

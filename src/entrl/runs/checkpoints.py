@@ -4,8 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from entrl.runs.log_lengths import LOG_FILE
-from entrl.trainers.checkpoint import step_of
-from entrl.trainers.completeness import Marker, flaw, read_marker
+from entrl.trainers.shared.checkpoint import step_of
+from entrl.trainers.shared.completeness import Marker, flaw, read_marker
 
 
 def newest_whole(checkpoints: Path, *, say: Callable[[str], None]) -> Path | None:

@@ -131,7 +131,7 @@ class RunFolder:
 
     def _resumed(self, recipe: Recipe, manifest: dict[str, Any], say: Callable[[str], None]) -> Path | None:
         from entrl.runs import checkpoints  # knows the trainers, which take seconds to import
-        from entrl.trainers.completeness import read_marker
+        from entrl.trainers.shared.completeness import read_marker
 
         if manifest.get("status") == STARTING:  # killed before anything was kept
             self._clear()
@@ -187,7 +187,7 @@ class RunFolder:
     def _train_on(self, recipe: Recipe, manifest: dict[str, Any], say: Callable[[str], None]) -> Path:
         """The checkpoint another length of training goes on from; ValueError where its steps would be others."""
         from entrl.runs import checkpoints
-        from entrl.trainers.completeness import read_marker, unmark
+        from entrl.trainers.shared.completeness import read_marker, unmark
 
         newest = checkpoints.newest_whole(self.checkpoints, say=say)
         if newest is None or read_marker(newest).inexact is not None:

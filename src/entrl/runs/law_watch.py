@@ -40,7 +40,7 @@ def interventions(args: Any, controllers: Sequence[Any] = (), reward_funcs: Sequ
     args: a GRPOConfig, or anything with some attributes of one (missing ones count as TRL's defaults, which are off).
     controllers and reward_funcs: objects; a reward counts if it reads token entropies.
     """
-    from entrl.trainers.rewards import needed_signals, reward_name
+    from entrl.trainers.shared.rewards import needed_signals, reward_name
 
     reading = [reward_name(r) for r in reward_funcs if "token_entropies" in needed_signals(r)]
     return [

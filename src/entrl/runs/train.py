@@ -32,8 +32,8 @@ from entrl.runs.together import hush, lost_ranks, main_first, together
 from entrl.runs.wording import say, tame_completion_tables
 from entrl.runs.writing import in_words
 from entrl.settings.secrets import hand_over_hub_token, mask_text
-from entrl.trainers.checkpoint import complete
-from entrl.trainers.completeness import read_marker, unmark
+from entrl.trainers.shared.checkpoint import complete
+from entrl.trainers.shared.completeness import read_marker, unmark
 
 USER_ERRORS = (ValueError, TypeError, OSError, RolloutError)
 T = TypeVar("T")

@@ -2,8 +2,8 @@
 
 from entrl.trainers.config import EntropyGRPOConfig
 from entrl.trainers.grpo.trainer import EntropyGRPOTrainer
-from entrl.trainers.rewards import RewardError
 from entrl.trainers.schedule import Schedule, check_schedule, describe_schedule
+from entrl.trainers.shared.rewards import RewardError
 
 __all__ = [
     "EntropyGRPOConfig",

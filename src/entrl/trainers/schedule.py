@@ -16,7 +16,7 @@ from entrl.controllers.hooks import Controller, Role
 from entrl.trainers.grpo.branching import branching_problems
 from entrl.trainers.grpo.group_filter import filter_problems
 from entrl.trainers.grpo.turns import turn_problems
-from entrl.trainers.rewards import SCORED_SIGNALS, needed_signals, needs_whole_groups, reward_name
+from entrl.trainers.shared.rewards import SCORED_SIGNALS, needed_signals, needs_whole_groups, reward_name
 from entrl.trainers.vllm_rules import vllm_problems
 
 TRL_LOSSES = ("grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo", "luspo", "vespo")

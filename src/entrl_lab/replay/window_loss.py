@@ -3,7 +3,7 @@
     loss = sum over micro-batches of  aggregate(-min(r A w, clip(r) A w) u) + aggregate(penalty u)
 
 w is the controllers' weight, u what TRL multiplies the policy term with after the ratio, aggregate the reduction of the
-loss type (`entrl.trainers.loss`). The hooks are called as the trainer calls them: `select` once over the window, then
+loss type (`entrl.trainers.shared.loss`). The hooks are called as the trainer calls them: `select` once over the window, then
 `on_loss` per micro-batch. Prediction differentiates this loss with respect to logged log-probs, a real step with
 respect to parameters; it is the same function, so the two differ in nothing else.
 
@@ -70,7 +70,7 @@ def micro_batch_loss(
 
     log_probs_BT: with graph, under the policy before the step; entropies_BT: of the same pass.
     """
-    from entrl.trainers.loss import LossPass, aggregate  # brings TRL with it, which takes seconds
+    from entrl.trainers.shared.loss import LossPass, aggregate  # brings TRL with it, which takes seconds
 
     options, dtype = window.options, log_probs_BT.dtype
     rows = part_of(window.rows, part)

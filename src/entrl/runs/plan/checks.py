@@ -110,7 +110,7 @@ def prepare(recipe: Recipe, *, world_size: int | None = None) -> Prepared:
 
 def same_names(rewards: Sequence[Loaded]) -> list[str]:
     """TRL logs a reward by name: two of the same name would overwrite each other's metrics."""
-    from entrl.trainers.rewards import reward_name
+    from entrl.trainers.shared.rewards import reward_name
 
     names = [reward_name(r.value) for r in rewards]
     twice = sorted({n for n in names if names.count(n) > 1})
@@ -172,7 +172,7 @@ def launcher_problems(real: int, launched: str | None) -> list[str]:
 
 def column_problems(rewards: Sequence[Loaded], columns: Sequence[str]) -> list[str]:
     """Dataset columns that training needs and the task does not give."""
-    from entrl.trainers.rewards import SHARED_SIGNALS, SIGNALS
+    from entrl.trainers.shared.rewards import SHARED_SIGNALS, SIGNALS
 
     given = {*SIGNALS, *SHARED_SIGNALS, *TRL_KEYWORDS, *columns}
 

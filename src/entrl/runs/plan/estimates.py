@@ -231,8 +231,8 @@ def describe_time(
 
 
 def rollout_load(prepared: Prepared, world_size: int, measured: Measured) -> Load:
-    from entrl.trainers.rewards import SCORED_SIGNALS, needed_signals
     from entrl.trainers.schedule import describe_schedule
+    from entrl.trainers.shared.rewards import SCORED_SIGNALS, needed_signals
 
     args, s = prepared.args, describe_schedule(prepared.args, world_size)
     sampled = getattr(args, "entropy_source", "scoring") == "sampler"

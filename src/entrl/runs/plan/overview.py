@@ -118,8 +118,8 @@ def _describe_parts(recipe: Recipe, prepared: Prepared) -> list[tuple[str, str]]
 
 
 def _describe_schedule(recipe: Recipe, prepared: Prepared, world_size: int) -> list[tuple[str, str]]:
-    from entrl.trainers.rewards import SCORED_SIGNALS, needed_signals
     from entrl.trainers.schedule import describe_schedule
+    from entrl.trainers.shared.rewards import SCORED_SIGNALS, needed_signals
 
     args, s = prepared.args, describe_schedule(prepared.args, world_size)
     scored = any(needed_signals(r) & set(SCORED_SIGNALS) for r in prepared.reward_funcs)
@@ -226,8 +226,8 @@ def _selected(controller: Any, schedule: Any, args: Any) -> str:
 
 def _warnings(recipe: Recipe, prepared: Prepared, world_size: int) -> list[str]:
     """Legal settings that usually are not meant."""
-    from entrl.trainers.checkpoint import inexact_because
-    from entrl.trainers.rewards import SCORED_SIGNALS, needed_signals
+    from entrl.trainers.shared.checkpoint import inexact_because
+    from entrl.trainers.shared.rewards import SCORED_SIGNALS, needed_signals
 
     args, out = prepared.args, []
     if (reason := inexact_because(args)) is not None:

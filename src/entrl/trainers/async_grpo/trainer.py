@@ -54,16 +54,16 @@ from entrl.trainers.async_grpo.rows import (
     staleness_metrics,
     staleness_sums,
 )
-from entrl.trainers.counters import Counters
-from entrl.trainers.first_look import FirstLook, unspellable
-from entrl.trainers.loss import LossPass
-from entrl.trainers.observation import Observation
-from entrl.trainers.probe import Probe
 from entrl.trainers.ranks import AccelerateRanks
-from entrl.trainers.resumption import Resumable
-from entrl.trainers.rewards import ANSWERS, SCORED_SIGNALS, guarded, needed_signals, reward_name
 from entrl.trainers.schedule import check_schedule
 from entrl.trainers.seam import TESTED_TRL
+from entrl.trainers.shared.counters import Counters
+from entrl.trainers.shared.first_look import FirstLook, unspellable
+from entrl.trainers.shared.loss import LossPass
+from entrl.trainers.shared.observation import Observation
+from entrl.trainers.shared.probe import Probe
+from entrl.trainers.shared.resumption import Resumable
+from entrl.trainers.shared.rewards import ANSWERS, SCORED_SIGNALS, guarded, needed_signals, reward_name
 from entrl.trainers.surroundings import check_surroundings, refuse_dropout
 
 SEAM = {

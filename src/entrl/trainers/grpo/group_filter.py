@@ -17,7 +17,7 @@ from torch import Tensor
 from entrl.controllers.hooks import Ranks
 from entrl.maths.group_filter import VERDICTS, GroupFilter, Verdict
 from entrl.trainers.grpo.splice import Batch, scaled_over_the_batch, spliced
-from entrl.trainers.rewards import reward_name
+from entrl.trainers.shared.rewards import reward_name
 
 CORRECT = "correct"  # a published column: 1, 0, or -1 where the verdict is not known
 ACCURACY = "accuracy"  # the name of a reward function whose values are scores

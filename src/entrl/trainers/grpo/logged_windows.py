@@ -10,7 +10,7 @@ from transformers import TrainerCallback
 
 from entrl.trainers.grpo.recorder import WindowRecorder, learning_rate_of, plain_options, step_state
 from entrl.trainers.grpo.window_log import StepOptions
-from entrl.trainers.loss import LossPass
+from entrl.trainers.shared.loss import LossPass
 
 if TYPE_CHECKING:
     from entrl.trainers.grpo.trainer import EntropyGRPOTrainer

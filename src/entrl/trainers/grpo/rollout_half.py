@@ -23,8 +23,6 @@ from entrl.engines.top_h import TopHLogitsProcessor, generating_through
 from entrl.maths.branching import tree_advantages
 from entrl.maths.phases import ThinkTags
 from entrl.trainers.config import EntropyGRPOConfig
-from entrl.trainers.counters import Counters
-from entrl.trainers.first_look import FirstLook
 from entrl.trainers.grpo.branching import BranchedRollout, Branching
 from entrl.trainers.grpo.continuations import sampler_of
 from entrl.trainers.grpo.group_filter import GroupFiltering
@@ -33,12 +31,14 @@ from entrl.trainers.grpo.sampler_gap import alarms, gap_metrics, kept_tokens
 from entrl.trainers.grpo.splice import Batch
 from entrl.trainers.grpo.turns import TurnCredit, episode_means
 from entrl.trainers.grpo.vllm import ReplicaGeneration, sampled_scores
-from entrl.trainers.observation import Observation
 from entrl.trainers.ranks import AccelerateRanks
-from entrl.trainers.rewards import ANSWERS, SCORED_SIGNALS, guarded
-from entrl.trainers.rollout import Rollout, completion_samples
 from entrl.trainers.schedule import Schedule
 from entrl.trainers.seam import check_trl
+from entrl.trainers.shared.counters import Counters
+from entrl.trainers.shared.first_look import FirstLook
+from entrl.trainers.shared.observation import Observation
+from entrl.trainers.shared.rewards import ANSWERS, SCORED_SIGNALS, guarded
+from entrl.trainers.shared.rollout import Rollout, completion_samples
 from entrl.trainers.vllm_rules import truncations
 
 check_trl(version("trl"), GRPOTrainer)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from trl.trainer.utils import nanstd
 
-from entrl.trainers.rollout import Rollout
+from entrl.trainers.shared.rollout import Rollout
 
 TRL_STD_OFFSET = 1e-4
 PADDED_LEFT = {"prompt_ids": None, "prompt_mask": 0}  # name -> what pads it; None is the pad token

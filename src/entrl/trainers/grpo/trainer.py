@@ -29,23 +29,23 @@ from entrl.controllers.hooks import Controller, Rows, Window
 from entrl.controllers.monitor import Monitor
 from entrl.engines.faults import RolloutError
 from entrl.maths.phases import ThinkTags
-from entrl.trainers.checkpoint import moved
-from entrl.trainers.counters import Counters
-from entrl.trainers.first_look import FirstLook, unspellable
 from entrl.trainers.grpo.branching import BranchedRollout, Branching, branch_options, branching_problems
 from entrl.trainers.grpo.group_filter import GroupFiltering, PromptSource, filter_rule
 from entrl.trainers.grpo.logged_windows import LoggedWindows
 from entrl.trainers.grpo.rollout_half import COLUMN, RolloutHalf
 from entrl.trainers.grpo.turns import turn_options
 from entrl.trainers.grpo.vllm import generating_with
-from entrl.trainers.loss import LossPass, aggregate
-from entrl.trainers.observation import Observation
-from entrl.trainers.probe import Probe
 from entrl.trainers.ranks import AccelerateRanks
-from entrl.trainers.resumption import Resumable
-from entrl.trainers.rewards import SCORED_SIGNALS, checked_rollout_func, needed_signals
-from entrl.trainers.rollout import Rollout
 from entrl.trainers.schedule import check_schedule, describe_schedule
+from entrl.trainers.shared.checkpoint import moved
+from entrl.trainers.shared.counters import Counters
+from entrl.trainers.shared.first_look import FirstLook, unspellable
+from entrl.trainers.shared.loss import LossPass, aggregate
+from entrl.trainers.shared.observation import Observation
+from entrl.trainers.shared.probe import Probe
+from entrl.trainers.shared.resumption import Resumable
+from entrl.trainers.shared.rewards import SCORED_SIGNALS, checked_rollout_func, needed_signals
+from entrl.trainers.shared.rollout import Rollout
 from entrl.trainers.surroundings import check_surroundings, refuse_dropout
 from entrl.trainers.vllm_rules import tool_problems
 

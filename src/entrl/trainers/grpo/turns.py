@@ -21,7 +21,7 @@ from torch import Tensor
 
 from entrl.maths import turn_credit
 from entrl.trainers.ranks import AccelerateRanks
-from entrl.trainers.rollout import Rollout
+from entrl.trainers.shared.rollout import Rollout
 
 COLUMN = "turn_rewards"
 ESTIMATORS: dict[str, Callable[..., Tensor]] = {

@@ -29,8 +29,8 @@ from entrl.engines import records as engine_records
 from entrl.engines.adapters import SavedAdapter, adapter_rank, check_servable, remove_versions, save_version
 from entrl.engines.cpu_weights import prepare_cpu_engine, unpacked_linear_weights
 from entrl.engines.pool import Completion, ReplicaPool, RolloutError
-from entrl.trainers.rollout import Sampled
 from entrl.trainers.seam import GENERATION, check_trl
+from entrl.trainers.shared.rollout import Sampled
 
 check_trl(version("trl"), VLLMGeneration, GENERATION)
 

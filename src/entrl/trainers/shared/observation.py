@@ -14,11 +14,11 @@ from torch import Tensor
 from entrl.controllers.hooks import Controller, StepFeedback
 from entrl.controllers.monitor import Monitor
 from entrl.maths.diversity import group_sums
-from entrl.trainers.loss import Tally, step_metrics
-from entrl.trainers.pending import PendingStep
-from entrl.trainers.probe import Probe
 from entrl.trainers.ranks import AccelerateRanks
-from entrl.trainers.rollout import Rollout
+from entrl.trainers.shared.loss import Tally, step_metrics
+from entrl.trainers.shared.pending import PendingStep
+from entrl.trainers.shared.probe import Probe
+from entrl.trainers.shared.rollout import Rollout
 
 
 @dataclass(kw_only=True)

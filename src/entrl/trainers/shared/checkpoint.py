@@ -19,7 +19,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from entrl.trainers.completeness import Marker, file_names, fingerprints, mark, unmark
+from entrl.trainers.shared.completeness import Marker, file_names, fingerprints, mark, unmark
 
 OPTIMIZER_FILES = ("optimizer.pt", "optimizer.bin")
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from entrl.controllers.monitor import decompose
-from entrl.trainers.rollout import Rollout
+from entrl.trainers.shared.rollout import Rollout
 
 
 class Probe:

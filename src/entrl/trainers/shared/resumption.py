@@ -13,8 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from entrl.trainers.checkpoint import OPTIMIZER_FILES, inexact_because, load_state, redrawn_because, write_checkpoint
-from entrl.trainers.completeness import MARKER, read_marker
+from entrl.trainers.shared.checkpoint import (
+    OPTIMIZER_FILES,
+    inexact_because,
+    load_state,
+    redrawn_because,
+    write_checkpoint,
+)
+from entrl.trainers.shared.completeness import MARKER, read_marker
 
 if TYPE_CHECKING:
     from trl import GRPOTrainer as Base
