@@ -8,7 +8,7 @@ from entrl.environments import TwentyQuestions
 from entrl.runs.plan.checks import prepare
 from entrl.runs.recipe import load_recipe
 from entrl.trainers import EntropyGRPOConfig, EntropyGRPOTrainer
-from entrl.trainers.vllm_rules import tool_problems, truncations, vllm_problems
+from entrl.trainers.refusals.engine_rules import tool_problems, truncations, vllm_problems
 
 
 def problems(tmp_path, *, entropy_aware: bool = True, **options) -> list[str]:

@@ -100,7 +100,7 @@ def prepare(recipe: Recipe, *, world_size: int | None = None) -> Prepared:
         out.problems += schedule_problems(out, size) + launch_problems(recipe, size)
         out.problems += evaluation_problems(recipe, out.args)
         if recipe.environment is not None:
-            from entrl.trainers.vllm_rules import tool_problems
+            from entrl.trainers.refusals.engine_rules import tool_problems
 
             out.problems += tool_problems(out.args)
         if world_size is None:
@@ -133,7 +133,7 @@ def environment_problems(recipe: Recipe, rewards: Sequence[Loaded]) -> list[str]
 
 
 def schedule_problems(prepared: Prepared, world_size: int) -> list[str]:
-    from entrl.trainers.schedule import check_schedule
+    from entrl.trainers.refusals.schedule import check_schedule
 
     return check_schedule(prepared.args, prepared.controller_objects, prepared.reward_funcs, world_size)
 

@@ -203,7 +203,7 @@ def describe_time(
     recipe: Recipe, prepared: Prepared, machines: Machines, shape: ModelShape | None, measured: Measured
 ) -> Rows:
     """Seconds per rollout, where throughput of an engine and of a training process was measured."""
-    from entrl.trainers.schedule import describe_schedule
+    from entrl.trainers.refusals.schedule import describe_schedule
 
     if measured.generate is None or measured.train is None:
         return []
@@ -231,7 +231,7 @@ def describe_time(
 
 
 def rollout_load(prepared: Prepared, world_size: int, measured: Measured) -> Load:
-    from entrl.trainers.schedule import describe_schedule
+    from entrl.trainers.refusals.schedule import describe_schedule
     from entrl.trainers.shared.rewards import SCORED_SIGNALS, needed_signals
 
     args, s = prepared.args, describe_schedule(prepared.args, world_size)

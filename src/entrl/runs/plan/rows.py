@@ -94,7 +94,7 @@ def check_evaluation_rows(recipe: Recipe, prepared: Prepared, rows: Any, found: 
 
 def too_few_prompts(count: int, args: Any) -> list[str]:
     """A rollout takes whole groups of different prompts and drops a rest: with too few there is none at all."""
-    from entrl.trainers.schedule import describe_schedule
+    from entrl.trainers.refusals.schedule import describe_schedule
 
     schedule = describe_schedule(args, args.world_size)
     needed = schedule.prompts_per_rollout

@@ -55,7 +55,8 @@ from entrl.trainers.async_grpo.rows import (
     staleness_sums,
 )
 from entrl.trainers.ranks import AccelerateRanks
-from entrl.trainers.schedule import check_schedule
+from entrl.trainers.refusals.schedule import check_schedule
+from entrl.trainers.refusals.surroundings import check_surroundings, refuse_dropout
 from entrl.trainers.seam import TESTED_TRL
 from entrl.trainers.shared.counters import Counters
 from entrl.trainers.shared.first_look import FirstLook, unspellable
@@ -64,7 +65,6 @@ from entrl.trainers.shared.observation import Observation
 from entrl.trainers.shared.probe import Probe
 from entrl.trainers.shared.resumption import Resumable
 from entrl.trainers.shared.rewards import ANSWERS, SCORED_SIGNALS, guarded, needed_signals, reward_name
-from entrl.trainers.surroundings import check_surroundings, refuse_dropout
 
 SEAM = {
     "get_train_dataloader": ("self",),

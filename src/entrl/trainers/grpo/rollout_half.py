@@ -32,14 +32,14 @@ from entrl.trainers.grpo.splice import Batch
 from entrl.trainers.grpo.turns import TurnCredit, episode_means
 from entrl.trainers.grpo.vllm import ReplicaGeneration, sampled_scores
 from entrl.trainers.ranks import AccelerateRanks
-from entrl.trainers.schedule import Schedule
+from entrl.trainers.refusals.engine_rules import truncations
+from entrl.trainers.refusals.schedule import Schedule
 from entrl.trainers.seam import check_trl
 from entrl.trainers.shared.counters import Counters
 from entrl.trainers.shared.first_look import FirstLook
 from entrl.trainers.shared.observation import Observation
 from entrl.trainers.shared.rewards import ANSWERS, SCORED_SIGNALS, guarded
 from entrl.trainers.shared.rollout import Rollout, completion_samples
-from entrl.trainers.vllm_rules import truncations
 
 check_trl(version("trl"), GRPOTrainer)
 

@@ -36,7 +36,9 @@ from entrl.trainers.grpo.rollout_half import COLUMN, RolloutHalf
 from entrl.trainers.grpo.turns import turn_options
 from entrl.trainers.grpo.vllm import generating_with
 from entrl.trainers.ranks import AccelerateRanks
-from entrl.trainers.schedule import check_schedule, describe_schedule
+from entrl.trainers.refusals.engine_rules import tool_problems
+from entrl.trainers.refusals.schedule import check_schedule, describe_schedule
+from entrl.trainers.refusals.surroundings import check_surroundings, refuse_dropout
 from entrl.trainers.shared.checkpoint import moved
 from entrl.trainers.shared.counters import Counters
 from entrl.trainers.shared.first_look import FirstLook, unspellable
@@ -46,8 +48,6 @@ from entrl.trainers.shared.probe import Probe
 from entrl.trainers.shared.resumption import Resumable
 from entrl.trainers.shared.rewards import SCORED_SIGNALS, checked_rollout_func, needed_signals
 from entrl.trainers.shared.rollout import Rollout
-from entrl.trainers.surroundings import check_surroundings, refuse_dropout
-from entrl.trainers.vllm_rules import tool_problems
 
 
 class EntropyGRPOTrainer(Resumable, RolloutHalf):

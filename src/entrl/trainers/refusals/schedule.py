@@ -16,8 +16,8 @@ from entrl.controllers.hooks import Controller, Role
 from entrl.trainers.grpo.branching import branching_problems
 from entrl.trainers.grpo.group_filter import filter_problems
 from entrl.trainers.grpo.turns import turn_problems
+from entrl.trainers.refusals.engine_rules import vllm_problems
 from entrl.trainers.shared.rewards import SCORED_SIGNALS, needed_signals, needs_whole_groups, reward_name
-from entrl.trainers.vllm_rules import vllm_problems
 
 TRL_LOSSES = ("grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo", "luspo", "vespo")
 TRL_DEFAULT_EPSILON = 0.2  # GRPOConfig.epsilon; a user who left it there has asked for nothing
