@@ -7,7 +7,7 @@ writing in the run folder, renamed or deleted, before, in the middle of and afte
 forward pass (of generation, evaluation or loss), in every backward pass, around optimiser steps. AT: the place to die
 at, -1 = never. TRACE: the file that gets one line per place, `-` = none.
 
-The library knows nothing of this: the libraries' functions are wrapped before `entrl.cli.main` runs.
+The library knows nothing of this: the libraries' functions are wrapped before `entrl.cli.main.main` runs.
 """
 
 import os
@@ -171,7 +171,7 @@ def main(words: list[str]) -> int:
     at, trace, rank, *command = words
     if int(os.environ.get("RANK", "0")) == int(rank):
         install(Places(int(at), trace))
-    from entrl.cli import main as entrl
+    from entrl.cli.main import main as entrl
 
     return entrl(command)
 

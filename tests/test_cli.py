@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from tiny_model import saved_model
 
-from entrl import cli
-from entrl.cli import main, parse_ks, split_overrides
+from entrl.cli.main import main, parse_ks, split_overrides
+from entrl.cli.main import main as cli
 from entrl.models.shipped import shipped_models
 
 RECIPES = Path(__file__).parents[1] / "recipes" / "tiny-reasoner"
@@ -22,9 +22,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def test_help_imports_nothing_heavy():
-    code = (
-        "import sys, entrl.cli as c; c.make_parser(); print([m for m in ('torch', 'trl', 'yaml') if m in sys.modules])"
-    )
+    code = "import sys, entrl.cli.main as c; c.make_parser(); print([m for m in ('torch', 'trl', 'yaml') if m in sys.modules])"
     started = time.perf_counter()
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
@@ -153,7 +151,7 @@ def test_a_trl_outside_the_range_is_one_line(tmp_path: Path):
     code = (
         "import importlib.metadata as m; real = m.version\n"
         "m.version = lambda name: '1.18.0' if name == 'trl' else real(name)\n"
-        f"from entrl.cli import main; raise SystemExit(main(['plan', {str(RECIPES / 'grpo.yaml')!r}]))"
+        f"from entrl.cli.main import main; raise SystemExit(main(['plan', {str(RECIPES / 'grpo.yaml')!r}]))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode != 0

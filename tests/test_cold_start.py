@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 from tiny_model import saved_model, tiny_model
 
-from entrl.cli import main
+from entrl.cli.main import main
 from entrl.models.load import load_policy
 from entrl.runs.recipe import load_recipe
 from entrl.settings.groups import parse_yaml

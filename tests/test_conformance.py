@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from entrl.cli import main
+from entrl.cli.main import main
 from entrl_lab.conformance import conformance, run_file
 from entrl_lab.conformance.adaptive_entropy import peak_logit, train_through
 from entrl_lab.conformance.run import names_case

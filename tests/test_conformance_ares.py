@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from entrl.cli import main
+from entrl.cli.main import main
 from entrl_lab.conformance import published_ares, run_file
 from entrl_lab.conformance.run import SECTIONS, conformance
 

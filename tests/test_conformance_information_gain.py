@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from entrl.cli import main
+from entrl.cli.main import main
 from entrl_lab.conformance import conformance, run_file
 from entrl_lab.conformance.information_gain import KINDS
 

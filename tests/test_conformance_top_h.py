@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from entrl.cli import main
+from entrl.cli.main import main
 from entrl_lab.conformance import conformance, run_file
 
 VECTORS = Path(__file__).parent / "vectors" / "top_h.json"

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from entrl.cli import main
+from entrl.cli.main import main
 from entrl.teach.curation import CurationSpec, bracket_of, curate, pass_rates, source_lengths, target_length
 
 # p, L(0), L(1), target: the paper's equation by hand, tokens

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from test_environments_play import chat_model, chat_tokenizer
 
 from entrl.beliefs import Belief, ExactBayes
-from entrl.cli import make_parser
+from entrl.cli.main import make_parser
+from entrl.cli.play import parse_policy, run_play
 from entrl.environments import DiagramSpecification, TwentyQuestions, find_table, procedural_table
-from entrl.environments.command import parse_policy, run_play
 from entrl.environments.play import play, score
 from entrl.environments.policies import GreedyExact, GuessOnly, RandomQuestions, open_gains, open_questions
 from entrl.environments.pursuit import (

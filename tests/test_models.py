@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from tiny_model import saved_model
 from transformers import AutoModelForCausalLM
 
-from entrl.cli import main
+from entrl.cli.main import main
 from entrl.evaluation.answers import evaluate_path
 from entrl.models import fold as folding
 from entrl.models.fold import check_saved, fixed_prompts, fold, forward, tolerance

@@ -9,7 +9,7 @@ from rich.console import Console
 from tiny_model import saved_model
 
 import entrl.runs.plan.rows
-from entrl.cli import main
+from entrl.cli.main import main
 from entrl.runs.plan import plan
 from entrl.runs.recipe import Recipe, make_recipe
 from entrl.runs.train import check_trained, train

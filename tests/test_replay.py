@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from entrl.cli import main
+from entrl.cli.main import main
 from entrl.controllers.clip_cov import ClipCov
 from entrl.controllers.hooks import OneRank, Rows
 from entrl.controllers.kl_cov import KLCov

@@ -11,7 +11,7 @@ from rounding import gradient_gap, log_prob_gap, mean_gap, parameter_gap
 from tiny_model import parameters, saved_model, tiny_model, trainer
 from transformers import TrainerCallback
 
-from entrl.cli import main
+from entrl.cli.main import main
 from entrl.controllers.clip_cov import ClipCov
 from entrl.controllers.cw_grpo import CWGRPO
 from entrl.controllers.kl_cov import KLCov

@@ -26,7 +26,7 @@ from peft import LoraConfig, get_peft_model
 from tiny_model import saved_model
 from transformers import AutoModelForCausalLM
 
-from entrl.cli import main
+from entrl.cli.main import main
 from entrl.engines import replicas, servers
 from entrl.engines.adapters import WEIGHTS, SavedAdapter, adapter_name, save_version
 from entrl.engines.pool import AdapterRefused, NoReplicaLeft, ReplicaMismatch, ReplicaPool, StaleVersion

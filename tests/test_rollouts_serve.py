@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import httpx
 import pytest
 
-from entrl.cli import main
+from entrl.cli.main import main
 from entrl.engines import records
 from entrl.engines.adapters import CONFIG, HEADER, WEIGHTS
 from entrl.engines.middleware import LIMIT_VARIABLE, STORE_VARIABLE, Refused, Rollouts, asked_key

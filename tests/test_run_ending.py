@@ -15,7 +15,7 @@ from short_run import RECIPE, ROOT, command, manifest, quietly, rows, same_weigh
 from tiny_model import saved_model
 
 import entrl.runs.train
-from entrl.cli import main
+from entrl.cli.main import main
 from entrl.errors import CannotWrite, RunStopped
 from entrl.runs import ending
 
@@ -318,7 +318,7 @@ def test_a_disk_that_is_read_only(model: str, small_disk: Path, capsys: pytest.C
 
 WRAPPED = """
 import os, sys
-from entrl.cli import main
+from entrl.cli.main import main
 rank = os.environ["RANK"]
 os.environ["ROWS"] = os.environ[f"ROWS_{rank}"]
 os.environ["MODEL"] = os.environ[f"MODEL_{rank}"]

@@ -10,7 +10,7 @@ import pytest
 from short_run import RECIPE, manifest, quietly, rows, short_recipe, start, words
 from tiny_model import saved_model
 
-from entrl.cli import main
+from entrl.cli.main import main
 from entrl.runs.folder import RunFolder
 from entrl.runs.lock import LOCK, FolderLock
 from entrl.runs.ours import read_manifest

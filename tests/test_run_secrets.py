@@ -9,7 +9,7 @@ import pytest
 from short_run import RECIPE, manifest, quietly, same_weights, short_recipe, words
 from tiny_model import saved_model
 
-from entrl.cli import main
+from entrl.cli.main import main
 from entrl.runs.folder import read_json, read_recipe, write_json
 from entrl.runs.recipe import load_recipe
 from entrl.runs.wording import shown, tame_completion_tables

@@ -14,7 +14,7 @@ from tagged_models import PREFILLED, SWITCH, respelled, templated
 from tiny_model import options
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from entrl.cli import main
+from entrl.cli.main import main
 from entrl.evaluation.answers import evaluate
 from entrl.evaluation.asked import asked_by, settled, template_kwargs
 from entrl.models.load import load_policy

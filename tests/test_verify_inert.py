@@ -17,7 +17,7 @@ import pytest
 import reasoning_gym
 from entrl_rewards.accuracy import Accuracy
 
-from entrl.cli import main
+from entrl.cli.main import main
 from entrl.environments import TwentyQuestions
 from entrl.tasks import load_task
 from entrl.verify import VerifierPool, gym_scorers

@@ -2,7 +2,7 @@
 
 import sys
 
-from entrl.cli import main
+from entrl.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -121,7 +121,7 @@ def _in_child(commands: list[list[str]], log: str, folder: str) -> None:
     sys.stdout, sys.stderr = os.fdopen(1, "w", 1, closefd=False), os.fdopen(2, "w", 1, closefd=False)
     import torch
 
-    from entrl.cli import main
+    from entrl.cli.main import main
 
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     code = 0

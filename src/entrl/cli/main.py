@@ -492,13 +492,13 @@ def run_cold_start(options: argparse.Namespace) -> int:
 
 
 def run_offline(options: argparse.Namespace) -> int:
-    from entrl.teach.offline.command import run_offline as offline
+    from entrl.cli.offline import run_offline as offline
 
     return offline(options)
 
 
 def run_play(options: argparse.Namespace) -> int:
-    from entrl.environments.command import run_play as play
+    from entrl.cli.play import run_play as play
 
     return play(options)
 

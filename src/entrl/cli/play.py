@@ -48,7 +48,7 @@ SHOWN = ("success", "questions", "gain_per_question", "normalised_gain", "entrop
 
 
 def run_play(options: argparse.Namespace) -> int:
-    """What the command does with its parsed arguments; see `entrl.cli`."""
+    """What the command does with its parsed arguments; see `entrl.cli.main`."""
     from entrl.evaluation.answers import _commit
     from entrl.runs.folder import finite, write_json
     from entrl.runs.log import be_quiet
