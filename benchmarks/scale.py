@@ -4,9 +4,9 @@
     python benchmarks/scale.py --out benchmarks/scale.json --measure  also the check on this machine; needs vLLM
 
 Three parts. `sync`: parameters of three published architectures counted on the meta device, and one adapter and one
-model really written. `hardware`: what `entrl.runs.plan.balance` gives at 1.5B, 7B and 32B under ASSUMED hardware. `check`
-(--measure): real GRPO steps with colocated vLLM, in processor time (what other programs on the machine do not inflate
-much); rates are taken from the first setting and must predict the others.
+model really written. `hardware`: what `entrl.runs.plan.balance` gives at 1.5B, 7B and 32B under ASSUMED hardware.
+`check` (--measure): real GRPO steps with colocated vLLM, in processor time (what other programs on the machine do not
+inflate much); rates are taken from the first setting and must predict the others.
 """
 
 import argparse

@@ -1,4 +1,5 @@
-"""entrl.teach.cold_start: what its file may say, what is kept, where answers come from, and small starts made for real."""
+"""entrl.teach.cold_start: what its file may say, what is kept, where answers come from, and small starts made for
+real."""
 
 import json
 from fractions import Fraction

@@ -19,7 +19,7 @@ from entrl_lab.nursery.build import lessons, sha256, train
 from entrl_lab.nursery.calibration import Calibration
 from entrl_lab.nursery.tokenizer import THINK_CLOSE, THINK_OPEN, character_tokenizer
 
-ASSET = Path(str(files("entrl") / "assets" / "tiny-reasoner"))
+ASSET = Path(str(files("entrl.models.shipped") / "tiny-reasoner"))
 PRINTABLE = "\n" + "".join(chr(code) for code in range(32, 127))
 TOKENIZER = character_tokenizer()
 

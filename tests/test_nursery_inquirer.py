@@ -50,7 +50,7 @@ from entrl_lab.nursery.inquirer.lessons import (
     train_seeds,
 )
 
-ASSETS = Path(str(files("entrl") / "assets"))
+ASSETS = Path(str(files("entrl.models.shipped")))
 CONFIG = InquirerConfig()
 TOKENIZER = tokenizer_of(CONFIG)
 PIECES = [" fur", "mizo", "é", "  ", "\n", "漢", "Ġ", "12"]

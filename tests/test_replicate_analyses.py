@@ -1,4 +1,5 @@
-"""entrl_lab.replicate.analyses and the page: on run folders with planted effects, each is found, and nothing is made up.
+"""entrl_lab.replicate.analyses and the page: on run folders with planted effects, each is found, and nothing is made
+up.
 
 The folders hold made-up numbers in the real format; the real thing, trained, is `test_the_quick_study_...` (slow).
 """

@@ -27,7 +27,8 @@ from tiny_model import saved_model
 from transformers import AutoModelForCausalLM
 
 from entrl.cli.main import main
-from entrl.engines import replicas, servers
+from entrl.engines import pool as replicas
+from entrl.engines import servers
 from entrl.engines.adapters import WEIGHTS, SavedAdapter, adapter_name, save_version
 from entrl.engines.pool import AdapterRefused, NoReplicaLeft, ReplicaMismatch, ReplicaPool, StaleVersion
 from entrl.models.shipped import model_path

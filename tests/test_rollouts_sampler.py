@@ -15,7 +15,7 @@ from entrl.maths.truncation import top_h_keep
 
 pytestmark = pytest.mark.vllm
 
-MODEL = str(Path(entrl.__file__).parent / "assets" / "tiny-reasoner")
+MODEL = str(Path(entrl.__file__).parent / "models" / "shipped" / "tiny-reasoner")
 # Largest gaps seen on the CPU, float32 against float64 logits of transformers' float32 forward: entropy 1.2e-5 nats,
 # log-prob 2.8e-5. The engine's own attention kernel, not the entropy, makes them.
 ENTROPY_GAP, LOGPROB_GAP = 1e-4, 2e-4

@@ -10,7 +10,7 @@ import entrl
 from entrl.engines.top_h import TopHLogitsProcessor
 from entrl.maths.truncation import entropy_and_kept_mass, top_h_keep
 
-MODEL = str(Path(entrl.__file__).parent / "assets" / "tiny-reasoner")
+MODEL = str(Path(entrl.__file__).parent / "models" / "shipped" / "tiny-reasoner")
 TEMPERATURE = 1.6
 
 

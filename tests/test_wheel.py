@@ -22,7 +22,7 @@ LOOK = """
 import json, importlib.metadata, sys
 import entrl, entrl_rewards.pear
 from importlib.resources import files
-asset = files("entrl") / "assets" / "tiny-reasoner"
+asset = files("entrl.models.shipped") / "tiny-reasoner"
 print(json.dumps({
     "entrl": entrl.__file__,
     "rewards": entrl_rewards.pear.__file__,

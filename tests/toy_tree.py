@@ -258,7 +258,8 @@ def _tree(language: Language, root: Text, forks: list[Fork], setting: Setting, t
 
 def two_roots(language: Language, setting: Setting) -> tuple[Moments, float]:
     """Moments of our estimate and its tokens, from those of each root's tree: given the roots, the trees' forks are
-    independent. The formula of `entrl.maths.branching` written down again, for languages too large to list every rollout."""
+    independent. The formula of `entrl.maths.branching` written down again, for languages too large to list every
+    rollout."""
     mean, square, tokens = torch.zeros_like(language.scores[0]), 0.0, 0.0
     for first, second in itertools.product(range(len(language.texts)), repeat=2):
         roots = [language.texts[first], language.texts[second]]

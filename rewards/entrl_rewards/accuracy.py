@@ -3,10 +3,10 @@ r"""Accuracy: 1 for a right answer, 0 for a wrong one, None where it could not b
     r(y) = [ score(answer part of y, gold) >= threshold ]
 
 The answer part is what EntropyGRPOTrainer delivers as `answer_texts`: found by token ids and by what the prompt opened
-or closed (`entrl.maths.phases`), with the trainer's own tags. `entrl.evaluation.answers` hands it to `score` the same way. Where only
-texts are known (stock TRL) it is what follows the last closing tag; without one it is the whole text, unless the text
-or its prompt opened the thinking, or `require_close` is set: then there is no answer and r = 0. How the answer is
-scored depends on the row's `verifier` column (JSON or a dict, key `kind`):
+or closed (`entrl.maths.phases`), with the trainer's own tags. `entrl.evaluation.answers` hands it to `score` the same
+way. Where only texts are known (stock TRL) it is what follows the last closing tag; without one it is the whole text,
+unless the text or its prompt opened the thinking, or `require_close` is set: then there is no answer and r = 0. How the
+answer is scored depends on the row's `verifier` column (JSON or a dict, key `kind`):
 
     math            math-verify: \boxed{}, LaTeX and plain expressions, compared as mathematics (default)
     reasoning_gym   the score_answer of the dataset that made the problem; <answer> tags are taken off
@@ -146,7 +146,8 @@ class Accuracy:
     ) -> list[Verdict | None]:
         """How each check ended, with its graded score; None for a row without a gold answer.
 
-        answer_texts: what each text answers, where more is known of it than the text (`entrl.maths.phases.answer_text`).
+        answer_texts: what each text answers, where more is known of it than the text
+        (`entrl.maths.phases.answer_text`).
         """
         return self._judged(
             [self.answer_part(t) for t in texts] if answer_texts is None else answer_texts, answers, verifiers

@@ -5,7 +5,8 @@
 
 The term presses right answers to easy problems for windows beyond what easy problems are used to, keeps medium ones
 near theirs, pays right answers to hard ones for searching, and pays wrong answers to harder problems for a surplus.
-The tables are in `hierarchical_formulas`, thresholds and windows in `entrl.maths.windows`, buckets in `entrl.maths.difficulty`.
+The tables are in `hierarchical_formulas`, thresholds and windows in `entrl.maths.windows`, buckets in
+`entrl.maths.difficulty`.
 
     mode="fixed"   default: the repairs below
     mode="code"    the authors' functions; with `evaluate_before_buckets` in the order their released run calls them,

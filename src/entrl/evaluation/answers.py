@@ -9,8 +9,8 @@ evaluation temperature (before top_p). The missing-close rate is the share of sa
 never ends, the truncation rate the share that ran into `max_new_tokens`. With two samples a problem and more, their
 diversity (`entrl.maths.diversity`, over token ids, the end token included) is a mean over problems.
 
-What a completion answers is found as in training (`entrl.maths.phases.answer_text`): from its token ids and its prompt, by
-`think_open` and `think_close`. A score that names `answer_texts` gets it; the texts beside it are whole completions.
+What a completion answers is found as in training (`entrl.maths.phases.answer_text`): from its token ids and its prompt,
+by `think_open` and `think_close`. A score that names `answer_texts` gets it; the texts beside it are whole completions.
 A completion that could not be verified (None) counts neither as right nor as wrong: it leaves n, and is counted
 in `unverified`; golds that nothing can verify are counted beforehand, in `unverifiable_golds`. A problem with fewer
 than k verified samples leaves pass@k; with none it leaves sampled accuracy.

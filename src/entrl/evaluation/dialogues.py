@@ -1,4 +1,5 @@
-"""What a model does in dialogues with an environment, in the form of `entrl.evaluation.answers`: success in place of accuracy.
+"""What a model does in dialogues with an environment, in the form of `entrl.evaluation.answers`: success in place of
+accuracy.
 
 One greedy dialogue for each row and `samples` drawn ones, all through `ModelPolicy`. A right answer is one that the
 environment accepted; no answer is a wrong one. Lengths count the tokens that the model wrote. `inquiry` holds, for the

@@ -1,4 +1,5 @@
-"""The law of `entrl.stats.law` while a run trains: refits, what it says into the logs, one warning; and dense evaluation.
+"""The law of `entrl.stats.law` while a run trains: refits, what it says into the logs, one warning; and dense
+evaluation.
 
     law/a, law/b, law/ceiling, law/ceiling_lo, law/ceiling_hi, law/r2    the newest fit with its 95 % interval
     law/points       points it rests on                law/from_eval      1: accuracy from evaluations, 0: of rollouts

@@ -305,7 +305,7 @@ def evaluate_into(
 
 
 def evaluate_spec(model: Any, tokenizer: Any, recipe: Recipe, prepared: Prepared, *, name: str) -> dict[str, Any]:
-    """The recipe's `eval` group: problems answered in one go (entrl.evaluation.answers), or dialogues with its environment."""
+    """The recipe's `eval` group: problems answered in one go, or dialogues with its environment."""
     spec, args = recipe.eval, prepared.args
     assert spec is not None
     common: dict[str, Any] = {

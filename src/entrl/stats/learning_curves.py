@@ -1,4 +1,5 @@
-"""Saturating curves over training time: what the law of `entrl.stats.law` is judged against, and how entropy is continued.
+"""Saturating curves over training time: what the law of `entrl.stats.law` is judged against, and how entropy is
+continued.
 
     saturation   R(t) = A - (A - R0) exp(-t / tau)                    the time-only curve c - d exp(-t / tau)
     sigmoid      R(t) = R0 + (A - R0) / (1 + (t_mid / t)^B)           R(0) = R0

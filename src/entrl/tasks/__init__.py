@@ -82,9 +82,9 @@ def _builder(kind: str, argument: str, name: str) -> tuple[Callable[..., list[Ro
     if name in BENCHMARKS:
         return benchmark_rows, (name,), False
     if name in INQUIRIES:
-        from entrl.environments import rows  # it imports the row type from this package
+        from entrl.tasks import inquiries  # brings the games
 
-        return getattr(rows, f"{name}_rows"), (), False
+        return getattr(inquiries, f"{name}_rows"), (), False
     if name.endswith(tuple(f".{kind}" for kind in FILE_TASKS)):
         raise ValueError(f"unknown task {name!r}. For a file of your own write {name.rpartition('.')[2]}:{name}")
     hint = suggest(name, ["sums", *INQUIRIES, *BENCHMARKS])

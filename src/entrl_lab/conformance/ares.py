@@ -1,7 +1,8 @@
 """ARES: rewards, windows and difficulty against the authors' functions and the paper's equations.
 
 A case goes through the function that a run of ours uses, where there is one; what only the published loop has (its
-update of difficulty, its dual ascent, its group filter) is in `entrl_lab.conformance.published_ares`. KL and losses: `ares_losses`.
+update of difficulty, its dual ascent, its group filter) is in `entrl_lab.conformance.published_ares`. KL and losses:
+`ares_losses`.
 """
 
 import importlib

@@ -10,8 +10,9 @@
     paper       threshold = the q-quantile of *token* entropies, averaged over sequences (sec. 3.2.1) or pooled over the
                 batch (App. H); N_HE = tokens of a vocabulary that reach it, without any window (App. H)
 
-None of it is what a run should use. Ours are in `entrl.maths.windows`, `entrl.maths.difficulty`, `entrl.maths.group_filter`; the KL rule,
-the authors' beside ours, in `entrl.controllers.dynamic_kl`; both rewards in `entrl_rewards.hierarchical_formulas`.
+None of it is what a run should use. Ours are in `entrl.maths.windows`, `entrl.maths.difficulty`,
+`entrl.maths.group_filter`; the KL rule, the authors' beside ours, in `entrl.controllers.dynamic_kl`; both rewards in
+`entrl_rewards.hierarchical_formulas`.
 
 Source:  shawn0728/ARES at 146620e: verl/trainer/ray_trainer.py (`update_difficulty_and_skip_gid_set`, inline parts of
     `fit`, `_make_batch_data`), verl/trainer/core_algos.py (`compute_kl`, `compute_policy_loss`,

@@ -1,12 +1,12 @@
 """The nursery builds the models that are shipped, from nothing.
 
     entrl nursery --out DIR                            the tiny reasoner; about ten minutes on one core
-    entrl nursery --model tiny-inquirer --out DIR      the tiny inquirer, which calls tools (`entrl_lab.nursery.inquirer`)
-    entrl nursery --model tiny-specifier --out DIR     the same for the diagram game
+    entrl nursery --model tiny-inquirer --out DIR      the tiny inquirer, which calls tools
+    (`entrl_lab.nursery.inquirer`) entrl nursery --model tiny-specifier --out DIR     the same for the diagram game
 
 The tiny reasoner is a base model that thinks too rarely and so has something to learn: `tokenizer` makes the
 characters, `traces` the lessons, `calibration` measures what came out, `build` is the command. The shipped models lie
-in `entrl/assets`.
+in `entrl/models/shipped`.
 """
 
 import argparse

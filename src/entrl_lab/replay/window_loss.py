@@ -3,8 +3,8 @@
     loss = sum over micro-batches of  aggregate(-min(r A w, clip(r) A w) u) + aggregate(penalty u)
 
 w is the controllers' weight, u what TRL multiplies the policy term with after the ratio, aggregate the reduction of the
-loss type (`entrl.trainers.shared.loss`). The hooks are called as the trainer calls them: `select` once over the window, then
-`on_loss` per micro-batch. Prediction differentiates this loss with respect to logged log-probs, a real step with
+loss type (`entrl.trainers.shared.loss`). The hooks are called as the trainer calls them: `select` once over the window,
+then `on_loss` per micro-batch. Prediction differentiates this loss with respect to logged log-probs, a real step with
 respect to parameters; it is the same function, so the two differ in nothing else.
 
 Source:  TRL 1.16 `GRPOTrainer._compute_loss` for the policy term

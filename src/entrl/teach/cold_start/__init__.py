@@ -2,7 +2,8 @@
 
     entrl cold-start RECIPE.yaml
 
-`spec` reads the file, `answers` collects the answers, `entrl.teach.curation` chooses, `run` teaches and writes the folder.
+`spec` reads the file, `answers` collects the answers, `entrl.teach.curation` chooses, `run` teaches and writes the
+folder.
 """
 
 from entrl.teach.cold_start.run import cold_start, is_made

@@ -1,7 +1,7 @@
 """Growing branched rollouts with a trainer's own sampler: roots, forks of their prefixes, copies; exactly G a prompt.
 
-The rules are `entrl.maths.branching`'s. Here: in which calls of the sampler they happen, what is kept of each, that every
-rank makes the same calls, and the threshold and mean lengths that one rollout hands to the next.
+The rules are `entrl.maths.branching`'s. Here: in which calls of the sampler they happen, what is kept of each, that
+every rank makes the same calls, and the threshold and mean lengths that one rollout hands to the next.
 
     call 1           the roots, whole. In the first rollout, which has no threshold yet, all G completions are roots
     calls 2 .. 1+a   window_start: the first w tokens of every fork, those that make no window again (a attempts)

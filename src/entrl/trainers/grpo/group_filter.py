@@ -1,8 +1,8 @@
 """Filling a rollout with groups that pass the filter: new prompts, draws on every rank alike, rows put together.
 
-`entrl.maths.group_filter` says which groups pass. Here: where further prompts come from, how many generations that takes,
-and one batch of TRL's out of the kept groups of several. Whole groups per rank are needed; a rank's groups stay where
-they were made, so ranks draw until the one that lacks most is full.
+`entrl.maths.group_filter` says which groups pass. Here: where further prompts come from, how many generations that
+takes, and one batch of TRL's out of the kept groups of several. Whole groups per rank are needed; a rank's groups stay
+where they were made, so ranks draw until the one that lacks most is full.
 """
 
 import math

@@ -2,9 +2,9 @@
 
     A[token of turn t, rollout i] = A_i + turn_credit_weight * A_it        A_i: TRL's, of the episode's reward
 
-A_it comes from an estimator of `entrl.maths.turn_credit` and from the row column `turn_rewards`, one value for each message
-the model wrote, which a reward publishes (`information_gain` with pay: turn). A turn's tokens are a maximal run of
-the model's own. Tokens of tools get 0, which the loss masks anyway.
+A_it comes from an estimator of `entrl.maths.turn_credit` and from the row column `turn_rewards`, one value for each
+message the model wrote, which a reward publishes (`information_gain` with pay: turn). A turn's tokens are a maximal run
+of the model's own. Tokens of tools get 0, which the loss masks anyway.
 
 With `importance_sampling_level: sequence` one ratio would carry the sum of a row's advantages to all of its tokens, so
 that is refused. A weight of 0 leaves TRL's advantages as they are, bit for bit.

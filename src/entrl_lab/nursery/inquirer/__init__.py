@@ -4,7 +4,7 @@
     entrl nursery --model tiny-specifier --out DIR     the diagram game
 
 `tokenizer` makes the phrases and the chat template, `lessons` the dialogues, `calibration` measures what came out,
-`build` teaches and writes. The shipped models lie in `entrl/assets`.
+`build` teaches and writes. The shipped models lie in `entrl/models/shipped`.
 """
 
 from entrl_lab.nursery.inquirer.build import InquirerConfig, Stage, main

@@ -1,7 +1,7 @@
 """What does it cost to take slots for independent? Greedy questions by the factored belief against the exact joint.
 
-Needs no run: the same rows are played by both beliefs at each budget (`entrl_lab.replicate.belief_independence`). One value per
-draw of the marginals (the task's `world`); intervals are Student's t over draws.
+Needs no run: the same rows are played by both beliefs at each budget (`entrl_lab.replicate.belief_independence`). One
+value per draw of the marginals (the task's `world`); intervals are Student's t over draws.
 """
 
 from collections.abc import Mapping, Sequence
