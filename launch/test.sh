@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Environment, lint, types, tests.
 #
-#   bash launch/test.sh              lint, types, fast tests: about 8 minutes on 2 quiet cores
+#   bash launch/test.sh              lint, types, the site of docs, fast tests: about 8 minutes on 2 quiet cores
 #   bash launch/test.sh --full       every suite this machine can run (continuous integration calls this)
-#   bash launch/test.sh SUITE ...    only these: lint types fast slow multiprocess browser deepspeed vllm
+#   bash launch/test.sh SUITE ...    only these: lint types docs fast slow multiprocess browser deepspeed vllm
 #
 # A named suite that ran no test, or skipped all of them, fails. The `gpu` suite is never run here and is listed as
 # not covered; on a machine with a CUDA device: python -m pytest -m gpu
@@ -12,9 +12,9 @@
 # ENTRL_OTHER_ARITHMETIC=1 runs the tests under another processor's round-off (tests/conftest.py, tests/rounding.py).
 set -uo pipefail
 
-all_suites="lint types fast slow multiprocess browser deepspeed vllm"
+all_suites="lint types docs fast slow multiprocess browser deepspeed vllm"
 case "${1:-}" in
-    "") suites="lint types fast" ;;
+    "") suites="lint types docs fast" ;;
     --full) suites="$all_suites" ;;
     -h | --help)
         sed -n '2,12s/^# \{0,1\}//p' "$0"
@@ -106,6 +106,7 @@ for suite in $suites; do
             provide_node
             run types 300 pyright
             ;;
+        docs) NO_MKDOCS_2_WARNING=1 run docs 180 "$PYTHON" -m mkdocs build --strict --quiet --site-dir "$results/site" ;;
         fast) run_pytest fast 1200 "not slow and not multiprocess and not browser and not deepspeed and not vllm and not gpu" \
             -n "$jobs" --dist loadfile ;;
         slow) run_pytest slow 2400 "slow and not multiprocess and not browser and not deepspeed and not vllm and not gpu" \

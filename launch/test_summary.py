@@ -12,7 +12,7 @@ import xml.etree.ElementTree as ElementTree
 from dataclasses import dataclass
 from pathlib import Path
 
-CHECKS = ("lint", "types")  # suites that are one command, not tests
+CHECKS = ("lint", "types", "docs")  # suites that are one command, not tests
 
 
 @dataclass(frozen=True, kw_only=True)
