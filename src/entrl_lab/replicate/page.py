@@ -24,7 +24,7 @@ NUMBERS = {  # shown in the table of means: key -> (heading, factor, format)
 
 def write_page(file: Path, study: Study, result: Mapping[str, Any], runs: Mapping[str, TaskRuns]) -> Path:
     """Write the page of `result` (as `summarise` and the analyses gave it); returns its path."""
-    loader = jinja2.PackageLoader("entrl", "replicate")
+    loader = jinja2.PackageLoader("entrl_lab", "replicate")
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     css = (resources.files("entrl.report") / "page.css").read_text(encoding="utf-8")
     own = (resources.files("entrl_lab.replicate") / "page.css").read_text(encoding="utf-8")
