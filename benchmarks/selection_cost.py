@@ -39,7 +39,7 @@ import torch
 from torch import Tensor, distributed, multiprocessing
 
 from entrl.controllers.clip_cov import ClipCov
-from entrl.controllers.hooks import OneRank, Ranks, Rows, Window
+from entrl.controllers.hooks import LossView, OneRank, Ranks, Rows, Window
 from entrl.controllers.kl_cov import KLCov, log_ratio_penalty
 from entrl.stats.intervals import t_quantile
 
@@ -98,12 +98,13 @@ def hooks(controller: Any, window: Window, slices: list[Window]) -> Job:
             controller.on_loss(
                 s.rows,
                 selection,
-                log_probs_BT=s.log_probs_BT,
-                old_log_probs_BT=s.old_log_probs_BT,
-                ref_log_probs_BT=None,
-                entropies_BT=s.log_probs_BT,
-                eps_low=low,
-                eps_high=high,
+                LossView(
+                    log_probs_BT=s.log_probs_BT,
+                    old_log_probs_BT=s.old_log_probs_BT,
+                    entropies_BT=s.log_probs_BT,
+                    eps_low=low,
+                    eps_high=high,
+                ),
             )
 
     return job

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
-from entrl.controllers.hooks import OneRank, Rows, Window
+from entrl.controllers.hooks import LossView, OneRank, Rows, Window
 
 
 class Meeting:
@@ -106,12 +106,13 @@ def loss_pass(controller, b, selection=None, *, log_probs=None, eps=None):
     return controller.on_loss(
         b.rows,
         selection,
-        log_probs_BT=b.log_probs if log_probs is None else log_probs,
-        old_log_probs_BT=b.old,
-        ref_log_probs_BT=None,
-        entropies_BT=torch.zeros_like(b.old),
-        eps_low=low,
-        eps_high=high,
+        LossView(
+            log_probs_BT=b.log_probs if log_probs is None else log_probs,
+            old_log_probs_BT=b.old,
+            entropies_BT=torch.zeros_like(b.old),
+            eps_low=low,
+            eps_high=high,
+        ),
     )
 
 

@@ -110,7 +110,7 @@ class HalfOfEven(Controller):
 
     name = "half_of_even"
 
-    def on_loss(self, rows, selection, **_):
+    def on_loss(self, rows, selection, view):
         weight_BT = torch.ones_like(rows.advantages_BT)
         weight_BT[:, ::2] = 0.5
         return LossTerms(weight_BT=weight_BT)
@@ -175,8 +175,8 @@ def test_selection_is_of_the_whole_step_whatever_the_micro_batches(model, tmp_pa
         seen = []
 
         class Spy(type(controller)):
-            def on_loss(self, rows, selection, **kwargs):
-                terms = super().on_loss(rows, selection, **kwargs)
+            def on_loss(self, rows, selection, view):
+                terms = super().on_loss(rows, selection, view)
                 picked = terms.weight_BT if terms.weight_BT is not None else terms.penalty_BT
                 seen.extend(
                     (int(i), t, round(float(p), 5))

@@ -9,7 +9,7 @@ import torch
 from test_trainer_vectors import Bench
 
 from entrl.controllers.ce_gppo import CEGPPO, controller, outside_clip, restored_loss
-from entrl.controllers.hooks import Rows
+from entrl.controllers.hooks import LossView, Rows
 
 VECTORS = json.loads((Path(__file__).parent / "vectors" / "entropy_mechanism.json").read_text())
 CASES = {c["id"]: c for c in VECTORS["neighbours"] if c["function"] == "klear.compute_gppo_loss"}
@@ -47,12 +47,13 @@ def answer(acting, rows, log_probs, old, *, low=0.2, high=0.28, entropies=None):
     return acting.on_loss(
         rows,
         None,
-        log_probs_BT=log_probs,
-        old_log_probs_BT=old,
-        ref_log_probs_BT=None,
-        entropies_BT=torch.zeros_like(old) if entropies is None else entropies,
-        eps_low=low,
-        eps_high=high,
+        LossView(
+            log_probs_BT=log_probs,
+            old_log_probs_BT=old,
+            entropies_BT=torch.zeros_like(old) if entropies is None else entropies,
+            eps_low=low,
+            eps_high=high,
+        ),
     )
 
 

@@ -7,7 +7,7 @@ import torch
 from test_controllers_covariance import on_ranks
 
 from entrl.controllers.cw_grpo import CWGRPO, controller, gaussian_weights
-from entrl.controllers.hooks import OneRank, Rows, Window
+from entrl.controllers.hooks import LossView, OneRank, Rows, Window
 
 INF = math.inf
 
@@ -39,12 +39,13 @@ def answer(acting, rows, selection, log_probs, old=None):
     return acting.on_loss(
         rows,
         selection,
-        log_probs_BT=log_probs,
-        old_log_probs_BT=log_probs.detach() if old is None else old,
-        ref_log_probs_BT=None,
-        entropies_BT=torch.zeros_like(log_probs).detach(),
-        eps_low=0.2,
-        eps_high=0.2,
+        LossView(
+            log_probs_BT=log_probs,
+            old_log_probs_BT=log_probs.detach() if old is None else old,
+            entropies_BT=torch.zeros_like(log_probs).detach(),
+            eps_low=0.2,
+            eps_high=0.2,
+        ),
     )
 
 

@@ -19,7 +19,7 @@ from entrl.controllers.dynamic_kl import (
     token_factors,
 )
 from entrl.controllers.guard import EntropyGuard
-from entrl.controllers.hooks import Rows, StepFeedback
+from entrl.controllers.hooks import LossView, Rows, StepFeedback
 from entrl.maths.difficulty import BUCKETS
 from entrl.trainers.shared.loss import LossPass, Tally, step_metrics
 
@@ -154,10 +154,11 @@ def batch_of(log_probs, ref, difficulty, mask=None, high=None):
 
 def act(controller, batch, columns=...):
     rows, log_probs, ref = batch
-    return controller.on_loss(
-        rows, None, log_probs_BT=log_probs, old_log_probs_BT=log_probs.detach(), ref_log_probs_BT=ref,
+    view = LossView(
+        log_probs_BT=log_probs, old_log_probs_BT=log_probs.detach(), ref_log_probs_BT=ref,
         entropies_BT=torch.ones_like(log_probs), eps_low=0.2, eps_high=0.2,
     )  # fmt: skip
+    return controller.on_loss(rows, None, view)
 
 
 def random_batch(seed=0, B=7, T=9, dtype=torch.float64):

@@ -12,7 +12,7 @@ from trl import GRPOTrainer
 from entrl.controllers.ce_gppo import CEGPPO
 from entrl.controllers.clip_cov import ClipCov
 from entrl.controllers.cw_grpo import CWGRPO
-from entrl.controllers.hooks import Rows, Window
+from entrl.controllers.hooks import LossView, Rows, Window
 from entrl.controllers.kl_cov import KLCov
 from entrl.controllers.steer import Steer
 from entrl.controllers.w_reinforce import WReinforce
@@ -77,12 +77,13 @@ class Acted:
         terms = acting.on_loss(
             of.rows,
             selection,
-            log_probs_BT=leaf,
-            old_log_probs_BT=of.old,
-            ref_log_probs_BT=None,
-            entropies_BT=of.entropies,
-            eps_low=0.2,
-            eps_high=0.28,
+            LossView(
+                log_probs_BT=leaf,
+                old_log_probs_BT=of.old,
+                entropies_BT=of.entropies,
+                eps_low=0.2,
+                eps_high=0.28,
+            ),
         )
         assert terms.weight_BT is None or not terms.weight_BT.requires_grad
         self.weight = torch.ones(leaf.shape) if terms.weight_BT is None else terms.weight_BT
@@ -277,12 +278,13 @@ def test_nothing_reads_the_device(name, scope):
     terms = acting.on_loss(
         rows,
         selection,
-        log_probs_BT=log_probs.requires_grad_(),
-        old_log_probs_BT=old,
-        ref_log_probs_BT=None,
-        entropies_BT=entropies,
-        eps_low=0.2,
-        eps_high=0.28,
+        LossView(
+            log_probs_BT=log_probs.requires_grad_(),
+            old_log_probs_BT=old,
+            entropies_BT=entropies,
+            eps_low=0.2,
+            eps_high=0.28,
+        ),
     )
     with pytest.raises(RuntimeError, match="meta"):
         terms.sums[next(iter(terms.sums))].item()
@@ -307,16 +309,14 @@ class Frozen:
         self.acting, self.selection, self.base = acting, selection, None
         self.name, self.scope, self.clip_range = acting.name, acting.scope, acting.clip_range
 
-    def on_loss(self, rows, selection, *, log_probs_BT, old_log_probs_BT, **kwargs):
-        terms = self.acting.on_loss(
-            rows, self.selection, log_probs_BT=log_probs_BT, old_log_probs_BT=old_log_probs_BT, **kwargs
-        )
+    def on_loss(self, rows, selection, view):
+        terms = self.acting.on_loss(rows, self.selection, view)
         if self.base is None:
-            self.base = (terms.weight_BT, log_probs_BT.detach(), terms.penalty_BT)
+            self.base = (terms.weight_BT, view.log_probs_BT.detach(), terms.penalty_BT)
             return terms
         weight_BT, at_BT, _ = self.base
         if terms.penalty_BT is not None and self.acting.name == "ce_gppo":
-            terms = replace(terms, penalty_BT=self.restored(rows, log_probs_BT, at_BT, old_log_probs_BT))
+            terms = replace(terms, penalty_BT=self.restored(rows, view.log_probs_BT, at_BT, view.old_log_probs_BT))
         return replace(terms, weight_BT=weight_BT)
 
     def restored(self, rows, log_probs_BT, at_BT, old_BT):

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from entrl.controllers.clip_cov import ClipCov
 from entrl.controllers.guard import EntropyGuard, band_error, guard_move, hold_band
-from entrl.controllers.hooks import Controller, Rows, StepFeedback, Window
+from entrl.controllers.hooks import Controller, LossView, Rows, StepFeedback, Window
 from entrl.controllers.kl_cov import KLCov
 from entrl.controllers.std_floor import StdFloor
 from entrl.settings.names import load_controller
@@ -442,12 +442,13 @@ def on_loss(of: Controller, w: Window, selection: Any):
     return of.on_loss(
         w.rows,
         selection,
-        log_probs_BT=w.log_probs_BT,
-        old_log_probs_BT=w.old_log_probs_BT,
-        ref_log_probs_BT=None,
-        entropies_BT=torch.rand(4, 16),
-        eps_low=0.2,
-        eps_high=0.2,
+        LossView(
+            log_probs_BT=w.log_probs_BT,
+            old_log_probs_BT=w.old_log_probs_BT,
+            entropies_BT=torch.rand(4, 16),
+            eps_low=0.2,
+            eps_high=0.2,
+        ),
     )
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from test_controllers_covariance import on_ranks
 
-from entrl.controllers.hooks import OneRank, Rows, Window
+from entrl.controllers.hooks import LossView, OneRank, Rows, Window
 from entrl.controllers.steer import Steer, controller, entropy_influence, influence_range, steer_weights
 
 VECTORS = json.loads((Path(__file__).parent / "vectors" / "entropy_mechanism.json").read_text())
@@ -49,12 +49,13 @@ def answer(acting, rows, selection, log_probs, old, entropies):
     return acting.on_loss(
         rows,
         selection,
-        log_probs_BT=log_probs,
-        old_log_probs_BT=old,
-        ref_log_probs_BT=None,
-        entropies_BT=entropies,
-        eps_low=0.2,
-        eps_high=0.2,
+        LossView(
+            log_probs_BT=log_probs,
+            old_log_probs_BT=old,
+            entropies_BT=entropies,
+            eps_low=0.2,
+            eps_high=0.2,
+        ),
     )
 
 

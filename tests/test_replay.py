@@ -12,7 +12,7 @@ import torch
 
 from entrl.cli.main import main
 from entrl.controllers.clip_cov import ClipCov
-from entrl.controllers.hooks import OneRank, Rows
+from entrl.controllers.hooks import LossView, OneRank, Rows
 from entrl.controllers.kl_cov import KLCov
 from entrl.controllers.steer import Steer
 from entrl.trainers.grpo.window_log import LoggedWindow, StepOptions, joined, save_window
@@ -157,12 +157,13 @@ def slow_chosen(w: LoggedWindow, kind: str) -> set[tuple[int, int]]:
         terms = controller.on_loss(
             w.rows,
             selection,
-            log_probs_BT=w.log_probs_BT,
-            old_log_probs_BT=w.old_log_probs_BT,
-            ref_log_probs_BT=None,
-            entropies_BT=w.entropies_BT,
-            eps_low=1.0,
-            eps_high=1.0,
+            LossView(
+                log_probs_BT=w.log_probs_BT,
+                old_log_probs_BT=w.old_log_probs_BT,
+                entropies_BT=w.entropies_BT,
+                eps_low=1.0,
+                eps_high=1.0,
+            ),
         )
         return {(b, t) for b, t in ((terms.weight_BT == 0) & w.rows.mask_BT).nonzero().tolist()}
     # Scope `step`: means and threshold of the sampling policy, membership by the log-probs of the loss pass.
@@ -252,14 +253,14 @@ def held_loss(w: LoggedWindow, kind: str, log_p: torch.Tensor, at: torch.Tensor)
         def select(self, seen):
             return self.real.select(seen)
 
-        def on_loss(self, rows, selection, **kwargs):
+        def on_loss(self, rows, selection, view):
             first = int(rows.row_id_B[0])
-            fixed = {**kwargs, "log_probs_BT": at[first : first + len(rows.mask_BT)]}
-            terms = self.real.on_loss(rows, selection, **fixed)
+            fixed = dataclasses.replace(view, log_probs_BT=at[first : first + len(rows.mask_BT)])
+            terms = self.real.on_loss(rows, selection, fixed)
             if terms.penalty_BT is None:
                 return terms
-            chosen = self.real.members(rows, selection, log_probs_BT=fixed["log_probs_BT"])
-            x = kwargs["log_probs_BT"] - kwargs["old_log_probs_BT"]
+            chosen = self.real.members(rows, selection, log_probs_BT=fixed.log_probs_BT)
+            x = view.log_probs_BT - view.old_log_probs_BT
             return dataclasses.replace(terms, penalty_BT=torch.where(chosen, self.real.coef * x.abs(), 0.0))
 
     held: list[Any] = [Held(c) for c in controllers]

@@ -86,7 +86,7 @@ class Sees(Controller):
     def needs_columns(self):
         return ("difficulty", "high_entropy")
 
-    def on_loss(self, rows, selection, **_):
+    def on_loss(self, rows, selection, view):
         self.columns.append({k: v.clone() for k, v in rows.columns.items()})
         self.masks.append(rows.mask_BT)
         return LossTerms()

@@ -58,8 +58,8 @@ def test_tool_tokens_are_never_selected(tmp_path, kind):
     chosen = []
 
     class Watched(kind):
-        def on_loss(self, rows, selection, **kwargs):
-            terms = super().on_loss(rows, selection, **kwargs)
+        def on_loss(self, rows, selection, view):
+            terms = super().on_loss(rows, selection, view)
             acted = terms.weight_BT == 0 if terms.weight_BT is not None else terms.penalty_BT.detach() != 0
             chosen.append((acted & ~rows.mask_BT).sum().item())
             assert (~rows.mask_BT).any(), "no tool tokens, nothing is shown"
@@ -89,8 +89,8 @@ def test_entropy_metrics_agree_with_trls_and_with_their_definitions(tmp_path):
     class Watch(Controller):
         name = "watch"
 
-        def on_loss(self, rows, selection, *, entropies_BT, **_):
-            seen.append((entropies_BT.clone(), rows.mask_BT.clone()))
+        def on_loss(self, rows, selection, view):
+            seen.append((view.entropies_BT.clone(), rows.mask_BT.clone()))
             return LossTerms()
 
     run = trainer(tmp_path, controllers=[Watch()], max_steps=1, gradient_accumulation_steps=2, max_completion_length=64)

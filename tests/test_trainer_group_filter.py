@@ -78,12 +78,12 @@ def test_old_and_reference_log_probs_stay_with_their_tokens(tmp_path, schedule):
             mask = window.rows.mask_BT
             gaps.append((window.old_log_probs_BT, window.entropies_BT, mask))
 
-        def on_loss(self, rows, selection, *, log_probs_BT, ref_log_probs_BT, entropies_BT, **_):
+        def on_loss(self, rows, selection, view):
             if len(gaps) == 1:
                 old_BT, old_entropies_BT, mask = gaps[0]
-                for kept, now in ((old_BT, log_probs_BT), (ref_log_probs_BT, log_probs_BT)):
+                for kept, now in ((old_BT, view.log_probs_BT), (view.ref_log_probs_BT, view.log_probs_BT)):
                     assert (kept - now.detach())[mask].abs().max() <= allowed
-                assert (old_entropies_BT - entropies_BT)[mask].abs().max() <= allowed
+                assert (old_entropies_BT - view.entropies_BT)[mask].abs().max() <= allowed
                 assert mask.any()
             return LossTerms()
 

@@ -27,9 +27,9 @@ class Watched(KLCov):
         self.calls.append(("select", self.coef))
         return super().select(window)
 
-    def on_loss(self, rows, selection, **tensors):
+    def on_loss(self, rows, selection, view):
         self.calls.append(("on_loss", self.coef))
-        return super().on_loss(rows, selection, **tensors)
+        return super().on_loss(rows, selection, view)
 
 
 def run(folder, controller, **options):

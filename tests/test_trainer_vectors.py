@@ -59,7 +59,7 @@ class Recorded(Controller):
     def clip_range(self):
         return self.case["params"]["clip_low"], self.case["params"]["clip_high"]
 
-    def on_loss(self, rows, selection, **_):
+    def on_loss(self, rows, selection, view):
         weight = torch.ones(rows.mask_BT.shape)
         for row, column in self.case["outputs"]["selected"]:
             weight[row, column] = 0.0
@@ -203,8 +203,8 @@ def test_the_penalty_is_divided_like_the_policy_term(tmp_path, monkeypatch, loss
         def __init__(self, weight, penalty):
             self.weight, self.penalty = weight, penalty
 
-        def on_loss(self, rows, selection, *, log_probs_BT, old_log_probs_BT, **_):
-            ratio = (log_probs_BT - old_log_probs_BT).exp()
+        def on_loss(self, rows, selection, view):
+            ratio = (view.log_probs_BT - view.old_log_probs_BT).exp()
             return LossTerms(
                 weight_BT=torch.full(rows.mask_BT.shape, self.weight, dtype=torch.float64),
                 penalty_BT=self.penalty * -ratio * rows.advantages_BT.double(),

@@ -68,8 +68,8 @@ def watched(base: type) -> type:
     """The controller, noting which tokens (row of the rollout, column) it acted on in each micro-batch."""
 
     class Watched(base):
-        def on_loss(self, rows, selection, **kwargs):
-            terms = super().on_loss(rows, selection, **kwargs)
+        def on_loss(self, rows, selection, view):
+            terms = super().on_loss(rows, selection, view)
             # smooth weights touch every token; those damped by more than a tenth are noted
             acted = terms.weight_BT < 0.9 if terms.weight_BT is not None else terms.penalty_BT.detach() != 0
             self.acted = getattr(self, "acted", []) + [

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from entrl.controllers.covariance import ppo_clipped
-from entrl.controllers.hooks import Controller, LossTerms, Role, Rows
+from entrl.controllers.hooks import Controller, LossTerms, LossView, Role, Rows
 
 
 class Outside(NamedTuple):
@@ -99,29 +99,17 @@ class CEGPPO(Controller):
                     "to the clip, 1 is GPPO"
                 )
 
-    def on_loss(
-        self,
-        rows: Rows,
-        selection: Any,
-        *,
-        log_probs_BT: Tensor,
-        old_log_probs_BT: Tensor,
-        ref_log_probs_BT: Tensor | None,
-        entropies_BT: Tensor,
-        eps_low: float,
-        eps_high: float,
-        fresh: bool = False,
-    ) -> LossTerms:
-        outside = outside_clip(log_probs_BT, old_log_probs_BT, rows, eps_low=eps_low, eps_high=eps_high)
-        sums = self._sums(rows, outside, log_probs_BT.detach(), entropies_BT)
+    def on_loss(self, rows: Rows, selection: Any, view: LossView) -> LossTerms:
+        clip = {"eps_low": view.eps_low, "eps_high": view.eps_high}
+        outside = outside_clip(view.log_probs_BT, view.old_log_probs_BT, rows, **clip)
+        sums = self._sums(rows, outside, view.log_probs_BT.detach(), view.entropies_BT)
         if not (self.beta_low or self.beta_high):
             return LossTerms(sums=sums)
         penalty_BT = restored_loss(
-            log_probs_BT,
+            view.log_probs_BT,
             rows.advantages_BT,
             outside,
-            eps_low=eps_low,
-            eps_high=eps_high,
+            **clip,
             beta_low=self.beta_low,
             beta_high=self.beta_high,
         )

@@ -55,7 +55,7 @@ from entrl.controllers.covariance import (
     token_stats,
     zeroed_,
 )
-from entrl.controllers.hooks import LossTerms, Ranks, Role, Rows, Window
+from entrl.controllers.hooks import LossTerms, LossView, Ranks, Role, Rows, Window
 
 NO_KEY = -1  # keys are >= 0: a threshold nothing reaches
 
@@ -285,48 +285,26 @@ class ClipCov(CovarianceController):
         chosen_N.index_copy_(0, place_M, candidate_M & (key_M <= selection.key))
         return chosen_N.view(cov_BT.shape), candidate_M.count_nonzero()
 
-    def on_loss(
-        self,
-        rows: Rows,
-        selection: ClipCovSelection | None,
-        *,
-        log_probs_BT: Tensor,
-        old_log_probs_BT: Tensor,
-        ref_log_probs_BT: Tensor | None,
-        entropies_BT: Tensor,
-        eps_low: float,
-        eps_high: float,
-        fresh: bool = False,
-    ) -> LossTerms:
-        current_BT = log_probs_BT.detach()
+    def on_loss(self, rows: Rows, selection: ClipCovSelection | None, view: LossView) -> LossTerms:
         if selection is None:
-            selection = self._choose_slice(rows, current_BT, old_log_probs_BT, eps_low=eps_low, eps_high=eps_high)
+            selection = self._choose_slice(rows, view)
         chosen_BT, candidates = self.members(
             rows,
             selection,
-            log_probs_BT=current_BT,
-            old_log_probs_BT=old_log_probs_BT,
-            eps_low=eps_low,
-            eps_high=eps_high,
+            log_probs_BT=view.log_probs_BT.detach(),
+            old_log_probs_BT=view.old_log_probs_BT,
+            eps_low=view.eps_low,
+            eps_high=view.eps_high,
         )
-        sums = self.token_sums(
-            rows,
-            chosen_BT,
-            log_probs_BT=current_BT,
-            old_log_probs_BT=old_log_probs_BT,
-            eps_low=eps_low,
-            eps_high=eps_high,
-        )
+        sums = self.token_sums(rows, chosen_BT, view)
         sums["candidates"] = candidates
-        return LossTerms(weight_BT=1 - chosen_BT.view(torch.uint8).to(log_probs_BT.dtype), sums=sums)
+        return LossTerms(weight_BT=1 - chosen_BT.view(torch.uint8).to(view.log_probs_BT.dtype), sums=sums)
 
-    def _choose_slice(
-        self, rows: Rows, current_BT: Tensor, old_log_probs_BT: Tensor, *, eps_low: float, eps_high: float
-    ) -> ClipCovSelection:
+    def _choose_slice(self, rows: Rows, view: LossView) -> ClipCovSelection:
         self.warn_single_row(rows)
-        slice_ = Window(rows=rows, log_probs_BT=current_BT, old_log_probs_BT=old_log_probs_BT, step=self._draws)
+        slice_ = view.window(rows, step=self._draws)
         self._draws += 1
-        return self._choose(slice_, eps_low=eps_low, eps_high=eps_high)
+        return self._choose(slice_, eps_low=view.eps_low, eps_high=view.eps_high)
 
     def summarise(self, sums: dict[str, float]) -> dict[str, float]:
         return {**super().summarise(sums), "candidates": sums["candidates"]}

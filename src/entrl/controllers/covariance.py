@@ -26,7 +26,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from entrl.controllers.hooks import Controller, Ranks, Rows, Scope, Window
+from entrl.controllers.hooks import Controller, LossView, Ranks, Rows, Scope, Window
 
 LARGEST_FRACTION = 0.05  # our guard: the published settings are 2e-4 and 2e-3, percent read as fraction gives 0.02 up
 COLUMN_SPAN = 2**24  # tokens a row may hold; leaves 2**39 rows
@@ -433,20 +433,12 @@ class CovarianceController(Controller):
         return metrics
 
     @torch.no_grad()
-    def token_sums(
-        self,
-        rows: Rows,
-        chosen_BT: Tensor,
-        *,
-        log_probs_BT: Tensor,
-        old_log_probs_BT: Tensor,
-        eps_low: float,
-        eps_high: float,
-    ) -> dict[str, Tensor]:
+    def token_sums(self, rows: Rows, chosen_BT: Tensor, view: LossView) -> dict[str, Tensor]:
         """Counts and totals of one micro-batch; `summarise` divides them."""
         mask_BT, counted_BT = rows.mask_BT, self.counted(rows)
+        log_probs_BT, old_log_probs_BT = view.log_probs_BT.detach(), view.old_log_probs_BT
         clipped_BT = ppo_clipped(
-            log_probs_BT, old_log_probs_BT, rows.advantages_BT, mask_BT, eps_low=eps_low, eps_high=eps_high
+            log_probs_BT, old_log_probs_BT, rows.advantages_BT, mask_BT, eps_low=view.eps_low, eps_high=view.eps_high
         )
         # Outside the graph, so NaN of padding may be computed before it is dropped.
         x_BT = zeroed_((log_probs_BT - old_log_probs_BT).float().abs_(), bits_of(mask_BT))

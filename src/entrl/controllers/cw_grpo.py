@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from entrl.controllers.covariance import CovSpread, TokenStats, cov_spread, token_covariance, token_stats
-from entrl.controllers.hooks import Controller, LossTerms, Role, Rows, Scope, Window
+from entrl.controllers.hooks import Controller, LossTerms, LossView, Role, Rows, Scope, Window
 from entrl.controllers.token_weights import weight_metrics, weight_sums
 
 # At least half the tokens lie within sqrt(2) std of the mean, so mean v is no less than about exp(-1 / width^2) / 2 and
@@ -100,25 +100,9 @@ class CWGRPO(Controller):
         weight_BT = gaussian_weights(cov_BT, selection.spread.std, width=self.width) / selection.mean_weight
         return torch.where(counted_BT, weight_BT, 1.0).float()
 
-    def on_loss(
-        self,
-        rows: Rows,
-        selection: CWGRPOSelection | None,
-        *,
-        log_probs_BT: Tensor,
-        old_log_probs_BT: Tensor,
-        ref_log_probs_BT: Tensor | None,
-        entropies_BT: Tensor,
-        eps_low: float,
-        eps_high: float,
-        fresh: bool = False,
-    ) -> LossTerms:
-        current_BT = log_probs_BT.detach()
-        if selection is None:
-            selection = self.select(
-                Window(rows=rows, log_probs_BT=current_BT, old_log_probs_BT=old_log_probs_BT, step=0)
-            )
-        weight_BT = self.weights(rows, selection, log_probs_BT=current_BT)
+    def on_loss(self, rows: Rows, selection: CWGRPOSelection | None, view: LossView) -> LossTerms:
+        selection = self.select(view.window(rows)) if selection is None else selection
+        weight_BT = self.weights(rows, selection, log_probs_BT=view.log_probs_BT.detach())
         return LossTerms(weight_BT=weight_BT, sums=weight_sums(rows, weight_BT, self.counted(rows)))
 
     def summarise(self, sums: dict[str, float]) -> dict[str, float]:

@@ -35,7 +35,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from entrl.controllers.hooks import Controller, LossTerms, Role, Rows, StepFeedback
+from entrl.controllers.hooks import Controller, LossTerms, LossView, Role, Rows, StepFeedback
 from entrl.maths.difficulty import BUCKETS
 from entrl.maths.signals import masked_mean
 
@@ -202,19 +202,8 @@ class DynamicKL(Controller):
         factors = [self.strength, *(self.strength * m for m in self.multipliers)]
         return all(f == 1 for f in factors) and self.window_factor in (None, 1)
 
-    def on_loss(
-        self,
-        rows: Rows,
-        selection: Any,
-        *,
-        log_probs_BT: Tensor,
-        old_log_probs_BT: Tensor,
-        ref_log_probs_BT: Tensor | None,
-        entropies_BT: Tensor,
-        eps_low: float,
-        eps_high: float,
-        fresh: bool = False,
-    ) -> LossTerms:
+    def on_loss(self, rows: Rows, selection: Any, view: LossView) -> LossTerms:
+        log_probs_BT, ref_log_probs_BT = view.log_probs_BT, view.ref_log_probs_BT
         if ref_log_probs_BT is None:
             raise ValueError("dynamic_kl weighs the KL to the reference model and there is none; set beta above 0")
         difficulty_B, window_BT = self._columns(rows)

@@ -36,7 +36,7 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
-from entrl.controllers.hooks import Controller, LossTerms, Rows, StepFeedback, Window
+from entrl.controllers.hooks import Controller, LossTerms, LossView, Rows, StepFeedback, Window
 
 DEFAULT_SPAN = 100.0  # without limits a knob on the log scale may go this many times up and down from where it starts
 SMALLEST_SHARE = 1e-3  # of the starting entropy: keeps the logarithm finite when entropy is 0
@@ -239,8 +239,8 @@ class EntropyGuard(Controller):
     def select(self, window: Window) -> Any:
         return self.controller.select(window)
 
-    def on_loss(self, rows: Rows, selection: Any, **tensors: Any) -> LossTerms:
-        return self.controller.on_loss(rows, selection, **tensors)
+    def on_loss(self, rows: Rows, selection: Any, view: LossView) -> LossTerms:
+        return self.controller.on_loss(rows, selection, view)
 
     def summarise(self, sums: dict[str, float]) -> dict[str, float]:
         return self.controller.summarise(sums)

@@ -116,6 +116,38 @@ class Window:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LossView:
+    """What the loss pass knows of the rows of one micro-batch, while the graph is there.
+
+    log_probs_BT: of the sampled tokens, under the policy as it is now, with its graph.
+    old_log_probs_BT: detached, under the policy that generated the rows (the denominator of the ratio); equals
+        `log_probs_BT.detach()` on a fully on-policy schedule.
+    ref_log_probs_BT: detached, under the reference model; None where the loss has no KL term to one.
+    entropies_BT: nats, detached, full vocabulary, of the same pass as `log_probs_BT`.
+    eps_low, eps_high: the ratio range [1 - eps_low, 1 + eps_high] of this loss; inf = no clip.
+    fresh: the policy is still the one that generated the rows, so a ratio other than 1 is round-off or dropout.
+    """
+
+    log_probs_BT: Tensor
+    old_log_probs_BT: Tensor
+    ref_log_probs_BT: Tensor | None = None
+    entropies_BT: Tensor
+    eps_low: float
+    eps_high: float
+    fresh: bool = False
+
+    def window(self, rows: Rows, *, step: int = 0) -> Window:
+        """The micro-batch as a window of one rank, which is what scope `micro_batch` selects over."""
+        return Window(
+            rows=rows,
+            log_probs_BT=self.log_probs_BT.detach(),
+            old_log_probs_BT=self.old_log_probs_BT,
+            entropies_BT=self.entropies_BT,
+            step=step,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class LossTerms:
     """What a controller wants of one micro-batch.
 
@@ -193,23 +225,8 @@ class Controller:
         """The step's selection, handed back to every `on_loss` of the step. Called where `scope` asks for it."""
         return None
 
-    def on_loss(
-        self,
-        rows: Rows,
-        selection: Any,
-        *,
-        log_probs_BT: Tensor,  # with graph
-        old_log_probs_BT: Tensor,  # detached; equals log_probs_BT.detach() on a fully on-policy schedule
-        ref_log_probs_BT: Tensor | None,
-        entropies_BT: Tensor,  # nats, detached
-        eps_low: float,
-        eps_high: float,
-        fresh: bool = False,
-    ) -> LossTerms:
-        """Weight and penalty for one micro-batch; `selection` is None under scope `micro_batch`.
-
-        fresh: the policy is still the one that generated the rows, so a ratio other than 1 is round-off or dropout.
-        """
+    def on_loss(self, rows: Rows, selection: Any, view: LossView) -> LossTerms:
+        """Weight and penalty for one micro-batch; `selection` is None under scope `micro_batch`."""
         return LossTerms()
 
     def summarise(self, sums: dict[str, float]) -> dict[str, float]:

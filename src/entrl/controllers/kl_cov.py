@@ -53,7 +53,7 @@ from entrl.controllers.covariance import (
     total,
     zeroed_,
 )
-from entrl.controllers.hooks import LossTerms, Ranks, Role, Rows, Window
+from entrl.controllers.hooks import LossTerms, LossView, Ranks, Role, Rows, Window
 
 Penalty = Literal["abs", "k2", "k3"]
 
@@ -227,46 +227,24 @@ class KLCov(CovarianceController):
         id_BT = token_ids(rows.row_id_B, cov_BT.shape[1]) if selection.top.tied else None
         return in_top(cov_BT, id_BT, counted_BT, selection.top)
 
-    def on_loss(
-        self,
-        rows: Rows,
-        selection: KLCovSelection | None,
-        *,
-        log_probs_BT: Tensor,
-        old_log_probs_BT: Tensor,
-        ref_log_probs_BT: Tensor | None,
-        entropies_BT: Tensor,
-        eps_low: float,
-        eps_high: float,
-        fresh: bool = False,
-    ) -> LossTerms:
-        current_BT = log_probs_BT.detach()
+    def on_loss(self, rows: Rows, selection: KLCovSelection | None, view: LossView) -> LossTerms:
         if selection is None:
             self.warn_single_row(rows)
-            selection = self._choose(
-                Window(rows=rows, log_probs_BT=current_BT, old_log_probs_BT=old_log_probs_BT, step=0)
-            )
-        chosen_BT = self.members(rows, selection, log_probs_BT=current_BT)
+            selection = self._choose(view.window(rows))
+        chosen_BT = self.members(rows, selection, log_probs_BT=view.log_probs_BT.detach())
         # |x| has slope 1 however small x is, so on a fresh policy round-off would push every selected token by coef.
         published = self.scope == "micro_batch"
-        penalised_BT = chosen_BT if published or not fresh else torch.zeros_like(chosen_BT)
+        penalised_BT = chosen_BT if published or not view.fresh else torch.zeros_like(chosen_BT)
         penalty_BT = log_ratio_penalty(
-            log_probs_BT,
-            old_log_probs_BT,
+            view.log_probs_BT,
+            view.old_log_probs_BT,
             penalised_BT,
             coef=self.coef,
             kind=self.penalty,
             dead_zone=self.dead_zone,
             max_log_ratio=self.max_log_ratio,
         )
-        sums = self.token_sums(
-            rows,
-            chosen_BT,
-            log_probs_BT=current_BT,
-            old_log_probs_BT=old_log_probs_BT,
-            eps_low=eps_low,
-            eps_high=eps_high,
-        )
+        sums = self.token_sums(rows, chosen_BT, view)
         sums["candidates"] = sums["tokens"]  # no band here: every counted token competes
         sums["penalty"] = total(penalty_BT.detach().float())
         return LossTerms(penalty_BT=penalty_BT, sums=sums)

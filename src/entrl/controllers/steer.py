@@ -29,7 +29,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from entrl.controllers.hooks import Controller, LossTerms, Ranks, Role, Rows, Scope, Window
+from entrl.controllers.hooks import Controller, LossTerms, LossView, Ranks, Role, Rows, Scope, Window
 from entrl.controllers.token_weights import weight_metrics, weight_sums
 
 LEAST_MAX = 0.02  # nats x advantage: below it the window has nothing to damp (the code's constant)
@@ -131,31 +131,11 @@ class Steer(Controller):
         )
         return influence_range(influence_BT, rows.mask_BT, window.ranks)
 
-    def on_loss(
-        self,
-        rows: Rows,
-        selection: Influence | None,
-        *,
-        log_probs_BT: Tensor,
-        old_log_probs_BT: Tensor,
-        ref_log_probs_BT: Tensor | None,
-        entropies_BT: Tensor,
-        eps_low: float,
-        eps_high: float,
-        fresh: bool = False,
-    ) -> LossTerms:
-        current_BT = log_probs_BT.detach()
-        if selection is None:
-            selection = self.select(
-                Window(
-                    rows=rows,
-                    log_probs_BT=current_BT,
-                    old_log_probs_BT=old_log_probs_BT,
-                    entropies_BT=entropies_BT,
-                    step=0,
-                )
-            )
-        influence_BT = entropy_influence(current_BT, old_log_probs_BT, rows.advantages_BT, entropies_BT, rows.mask_BT)
+    def on_loss(self, rows: Rows, selection: Influence | None, view: LossView) -> LossTerms:
+        selection = self.select(view.window(rows)) if selection is None else selection
+        influence_BT = entropy_influence(
+            view.log_probs_BT, view.old_log_probs_BT, rows.advantages_BT, view.entropies_BT, rows.mask_BT
+        )
         weight_BT = steer_weights(
             influence_BT, rows.mask_BT, selection, w_min=self.w_min, w_max=self.w_max, mapping=self.mapping
         )

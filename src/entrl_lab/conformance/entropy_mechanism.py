@@ -10,7 +10,7 @@ from torch import Tensor
 
 from entrl.controllers.clip_cov import ClipCov
 from entrl.controllers.covariance import ppo_clipped, token_covariance
-from entrl.controllers.hooks import LossTerms, Rows, Window
+from entrl.controllers.hooks import LossTerms, LossView, Rows, Window
 from entrl.controllers.kl_cov import KLCov
 from entrl.maths.signals import entropy_from_logits, masked_mean, masked_token_mean
 from entrl_lab.conformance.comparison import Case, Comparison
@@ -62,12 +62,13 @@ def _apply(
     return controller.on_loss(
         rows_of(inputs, start, stop),
         selection,
-        log_probs_BT=log_probs_BT,
-        old_log_probs_BT=inputs["old_log_prob"][part],
-        ref_log_probs_BT=None,
-        entropies_BT=torch.zeros_like(log_probs_BT),
-        eps_low=eps_low,
-        eps_high=eps_high,
+        LossView(
+            log_probs_BT=log_probs_BT,
+            old_log_probs_BT=inputs["old_log_prob"][part],
+            entropies_BT=torch.zeros_like(log_probs_BT),
+            eps_low=eps_low,
+            eps_high=eps_high,
+        ),
     )
 
 

@@ -6,6 +6,7 @@ Source: vectors made with the functions of zz-haooo/STEER and suu990901/KlearRea
 import torch
 
 from entrl.controllers.ce_gppo import CEGPPO
+from entrl.controllers.hooks import LossView
 from entrl.controllers.steer import Steer
 from entrl_lab.conformance.comparison import Case, Comparison
 from entrl_lab.conformance.entropy_mechanism import rows_of, tensors
@@ -27,12 +28,13 @@ def steer_case(case: Case, check: Comparison) -> str:
     terms = controller.on_loss(
         rows,
         None,
-        log_probs_BT=inputs["log_prob"],
-        old_log_probs_BT=inputs["old_log_prob"],
-        ref_log_probs_BT=None,
-        entropies_BT=inputs["entropy"],
-        eps_low=0.2,  # of no effect on the weights
-        eps_high=0.2,
+        LossView(
+            log_probs_BT=inputs["log_prob"],
+            old_log_probs_BT=inputs["old_log_prob"],
+            entropies_BT=inputs["entropy"],
+            eps_low=0.2,  # of no effect on the weights
+            eps_high=0.2,
+        ),
     )
     assert terms.weight_BT is not None
     want_BT = torch.tensor(case["outputs"]["weights"])
@@ -50,11 +52,12 @@ def gppo_case(case: Case, check: Comparison) -> str:
     terms = CEGPPO(beta_low=1.0, beta_high=1.0).on_loss(
         rows,
         None,
-        log_probs_BT=inputs["log_prob"],
-        old_log_probs_BT=inputs["old_log_prob"],
-        ref_log_probs_BT=None,
-        entropies_BT=torch.zeros_like(inputs["old_log_prob"]),  # read by a metric only
-        **clip,
+        LossView(
+            log_probs_BT=inputs["log_prob"],
+            old_log_probs_BT=inputs["old_log_prob"],
+            entropies_BT=torch.zeros_like(inputs["old_log_prob"]),  # read by a metric only
+            **clip,
+        ),
     )
     loss_BT = token_losses(inputs, terms, **clip, dual_clip=p["dual_clip"])
     loss = aggregate(loss_BT, rows.mask_BT, "token-mean", count_empty_rows=False)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from entrl.controllers.hooks import Controller, Rows
+from entrl.controllers.hooks import Controller, LossView, Rows
 from entrl.maths.diversity import group_means
 from entrl.maths.signals import masked_mean
 
@@ -76,18 +76,17 @@ class LossPass:
         self._entropy_sums(entropies_BT)
         weight_BT: Tensor | None = None
         old_BT = log_probs_BT.detach() if self.old_log_probs_BT is None else self.old_log_probs_BT
+        view = LossView(
+            log_probs_BT=log_probs_BT,
+            old_log_probs_BT=old_BT,
+            ref_log_probs_BT=self.ref_log_probs_BT,
+            entropies_BT=entropies_BT.detach(),
+            eps_low=self.eps_low,
+            eps_high=self.eps_high,
+            fresh=self.fresh,
+        )
         for controller, selection in zip(self.controllers, self.selections, strict=True):
-            terms = controller.on_loss(
-                self.rows,
-                selection,
-                log_probs_BT=log_probs_BT,
-                old_log_probs_BT=old_BT,
-                ref_log_probs_BT=self.ref_log_probs_BT,
-                entropies_BT=entropies_BT.detach(),
-                eps_low=self.eps_low,
-                eps_high=self.eps_high,
-                fresh=self.fresh,
-            )
+            terms = controller.on_loss(self.rows, selection, view)
             if terms.weight_BT is not None:
                 weight_BT = terms.weight_BT if weight_BT is None else weight_BT * terms.weight_BT
             self.penalty_BT = _sum(self.penalty_BT, terms.penalty_BT)
