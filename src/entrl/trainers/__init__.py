@@ -2,7 +2,8 @@
 
 from entrl.trainers.config import EntropyGRPOConfig
 from entrl.trainers.grpo.trainer import EntropyGRPOTrainer
-from entrl.trainers.refusals.schedule import Schedule, check_schedule, describe_schedule
+from entrl.trainers.refusals.checks import check_schedule
+from entrl.trainers.refusals.schedule import Schedule, describe_schedule
 from entrl.trainers.shared.rewards import RewardError
 
 __all__ = [

@@ -133,7 +133,7 @@ def environment_problems(recipe: Recipe, rewards: Sequence[Loaded]) -> list[str]
 
 
 def schedule_problems(prepared: Prepared, world_size: int) -> list[str]:
-    from entrl.trainers.refusals.schedule import check_schedule
+    from entrl.trainers.refusals.checks import check_schedule
 
     return check_schedule(prepared.args, prepared.controller_objects, prepared.reward_funcs, world_size)
 

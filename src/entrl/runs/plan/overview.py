@@ -197,7 +197,8 @@ def _describe_evaluations(recipe: Recipe, args: Any) -> list[tuple[str, str]]:
 
 def _describe_controllers(prepared: Prepared, world_size: int) -> list[tuple[str, str]]:
     """One line each: acts or not, how often, on how many tokens at most."""
-    from entrl.trainers.refusals.schedule import check_schedule, describe_schedule
+    from entrl.trainers.refusals.checks import check_schedule
+    from entrl.trainers.refusals.schedule import describe_schedule
 
     args, s = prepared.args, describe_schedule(prepared.args, world_size)
     rows = []
