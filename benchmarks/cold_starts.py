@@ -23,7 +23,8 @@ from rich.console import Console
 
 from entrl.evaluation.answers import evaluate
 from entrl.models.load import load_policy
-from entrl.runs.folder import append_lines, git_state, write_json
+from entrl.runs.folder import append_lines, write_json
+from entrl.settings.provenance import git_state
 from entrl.stats.intervals import bootstrap_interval, seed_differences
 from entrl.tasks import load_task
 from entrl.teach.cold_start import cold_start, load_cold_start

@@ -39,7 +39,8 @@ from kills import (  # noqa: E402
     write_recipe,
 )
 
-from entrl.runs.folder import append_lines, git_state  # noqa: E402
+from entrl.runs.folder import append_lines  # noqa: E402
+from entrl.settings.provenance import git_state  # noqa: E402
 
 SEED = 20261128
 

@@ -49,10 +49,10 @@ SHOWN = ("success", "questions", "gain_per_question", "normalised_gain", "entrop
 
 def run_play(options: argparse.Namespace) -> int:
     """What the command does with its parsed arguments; see `entrl.cli.main`."""
-    from entrl.evaluation.answers import _commit
     from entrl.runs.folder import finite, write_json
     from entrl.runs.log import be_quiet
     from entrl.settings.groups import parse_yaml
+    from entrl.settings.provenance import entrl_commit
     from entrl.tasks import load_task
 
     be_quiet()
@@ -65,7 +65,7 @@ def run_play(options: argparse.Namespace) -> int:
     rows: list[Any] = list(dataset)
     result: dict[str, Any] = {
         "entrl": _version(),
-        "commit": _commit(),
+        "commit": entrl_commit(),
         "task": {"task": options.task, **task_args},
         "environment": {"use": use, "args": env_args},
         "split": options.split,

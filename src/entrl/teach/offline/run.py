@@ -18,10 +18,11 @@ from typing import Any
 from rich.console import Console
 
 from entrl import __version__
-from entrl.runs.folder import append_lines, git_state, now, read_json, versions, write_json, write_text
+from entrl.runs.folder import append_lines, now, read_json, write_json, write_text
 from entrl.runs.lock import locked
 from entrl.runs.ours import clear, read_manifest, refuse_foreign
 from entrl.runs.wording import say
+from entrl.settings.provenance import git_state, versions
 from entrl.settings.secrets import mask_text, mask_words
 from entrl.teach.cold_start.run import _threads, changed_settings, made_from, weights_sha256
 from entrl.teach.offline.candidates import CandidateSpec, Made, PrefixSpec, make_groups, summary_of, write_groups

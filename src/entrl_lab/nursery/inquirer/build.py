@@ -25,7 +25,8 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM,
 
 import entrl
 from entrl.environments.tables import ATTRIBUTES, NAMES
-from entrl_lab.nursery.build import built_from, sha256
+from entrl.settings.provenance import built_from
+from entrl_lab.nursery.build import sha256
 from entrl_lab.nursery.inquirer.calibration import INQUIRER, SPECIFIER, Measured, calibrate
 from entrl_lab.nursery.inquirer.lessons import (
     DIAGRAM_TOOLS,
@@ -379,7 +380,7 @@ def build(out: Path, config: InquirerConfig, *, say: Callable[[str], None] = pri
     manifest = {
         "name": config.name,
         "entrl": entrl.__version__,
-        "commit": built_from(Path(__file__).parent, ".", "../../environments", "../../beliefs"),
+        "commit": built_from(Path(__file__).parent, ".", "../../../entrl/environments", "../../../entrl/beliefs"),
         "versions": {name: version(name) for name in LIBRARIES},
         "config": asdict(config),
         "parameters": model.num_parameters(),
