@@ -10,15 +10,8 @@ from hypothesis import strategies as st
 
 from entrl.beliefs import Belief, Contradiction
 from entrl.environments import DiagramShort, DiagramSpecification, ScoredDiagramSpecification
-from entrl.environments.diagram import (
-    NOT_SURE,
-    SLOTS,
-    find_world,
-    open_question,
-    parse_specification,
-    world_id,
-    written,
-)
+from entrl.environments.diagram import NOT_SURE, open_question
+from entrl.environments.diagram_worlds import SLOTS, find_world, parse_specification, world_id, written
 from entrl.environments.events import BadArguments
 from entrl.environments.joint import JointBelief
 from entrl.tasks import load_task

@@ -12,10 +12,11 @@ from peft import LoraConfig, get_peft_model
 from transformers import GenerationConfig, Qwen3Config, Qwen3ForCausalLM
 
 from entrl.evaluation import answers as module
-from entrl.evaluation.answers import evaluate, evaluate_path, summary, wilson_interval
+from entrl.evaluation.answers import evaluate, evaluate_path, summary
 from entrl.evaluation.scores import pass_at_k
 from entrl.models.load import adapter_base, load_policy
 from entrl.models.shipped import model_path
+from entrl.stats.intervals import wilson_interval
 from entrl.tasks import load_task
 from entrl_lab.nursery.tokenizer import character_tokenizer
 

@@ -15,10 +15,12 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl.chat_template_utils import is_chat_template_prefix_preserving, parse_response, supports_tool_calling
 
-from entrl.environments.diagram import DiagramShort, find_world, parse_specification
+from entrl.environments.diagram import DiagramShort
+from entrl.environments.diagram_worlds import find_world, parse_specification
 from entrl.environments.model_policy import ModelPolicy, tools_of
 from entrl.environments.play import play
-from entrl.environments.tables import find_table, procedural_table
+from entrl.environments.table_files import find_table
+from entrl.environments.tables import procedural_table
 from entrl.environments.twenty_questions import TwentyQuestions
 from entrl.tasks.inquiries import diagram_rows, twenty_questions_rows
 from entrl.tasks.rows import digest

@@ -18,7 +18,7 @@ import torch
 from rich.console import Console
 
 from entrl.controllers.hooks import Rows
-from entrl.environments.diagram import find_world, world_id
+from entrl.environments.diagram_worlds import find_world, world_id
 from entrl.environments.joint import JointBelief
 from entrl.environments.play import play, score
 from entrl.environments.policies import GreedyExact

@@ -6,8 +6,9 @@ Rows to play come from `entrl.tasks.load_task("twenty_questions", ...)`. Nothing
 
 from entrl.environments.diagram import DiagramShort, DiagramSpecification, ScoredDiagramSpecification
 from entrl.environments.events import InquiryEnv, OwnReward, TurnEvent
-from entrl.environments.loader import ENVIRONMENTS, load_environment, load_table
-from entrl.environments.tables import ATTRIBUTES, NAMES, Table, animals, find_table, level_of, procedural_table
+from entrl.environments.loader import ENVIRONMENTS, load_environment
+from entrl.environments.table_files import find_table, load_table
+from entrl.environments.tables import ATTRIBUTES, NAMES, Table, animals, level_of, procedural_table
 from entrl.environments.twenty_questions import ScoredTwentyQuestions, TwentyQuestions, TwentyQuestionsAny
 
 __all__ = [

@@ -20,7 +20,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from entrl.environments.events import malformed_call
-from entrl.stats.intervals import bootstrap_interval
+from entrl.stats.intervals import bootstrap_interval, wilson_interval
 
 Message = dict[str, Any]
 
@@ -173,7 +173,7 @@ def _summary(name: str, values: Sequence[float | None], seed: int) -> dict[str, 
     if not known:
         return {"mean": None, "lo": None, "hi": None, "n": 0}
     if name in SHARES:
-        lo, hi = _wilson(int(sum(known)), len(known))
+        lo, hi = wilson_interval(int(sum(known)), len(known))
     else:
         lo, hi = bootstrap_interval(np.array(known), seed=seed)
     return {"mean": fmean(known), "lo": lo, "hi": hi, "n": len(known)}
@@ -191,10 +191,3 @@ def paired(first: Sequence[Episode], second: Sequence[Episode], *, seed: int = 0
         lo, hi = bootstrap_interval(np.array(known), seed=seed) if known else (None, None)
         found[name] = {"mean": fmean(known) if known else None, "lo": lo, "hi": hi, "n": len(known)}
     return found
-
-
-def _wilson(right: int, n: int) -> tuple[float, float]:
-    from entrl.evaluation.answers import wilson_interval  # imports torch, which playing a table does not need
-
-    lo, hi = wilson_interval(right, n)
-    return lo, hi

@@ -19,7 +19,8 @@ import numpy as np
 
 from entrl.beliefs.estimators import TIE
 from entrl.beliefs.information import Array
-from entrl.environments.diagram import DiagramShort, _noisy, open_question, written
+from entrl.environments.diagram import DiagramShort, _noisy, open_question
+from entrl.environments.diagram_worlds import written
 from entrl.environments.model_policy import call_tool, tools_of
 from entrl.environments.play import Message
 

@@ -29,7 +29,7 @@ from entrl.beliefs.information import Array
 from entrl.environments.play import Episode, Message, history_of
 from entrl.environments.policies import ScriptedPolicy, open_questions
 from entrl.environments.tables import Table
-from entrl.tasks.inquiries import _prompt
+from entrl.environments.twenty_questions import game_prompt
 
 FRESH = 1_000_003  # between the seeds of calibration and of the histories that test it
 FLOOR = 1e-9  # of a likelihood, so that a user who contradicts a table leaves a belief
@@ -211,7 +211,9 @@ def language_beliefs(
 def naming_prompt(table: Table, history: History) -> list[Message]:
     """The table, the answers so far, and the question for a name."""
     said = "\n".join(f"{question}: {table.render(question, int(answer))}" for question, answer in history)
-    return [{"role": "user", "content": f"{_prompt(table, 'table')}\n\n{said}\n\nWhich one is it? Answer its name."}]
+    return [
+        {"role": "user", "content": f"{game_prompt(table, 'table')}\n\n{said}\n\nWhich one is it? Answer its name."}
+    ]
 
 
 def pursuit_coverage(

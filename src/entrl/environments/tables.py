@@ -4,7 +4,7 @@
               noise / (A - 1)     any other answer                   (K, A), rows sum to 1
 
 `procedural_table` invents a small world per seed; `animals` is written by hand; `find_table` finds either by its id, or
-a table of the user's own (`entrl.environments.loader`).
+a table of the user's own (`entrl.environments.table_files`).
 
 Source:  method card information-gain, sections 10.1 and 11; the words, the animals and the rules are ours
 Needs:   numpy
@@ -13,7 +13,6 @@ K hypotheses, Q questions, A answers.
 """
 
 import functools
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -258,42 +257,6 @@ def _useless(rng: np.random.Generator, which: int, useful: Array) -> Array:
     column = useful[:, rng.integers(useful.shape[1])].copy()
     column[rng.integers(len(column))] ^= True
     return column
-
-
-_PROCEDURAL = re.compile(r"procedural:rows=(\d+),columns=(\d+),seed=(\d+)(?:,flip=([0-9.e-]+))?")
-
-
-@functools.lru_cache(maxsize=4096)
-def find_table(table_id: str) -> Table:
-    """The table behind an id: `procedural:rows=8,columns=8,seed=17`, `animals`, or `loaded:` and a file or function."""
-    if table_id == "animals":
-        return animals()
-    if match := _PROCEDURAL.fullmatch(table_id):
-        rows, columns, seed = map(int, match.groups()[:3])
-        return procedural_table(seed, rows=rows, columns=columns, flip=float(match[4] or 0.05))
-    if table_id.startswith("loaded:"):
-        from entrl.environments.loader import load_table  # the loader builds tables, so it imports this module
-
-        table = load_table(table_id.removeprefix("loaded:"))
-        _OPENED.add(table_id)
-        return table
-    raise ValueError(
-        f"unknown table {table_id!r}; write 'procedural:rows=8,columns=8,seed=17', 'animals', or 'loaded:FILE.json', "
-        "'loaded:FILE.csv', 'loaded:module:function'"
-    )
-
-
-_OPENED: set[str] = set()  # `loaded:` ids that this process was told to open; opening one can import and call code
-
-
-def table_of_row(table_id: str) -> Table:
-    """`find_table` for an id that stands in a data row: `loaded:` only where the recipe's task named it before."""
-    if table_id.startswith("loaded:") and table_id not in _OPENED:
-        raise ValueError(
-            f"a row names the table {table_id!r}, which no recipe has opened; rows may not open files or call "
-            "functions. Write it as `tables` of the task twenty_questions, or call entrl.environments.find_table first"
-        )
-    return find_table(table_id)
 
 
 # Our judgement from general knowledge, of the typical adult. `large`: heavier than a person; `small`: fits in a hand;

@@ -8,6 +8,7 @@ Source:  method card information-gain, sections 7.3, 8 and 10.1
 Needs:   numpy
 """
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,34 @@ from entrl.environments.events import (
     pick,
     shown,
 )
-from entrl.environments.tables import Table, table_of_row
+from entrl.environments.table_files import table_of_row
+from entrl.environments.tables import YES_NO, Table
+
+INSTRUCTION = "Find the hidden one. Ask about one attribute at a time, then submit its name."
+
+
+@functools.lru_cache(maxsize=64)
+def game_prompt(table: Table, show: str) -> str:
+    """The message that opens a game. show: `table` tells every row, `names` the names and the attributes only."""
+    between = ", " if any(" " in question for question in table.questions) else " "
+    if show == "names":
+        words, names = (between.join(table.questions), " ".join(table.hypotheses))
+        return f"{INSTRUCTION}\n\nAttributes: {words}\nNames: {names}"
+    cell = _word if table.answers[:2] == YES_NO else _pair
+    lines = []
+    for name, values in zip(table.hypotheses, table.values, strict=True):
+        words = [cell(table, question, value) for question, value in zip(table.questions, values, strict=True)]
+        lines.append(f"{name}: {between.join(word for word in words if word)}".rstrip())
+    return f"{INSTRUCTION}\n\n" + "\n".join(lines)
+
+
+def _word(table: Table, question: str, value: int) -> str:
+    """Only what is true; a third answer is named."""
+    return ("", question)[value] if value < 2 else f"{question}={table.answers[value]}"
+
+
+def _pair(table: Table, question: str, value: int) -> str:
+    return f"{question}={table.answers[value]}"
 
 
 class TwentyQuestions(InquiryEnv):

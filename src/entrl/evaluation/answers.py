@@ -42,10 +42,8 @@ from entrl.maths.phases import ThinkTags, answer_text, phase_masks
 from entrl.maths.signals import entropy_from_logits
 from entrl.models.load import load_policy
 from entrl.settings.provenance import entrl_commit
-from entrl.stats.intervals import bootstrap_interval
+from entrl.stats.intervals import bootstrap_interval, wilson_interval
 from entrl.tasks import load_task
-
-Z95 = 1.959963984540054  # 97.5 % point of the standard normal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,13 +152,6 @@ def task_label(task: str | Mapping[str, Any]) -> str:
     if isinstance(task, str):
         return task
     return str(task["task"]) if set(task) == {"task"} else json.dumps(dict(task), sort_keys=True)
-
-
-def wilson_interval(right: int, n: int, *, z: float = Z95) -> list[float]:
-    """95 % interval of a proportion; stays in [0, 1] and has a width even at 0 of n."""
-    centre = (right + z * z / 2) / (n + z * z)
-    half = z / (n + z * z) * math.sqrt(right * (n - right) / n + z * z / 4)
-    return [max(0.0, centre - half), min(1.0, centre + half)]
 
 
 def summary(problems: Sequence[Mapping[str, Any]], *, k: Sequence[int], seed: int) -> dict[str, Any]:

@@ -27,6 +27,7 @@ import numpy as np
 
 RESAMPLES = 10_000  # percentile noise of about 1 % of the interval's width
 CONFIDENCE = 0.95
+Z95 = 1.959963984540054  # 97.5 % point of the standard normal
 
 # metric -> the field of a problem it reads, as shown in errors
 PROBLEM_METRICS = {
@@ -124,6 +125,13 @@ def bootstrap_interval(
     tail = (1 - confidence) / 2
     lo, hi = np.quantile(mean_R, [tail, 1 - tail])
     return float(lo), float(hi)
+
+
+def wilson_interval(right: int, n: int, *, z: float = Z95) -> list[float]:
+    """95 % interval of a proportion; stays in [0, 1] and has a width even at 0 of n."""
+    centre = (right + z * z / 2) / (n + z * z)
+    half = z / (n + z * z) * math.sqrt(right * (n - right) / n + z * z / 4)
+    return [max(0.0, centre - half), min(1.0, centre + half)]
 
 
 def _paired_problems(

@@ -12,17 +12,18 @@ Split: by a hash of the table's seed, never by the target; a task with one table
 world) splits by the episode's seed, that is both sides have the same table and different draws.
 """
 
-import functools
 from collections.abc import Iterator, Sequence
 from typing import Any, get_args
 
-from entrl.environments.diagram import SLOTS, Expertise, World, find_world, values_listed, world_id, written
+from entrl.environments.diagram import Expertise
+from entrl.environments.diagram_worlds import SLOTS, World, find_world, values_listed, world_id, written
 from entrl.environments.events import draw, pick
-from entrl.environments.tables import YES_NO, Table, find_table
+from entrl.environments.table_files import find_table
+from entrl.environments.tables import Table
+from entrl.environments.twenty_questions import game_prompt
 from entrl.tasks.rows import Row, chat, digest
 
 TEST_EVERY = 5  # one seed in five is a test seed
-INSTRUCTION = "Find the hidden one. Ask about one attribute at a time, then submit its name."
 
 
 def twenty_questions_rows(
@@ -58,7 +59,7 @@ def twenty_questions_rows(
         target = _target(table, number)
         found.append(
             _row(
-                prompt=chat(_prompt(table, show)),
+                prompt=chat(game_prompt(table, show)),
                 target=target,
                 problem_id=f"twenty_questions/{table_id}/{target}/{number}",
                 level=f"{len(table.hypotheses)}x{len(table.questions)}",
@@ -154,26 +155,3 @@ def _seeds(name: str, split: str, size: int) -> Iterator[int]:
 def _target(table: Table, seed: int) -> str:
     prior = [1.0] * len(table.hypotheses) if table.prior is None else table.prior
     return table.hypotheses[pick(prior, draw(seed, table.table_id, "target"))]
-
-
-@functools.lru_cache(maxsize=64)
-def _prompt(table: Table, show: str) -> str:
-    between = ", " if any(" " in question for question in table.questions) else " "
-    if show == "names":
-        words, names = (between.join(table.questions), " ".join(table.hypotheses))
-        return f"{INSTRUCTION}\n\nAttributes: {words}\nNames: {names}"
-    cell = _word if table.answers[:2] == YES_NO else _pair
-    lines = []
-    for name, values in zip(table.hypotheses, table.values, strict=True):
-        words = [cell(table, question, value) for question, value in zip(table.questions, values, strict=True)]
-        lines.append(f"{name}: {between.join(word for word in words if word)}".rstrip())
-    return f"{INSTRUCTION}\n\n" + "\n".join(lines)
-
-
-def _word(table: Table, question: str, value: int) -> str:
-    """Only what is true; a third answer is named."""
-    return ("", question)[value] if value < 2 else f"{question}={table.answers[value]}"
-
-
-def _pair(table: Table, question: str, value: int) -> str:
-    return f"{question}={table.answers[value]}"

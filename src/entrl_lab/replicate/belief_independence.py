@@ -18,7 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from entrl.environments.diagram import DiagramShort, find_world
+from entrl.environments.diagram import DiagramShort
+from entrl.environments.diagram_worlds import find_world
 from entrl.environments.play import Episode, play
 from entrl.environments.policies import GreedyExact
 from entrl.stats.intervals import bootstrap_interval

@@ -20,7 +20,7 @@ import numpy as np
 from entrl.environments.events import BadArguments, matched
 from entrl.environments.model_policy import Ids, ModelPolicy
 from entrl.environments.play import Message
-from entrl.stats.intervals import bootstrap_interval
+from entrl.stats.intervals import bootstrap_interval, wilson_interval
 from entrl.teach.offline.candidates import Group
 from entrl.teach.offline.rendering import Rendering
 
@@ -115,8 +115,6 @@ def mean_bits(values: Sequence[float]) -> dict[str, float]:
 
 
 def share_of(hits: Sequence[bool]) -> dict[str, float]:
-    from entrl.evaluation.answers import wilson_interval
-
     low, high = wilson_interval(sum(hits), len(hits))
     return {"mean": float(np.mean(hits)), "lo": low, "hi": high}
 

@@ -22,9 +22,10 @@ from typing import TypeVar
 
 import numpy as np
 
-from entrl.environments.diagram import SLOTS, World, find_world, world_id, written
+from entrl.environments.diagram_worlds import SLOTS, World, find_world, world_id, written
 from entrl.environments.tables import ATTRIBUTES, FEW, FEW_NAMES, IDLE, NAMES, Table, animals, procedural_table
-from entrl.tasks.inquiries import INSTRUCTION, TEST_EVERY, _request
+from entrl.environments.twenty_questions import INSTRUCTION
+from entrl.tasks.inquiries import TEST_EVERY, _request
 from entrl.tasks.rows import digest
 from entrl_lab.nursery.inquirer.tokenizer import (
     ASSISTANT,
