@@ -25,7 +25,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from entrl.controllers.clip_cov import ClipCov
 from entrl.models.shipped import model_path
 from entrl.tasks import load_task
-from entrl.trainers import EntropyGRPOConfig, EntropyGRPOTrainer
+from entrl.trainers.config import EntropyGRPOConfig
+from entrl.trainers.grpo.trainer import EntropyGRPOTrainer
 
 STEPS, ROWS = 4, 16
 SCHEDULES = {"1 update per rollout": 1, "2 updates per rollout": 2}

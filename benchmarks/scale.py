@@ -219,7 +219,8 @@ def run_setting(rows: int, length: int, iterations: int) -> dict[str, Any]:
     from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM, TrainerCallback
 
     from entrl.models.shipped import model_path
-    from entrl.trainers import EntropyGRPOConfig, EntropyGRPOTrainer
+    from entrl.trainers.config import EntropyGRPOConfig
+    from entrl.trainers.grpo.trainer import EntropyGRPOTrainer
 
     torch.manual_seed(0)
     torch.set_num_threads(1)

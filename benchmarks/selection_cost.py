@@ -417,7 +417,8 @@ def measure_overlap(args: argparse.Namespace) -> list[dict[str, Any]]:
 
     from entrl.models.shipped import model_path
     from entrl.tasks import load_task
-    from entrl.trainers import EntropyGRPOConfig, EntropyGRPOTrainer
+    from entrl.trainers.config import EntropyGRPOConfig
+    from entrl.trainers.grpo.trainer import EntropyGRPOTrainer
 
     controller = BothScopes(fraction=0.02, scope="exact", log_shares=False)
     BothScopes.others = {

@@ -34,7 +34,8 @@ from trl import GRPOConfig, GRPOTrainer
 from entrl.controllers.kl_cov import KLCov
 from entrl.stats.intervals import t_quantile
 from entrl.tasks import load_task
-from entrl.trainers import EntropyGRPOConfig, EntropyGRPOTrainer
+from entrl.trainers.config import EntropyGRPOConfig
+from entrl.trainers.grpo.trainer import EntropyGRPOTrainer
 from entrl_lab.nursery.tokenizer import character_tokenizer
 
 WARM_UP = 2  # optimiser steps not timed; a multiple of both schedules' steps per rollout

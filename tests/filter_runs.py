@@ -10,7 +10,7 @@ import torch
 from tiny_model import tiny_model, trainer
 from window_runs import fixed_rollout
 
-from entrl.trainers import EntropyGRPOTrainer
+from entrl.trainers.grpo.trainer import EntropyGRPOTrainer
 
 EASY, HARD, EITHER = range(3)
 

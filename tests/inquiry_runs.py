@@ -19,7 +19,7 @@ from window_runs import Gradients, one_window
 from entrl.controllers.kl_cov import KLCov
 from entrl.environments import load_environment
 from entrl.tasks import load_task
-from entrl.trainers import EntropyGRPOTrainer
+from entrl.trainers.grpo.trainer import EntropyGRPOTrainer
 from entrl_lab.nursery.inquirer import InquirerConfig
 from entrl_lab.nursery.inquirer.build import tokenizer_of
 from entrl_lab.nursery.inquirer.tokenizer import CALL_END, END, call_opening

@@ -97,7 +97,7 @@ def install(places: Places) -> None:
 
     import entrl.runs.log
     import entrl.runs.train
-    from entrl.trainers import EntropyGRPOTrainer
+    from entrl.trainers.grpo.trainer import EntropyGRPOTrainer
 
     torch.save = places.writing(torch.save, 1)
     plain_save, save_file = safetensors.torch.save_file, places.writing(safetensors.torch.save_file, 1)

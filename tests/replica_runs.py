@@ -16,7 +16,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from window_runs import watched
 
 from entrl.controllers.kl_cov import KLCov
-from entrl.trainers import EntropyGRPOConfig, EntropyGRPOTrainer
+from entrl.trainers.config import EntropyGRPOConfig
+from entrl.trainers.grpo.trainer import EntropyGRPOTrainer
 
 ROWS = 32  # a rollout's, over all ranks
 

@@ -22,7 +22,7 @@ from entrl.teach.offline.rendering import Rendering
 from entrl.teach.offline.rollout import OfflineReward, OfflineRollouts, group_rows
 from entrl.teach.offline.run import is_made, offline
 from entrl.teach.offline.spec import load_offline
-from entrl.trainers import EntropyGRPOTrainer
+from entrl.trainers.grpo.trainer import EntropyGRPOTrainer
 from entrl_lab.nursery.inquirer.lessons import SENTENCES, TOOLS, words
 from entrl_lab.nursery.inquirer.tokenizer import inquirer_tokenizer
 

@@ -180,7 +180,7 @@ def test_what_is_left_after_the_last_step_is_done_and_no_step_is_trained_twice(
 
 
 def _trainer_class() -> Any:
-    from entrl.trainers import EntropyGRPOTrainer
+    from entrl.trainers.grpo.trainer import EntropyGRPOTrainer
 
     return EntropyGRPOTrainer
 

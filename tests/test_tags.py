@@ -21,7 +21,7 @@ from entrl.models.load import load_policy
 from entrl.runs.recipe import load_recipe
 from entrl.runs.train import train
 from entrl.tasks import load_task
-from entrl.trainers import EntropyGRPOTrainer
+from entrl.trainers.grpo.trainer import EntropyGRPOTrainer
 from entrl.trainers.shared.first_look import LOOKED_AT
 
 SPELLINGS = {

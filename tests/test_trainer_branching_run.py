@@ -5,7 +5,7 @@ import torch
 from rounding import gradient_gap, log_prob_gap, parameter_gap
 from tiny_model import digits, parameters, same, tiny_model, trainer
 
-from entrl.trainers import EntropyGRPOTrainer
+from entrl.trainers.grpo.trainer import EntropyGRPOTrainer
 
 TOKENS = 20  # of a row at most: prompt and completion
 BRANCHED = {

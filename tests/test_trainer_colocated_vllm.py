@@ -22,7 +22,8 @@ from entrl.maths.truncation import top_h_keep, top_p_keep
 from entrl.models.shipped import model_path
 from entrl.runs.recipe import load_recipe
 from entrl.tasks import load_task
-from entrl.trainers import EntropyGRPOConfig, EntropyGRPOTrainer
+from entrl.trainers.config import EntropyGRPOConfig
+from entrl.trainers.grpo.trainer import EntropyGRPOTrainer
 from entrl.trainers.grpo.vllm import SamplerRequest
 
 pytestmark = pytest.mark.vllm

@@ -5,7 +5,7 @@ from peft import LoraConfig
 from tiny_model import parameters, same, saved_model, trainer
 from trl import GRPOTrainer
 
-from entrl.trainers import EntropyGRPOTrainer
+from entrl.trainers.grpo.trainer import EntropyGRPOTrainer
 
 SCHEDULES = {
     "on_policy": {},

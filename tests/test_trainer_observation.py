@@ -14,7 +14,7 @@ from window_runs import fixed_rollout
 from entrl.controllers.hooks import Controller, StepFeedback
 from entrl.controllers.kl_cov import KLCov
 from entrl.maths.signals import entropy_from_logits
-from entrl.trainers import EntropyGRPOTrainer
+from entrl.trainers.grpo.trainer import EntropyGRPOTrainer
 from entrl.trainers.grpo.window_log import load_step, logged_steps
 
 OBSERVE = {"probe_every": 2, "probe_rows": 4, "log_windows": [0, 3], "log_window_state": True, "log_diversity": True}

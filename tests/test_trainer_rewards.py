@@ -4,8 +4,7 @@ import pytest
 from tiny_model import digits, prompts, tiny_model, trainer
 from trl import GRPOTrainer, RLOOConfig, RLOOTrainer
 
-from entrl.trainers import RewardError
-from entrl.trainers.shared.rewards import needed_signals
+from entrl.trainers.shared.rewards import RewardError, needed_signals
 from entrl_lab.nursery.tokenizer import character_tokenizer
 
 

@@ -9,7 +9,8 @@ from trl import GRPOTrainer
 from entrl.controllers.clip_cov import ClipCov
 from entrl.controllers.kl_cov import KLCov
 from entrl.controllers.std_floor import StdFloor
-from entrl.trainers import EntropyGRPOTrainer, check_schedule, describe_schedule
+from entrl.trainers.grpo.trainer import EntropyGRPOTrainer
+from entrl.trainers.refusals.schedule import check_schedule, describe_schedule
 from entrl.trainers.seam import check_trl
 from entrl_lab.nursery.tokenizer import character_tokenizer
 

@@ -7,7 +7,8 @@ import pytest
 from entrl.environments import TwentyQuestions
 from entrl.runs.plan.checks import prepare
 from entrl.runs.recipe import load_recipe
-from entrl.trainers import EntropyGRPOConfig, EntropyGRPOTrainer
+from entrl.trainers.config import EntropyGRPOConfig
+from entrl.trainers.grpo.trainer import EntropyGRPOTrainer
 from entrl.trainers.refusals.engine_rules import tool_problems, truncations, vllm_problems
 
 

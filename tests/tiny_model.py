@@ -8,7 +8,8 @@ from datasets import Dataset
 from transformers import Qwen3Config, Qwen3ForCausalLM
 from trl import GRPOConfig
 
-from entrl.trainers import EntropyGRPOConfig, EntropyGRPOTrainer
+from entrl.trainers.config import EntropyGRPOConfig
+from entrl.trainers.grpo.trainer import EntropyGRPOTrainer
 from entrl_lab.nursery.tokenizer import character_tokenizer
 
 

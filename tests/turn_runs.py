@@ -14,7 +14,7 @@ from tiny_model import trainer
 from window_runs import Gradients, one_window
 
 from entrl.controllers.kl_cov import KLCov
-from entrl.trainers import EntropyGRPOTrainer
+from entrl.trainers.grpo.trainer import EntropyGRPOTrainer
 from entrl_lab.nursery.tokenizer import character_tokenizer
 
 WHOLE = {"turn_credit": "return_to_go", "turn_credit_weight": 0.7}

@@ -4,8 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from entrl.runs.log_lengths import LOG_FILE
-from entrl.trainers.shared.checkpoint import step_of
-from entrl.trainers.shared.completeness import Marker, flaw, read_marker
+from entrl.trainers.shared.completeness import Marker, flaw, read_marker, step_of
 
 
 def newest_whole(checkpoints: Path, *, say: Callable[[str], None]) -> Path | None:

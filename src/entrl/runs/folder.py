@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from entrl import __version__
+from entrl.runs import checkpoints
 from entrl.runs.log_lengths import cut_logs
 from entrl.runs.longer import only_longer, refuse_other_steps
 from entrl.runs.ours import clear, read_manifest, refuse_foreign, refuse_linked_model
@@ -27,6 +28,7 @@ from entrl.runs.recipe import Recipe, make_recipe
 from entrl.settings.groups import parse_yaml
 from entrl.settings.provenance import git_state, versions
 from entrl.settings.secrets import mask, mask_words, without_masked
+from entrl.trainers.shared.completeness import read_marker, unmark
 
 OURS = (
     "recipe.yaml",
@@ -129,9 +131,6 @@ class RunFolder:
             print(f"left in {self.path}, not written by a run: {', '.join(left)}", file=sys.stderr)
 
     def _resumed(self, recipe: Recipe, manifest: dict[str, Any], say: Callable[[str], None]) -> Path | None:
-        from entrl.runs import checkpoints  # knows the trainers, which take seconds to import
-        from entrl.trainers.shared.completeness import read_marker
-
         if manifest.get("status") == STARTING:  # killed before anything was kept
             self._clear()
             return None
@@ -185,9 +184,6 @@ class RunFolder:
 
     def _train_on(self, recipe: Recipe, manifest: dict[str, Any], say: Callable[[str], None]) -> Path:
         """The checkpoint another length of training goes on from; ValueError where its steps would be others."""
-        from entrl.runs import checkpoints
-        from entrl.trainers.shared.completeness import read_marker, unmark
-
         newest = checkpoints.newest_whole(self.checkpoints, say=say)
         if newest is None or read_marker(newest).inexact is not None:
             raise ValueError(

@@ -25,6 +25,7 @@ from transformers import TrainerCallback
 
 from entrl.settings.json_lines import json_lines
 from entrl.stats.law import ACCURACY, ENTROPY, MIN_SERIES, LawRefused, bootstrap_law, fit_law, held_by, law_series
+from entrl.trainers.shared.rewards import needed_signals, reward_name
 
 EVERY = 5  # new points between two fits
 RESAMPLES = 400  # of the interval in the logs; the report takes 2000
@@ -41,8 +42,6 @@ def interventions(args: Any, controllers: Sequence[Any] = (), reward_funcs: Sequ
     args: a GRPOConfig, or anything with some attributes of one (missing ones count as TRL's defaults, which are off).
     controllers and reward_funcs: objects; a reward counts if it reads token entropies.
     """
-    from entrl.trainers.shared.rewards import needed_signals, reward_name
-
     reading = [reward_name(r) for r in reward_funcs if "token_entropies" in needed_signals(r)]
     return [
         *(f"controller {c.name}" for c in controllers),

@@ -36,7 +36,7 @@ def refuse_other_steps(was: Mapping[str, Any], now: Mapping[str, Any], steps: in
 
 
 def _with_defaults(settings: Mapping[str, Any]) -> dict[str, Any]:
-    from entrl.trainers.config import EntropyGRPOConfig
+    from entrl.trainers.config import EntropyGRPOConfig  # brings trl, which reading a run folder does not need
 
     fields = {f.name: f.default for f in dataclasses.fields(EntropyGRPOConfig)}
     return fields | {k.removeprefix("trainer."): v for k, v in settings.items() if k.startswith("trainer.")}

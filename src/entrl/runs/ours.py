@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from entrl.runs.lock import LOCK
+from entrl.trainers.shared.completeness import MARKER
 
 MANIFEST = "manifest.json"
 OURS = ("entrl", "config_hash", "status")  # keys of every manifest of ours
 FIRST = (LOCK, f"{MANIFEST}.part")  # all that a run killed in its first moment leaves
 CHECKPOINTS = re.compile(r"checkpoint-\d+|windows|completions|runs|README\.md")
-MARKER = "entrl_complete.json"  # as entrl.trainers.shared.completeness writes it; that room takes seconds to import
 SAVED = (  # what save_pretrained, the trainer and PEFT write into a model's folder
     "*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json", "config.json", "generation_config.json",
     "adapter_config.json", "README.md", "chat_template.*", "additional_chat_templates", "tokenizer*", "vocab*",

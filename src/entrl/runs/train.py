@@ -19,7 +19,10 @@ from transformers import PrinterCallback, ProgressCallback, set_seed
 
 from entrl.engines.faults import RolloutError
 from entrl.errors import CannotWrite
+from entrl.evaluation.answers import evaluate
+from entrl.evaluation.dialogues import evaluate_dialogues
 from entrl.models.load import load_model, load_policy, new_adapter
+from entrl.report import write_report
 from entrl.runs.contents import contents, refuse_changed
 from entrl.runs.ending import Ending
 from entrl.runs.folder import RunFolder, flat, make_manifest, now, read_json, write_json, write_text
@@ -28,10 +31,13 @@ from entrl.runs.lock import FolderLock
 from entrl.runs.log import ProgressLine, RunLog, be_quiet
 from entrl.runs.plan import Prepared, check_rows, missing_engine, prepare
 from entrl.runs.recipe import Recipe
+from entrl.runs.serve import find_api_key
 from entrl.runs.together import hush, lost_ranks, main_first, together
 from entrl.runs.wording import say, tame_completion_tables
 from entrl.runs.writing import in_words
 from entrl.settings.secrets import hand_over_hub_token, mask_text
+from entrl.stats.intervals import paired_difference
+from entrl.trainers.grpo.trainer import EntropyGRPOTrainer
 from entrl.trainers.shared.checkpoint import complete
 from entrl.trainers.shared.completeness import read_marker, unmark
 
@@ -162,7 +168,7 @@ def _train_in(
             "that is mended, resume=true evaluates and writes the report, and trains nothing again"
         ) from error
     note(status="finished", finished=now(), steps=read_marker(folder.model).step)
-    report = on_main(lambda: write_report(folder.path))
+    report = on_main(lambda: write_report([folder.path], folder.path / "report.html"))
     result = read_result(folder, report)
     describe_end(console, result)
     return result
@@ -238,11 +244,7 @@ def build_trainer(
     recipe: Recipe, prepared: Prepared, dataset: Any, folder: RunFolder, console: Console, ending: Ending
 ) -> tuple[Any, ProgressLine]:
     """The trainer with our logging in place of TRL's."""
-    from entrl.trainers import EntropyGRPOTrainer
-
     if prepared.args.vllm_replicas:
-        from entrl.runs.serve import find_api_key
-
         variable = prepared.args.vllm_api_key_env
         if key := find_api_key(recipe.run_dir, variable):  # what `entrl serve` made for this recipe, where none is set
             os.environ[variable] = key
@@ -321,20 +323,10 @@ def evaluate_spec(model: Any, tokenizer: Any, recipe: Recipe, prepared: Prepared
     length = spec.max_new_tokens or args.max_completion_length
     model, rows = model.to(PartialState().device), recipe.load_eval_data()
     if prepared.environment is not None:
-        from entrl.evaluation.dialogues import evaluate_dialogues
-
         limits = {"max_completion_length": length, "max_tool_calling_iterations": args.max_tool_calling_iterations}
         return evaluate_dialogues(model, tokenizer, rows, prepared.environment, **common, **limits)
-    from entrl.evaluation.answers import evaluate
-
     tags = {"think_open": args.think_open, "think_close": args.think_close}
     return evaluate(model, tokenizer, rows, max_new_tokens=length, **common, **tags)
-
-
-def write_report(run_dir: Path) -> Path:
-    from entrl.report import write_report as write
-
-    return write([run_dir], run_dir / "report.html")
 
 
 def describe_start(console: Console, recipe: Recipe, prepared: Prepared, start: Path | None) -> None:
@@ -374,8 +366,6 @@ def before_after(before: dict[str, Any], after: dict[str, Any]) -> Table:
 
 
 def gain_line(before: dict[str, Any], after: dict[str, Any]) -> str:
-    from entrl.stats.intervals import paired_difference
-
     judged = [{p["id"] for p in e["problems"] if p["greedy_correct"] is not None} for e in (before, after)]
     if not set.intersection(*judged):
         return "greedy accuracy: no problem was judged both before and after training, so there is no gain to tell"

@@ -13,6 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from entrl.models.load import load_tokenizer
 from entrl.runs.folder import append_lines, write_json
 from entrl.settings.json_lines import json_lines
 from entrl.teach.curation import CurationSpec, curate
@@ -71,7 +72,7 @@ def curate_file(
     rows = read_answers(file)
     own = all(row.get("length") is not None for row in rows)
     unit = "as in the file" if own else "characters" if tokenizer is None else "tokens"
-    rows, report = choose(with_lengths(rows, None if tokenizer is None or own else _tokenizer(tokenizer)), spec)
+    rows, report = choose(with_lengths(rows, None if tokenizer is None or own else load_tokenizer(tokenizer)), spec)
     report["unit"] = unit
     out.mkdir(parents=True, exist_ok=True)
     (out / "train.jsonl").unlink(missing_ok=True)
@@ -80,12 +81,6 @@ def curate_file(
     print_choice(report, console)
     console.print(f"lengths: {unit}; written to {out / 'train.jsonl'}", highlight=False)
     return report
-
-
-def _tokenizer(name: str) -> Any:
-    from entrl.models.load import load_tokenizer
-
-    return load_tokenizer(name)
 
 
 def choose(rows: Sequence[dict[str, Any]], spec: CurationSpec | None) -> tuple[list[dict[str, Any]], dict[str, Any]]:

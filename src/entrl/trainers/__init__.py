@@ -1,15 +1,1 @@
-"""TRL glue: the trainer, its options and its batch arithmetic."""
-
-from entrl.trainers.config import EntropyGRPOConfig
-from entrl.trainers.grpo.trainer import EntropyGRPOTrainer
-from entrl.trainers.refusals.schedule import Schedule, check_schedule, describe_schedule
-from entrl.trainers.shared.rewards import RewardError
-
-__all__ = [
-    "EntropyGRPOConfig",
-    "EntropyGRPOTrainer",
-    "RewardError",
-    "Schedule",
-    "check_schedule",
-    "describe_schedule",
-]
+"""TRL glue: the trainers, their options and their batch arithmetic."""

@@ -11,8 +11,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from entrl.models.load import model_problems
+from entrl.runs.law_watch import evaluation_steps
 from entrl.runs.recipe import Recipe
 from entrl.settings.names import TRL_KEYWORDS, Loaded, suggest
+from entrl.trainers.config import EntropyGRPOConfig
+from entrl.trainers.refusals.engine_rules import tool_problems
+from entrl.trainers.refusals.schedule import check_schedule
+from entrl.trainers.shared.rewards import SHARED_SIGNALS, SIGNALS, reward_name
 
 
 @dataclass(kw_only=True)
@@ -46,8 +51,6 @@ def build_args(recipe: Recipe, world_size: int | None = None) -> Any:
 
     Where no accelerator exists `use_cpu` is set: TRL's default of bf16 is otherwise refused by transformers.
     """
-    from entrl.trainers.config import EntropyGRPOConfig
-
     kwargs = recipe.trainer_kwargs()
     if not has_accelerator() and kwargs.get("use_cpu") is None:
         kwargs["use_cpu"] = True
@@ -100,8 +103,6 @@ def prepare(recipe: Recipe, *, world_size: int | None = None) -> Prepared:
         out.problems += schedule_problems(out, size) + launch_problems(recipe, size)
         out.problems += evaluation_problems(recipe, out.args)
         if recipe.environment is not None:
-            from entrl.trainers.refusals.engine_rules import tool_problems
-
             out.problems += tool_problems(out.args)
         if world_size is None:
             out.problems += launcher_problems(out.args.world_size, os.environ.get("WORLD_SIZE"))
@@ -110,8 +111,6 @@ def prepare(recipe: Recipe, *, world_size: int | None = None) -> Prepared:
 
 def same_names(rewards: Sequence[Loaded]) -> list[str]:
     """TRL logs a reward by name: two of the same name would overwrite each other's metrics."""
-    from entrl.trainers.shared.rewards import reward_name
-
     names = [reward_name(r.value) for r in rewards]
     twice = sorted({n for n in names if names.count(n) > 1})
     return [
@@ -133,8 +132,6 @@ def environment_problems(recipe: Recipe, rewards: Sequence[Loaded]) -> list[str]
 
 
 def schedule_problems(prepared: Prepared, world_size: int) -> list[str]:
-    from entrl.trainers.refusals.schedule import check_schedule
-
     return check_schedule(prepared.args, prepared.controller_objects, prepared.reward_funcs, world_size)
 
 
@@ -150,8 +147,6 @@ def launch_problems(recipe: Recipe, world_size: int) -> list[str]:
 
 def evaluation_problems(recipe: Recipe, args: Any) -> list[str]:
     """Steps of `eval.at` that training never reaches, or a schedule without a known end."""
-    from entrl.runs.law_watch import evaluation_steps
-
     try:
         steps = evaluation_steps(None if recipe.eval is None else recipe.eval.at, args.max_steps)
     except ValueError as error:
@@ -172,8 +167,6 @@ def launcher_problems(real: int, launched: str | None) -> list[str]:
 
 def column_problems(rewards: Sequence[Loaded], columns: Sequence[str]) -> list[str]:
     """Dataset columns that training needs and the task does not give."""
-    from entrl.trainers.shared.rewards import SHARED_SIGNALS, SIGNALS
-
     given = {*SIGNALS, *SHARED_SIGNALS, *TRL_KEYWORDS, *columns}
 
     problems = []

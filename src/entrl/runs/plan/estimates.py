@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from entrl.models.load import load_config
 from entrl.runs.plan.balance import Load, Rates, balance, engines_in_balance
 from entrl.runs.plan.checks import Prepared, first_line
 from entrl.runs.plan.machines import Machines
@@ -18,6 +19,8 @@ from entrl.runs.plan.memory import (
     training_memory,
 )
 from entrl.runs.recipe import Recipe
+from entrl.trainers.refusals.schedule import describe_schedule
+from entrl.trainers.shared.rewards import SCORED_SIGNALS, needed_signals
 
 Rows = list[tuple[str, str]]
 PROMPT = 256  # tokens; taken where vllm_max_model_length does not say how long prompts may be
@@ -203,8 +206,6 @@ def describe_time(
     recipe: Recipe, prepared: Prepared, machines: Machines, shape: ModelShape | None, measured: Measured
 ) -> Rows:
     """Seconds per rollout, where throughput of an engine and of a training process was measured."""
-    from entrl.trainers.refusals.schedule import describe_schedule
-
     if measured.generate is None or measured.train is None:
         return []
     args, schedule = prepared.args, describe_schedule(prepared.args, machines.world_size)
@@ -231,9 +232,6 @@ def describe_time(
 
 
 def rollout_load(prepared: Prepared, world_size: int, measured: Measured) -> Load:
-    from entrl.trainers.refusals.schedule import describe_schedule
-    from entrl.trainers.shared.rewards import SCORED_SIGNALS, needed_signals
-
     args, s = prepared.args, describe_schedule(prepared.args, world_size)
     sampled = getattr(args, "entropy_source", "scoring") == "sampler"
     scored = not sampled and any(needed_signals(r) & set(SCORED_SIGNALS) for r in prepared.reward_funcs)
@@ -259,8 +257,6 @@ def gib(size: float) -> str:
 
 
 def model_config(recipe: Recipe) -> Any:
-    from entrl.models.load import load_config
-
     return load_config(recipe.model)
 
 

@@ -8,11 +8,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from entrl.runs.law_watch import evaluation_steps
 from entrl.runs.plan.checks import Prepared, evaluation_problems, has_accelerator, missing_engine, prepare
 from entrl.runs.plan.estimates import Measured, describe_engines, describe_model, describe_time
 from entrl.runs.plan.machines import Machines, machine_problems, read_machines
 from entrl.runs.plan.rows import check_data
 from entrl.runs.recipe import Recipe
+from entrl.trainers.refusals.schedule import check_schedule, describe_schedule
+from entrl.trainers.shared.checkpoint import inexact_because
+from entrl.trainers.shared.rewards import SCORED_SIGNALS, needed_signals
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,9 +122,6 @@ def _describe_parts(recipe: Recipe, prepared: Prepared) -> list[tuple[str, str]]
 
 
 def _describe_schedule(recipe: Recipe, prepared: Prepared, world_size: int) -> list[tuple[str, str]]:
-    from entrl.trainers.refusals.schedule import describe_schedule
-    from entrl.trainers.shared.rewards import SCORED_SIGNALS, needed_signals
-
     args, s = prepared.args, describe_schedule(prepared.args, world_size)
     scored = any(needed_signals(r) & set(SCORED_SIGNALS) for r in prepared.reward_funcs)
     scopes = [c.scope for c in prepared.controller_objects if c.uses_loss_hook]
@@ -183,8 +184,6 @@ def _steps(recipe: Recipe, args: Any, schedule: Any) -> str:
 
 def _describe_evaluations(recipe: Recipe, args: Any) -> list[tuple[str, str]]:
     """What `eval.at` costs, in completions beside those of training."""
-    from entrl.runs.law_watch import evaluation_steps
-
     if recipe.eval is None or recipe.eval.at is None or evaluation_problems(recipe, args):
         return []
     count = len(evaluation_steps(recipe.eval.at, args.max_steps))
@@ -197,8 +196,6 @@ def _describe_evaluations(recipe: Recipe, args: Any) -> list[tuple[str, str]]:
 
 def _describe_controllers(prepared: Prepared, world_size: int) -> list[tuple[str, str]]:
     """One line each: acts or not, how often, on how many tokens at most."""
-    from entrl.trainers.refusals.schedule import check_schedule, describe_schedule
-
     args, s = prepared.args, describe_schedule(prepared.args, world_size)
     rows = []
     for controller in prepared.controller_objects:
@@ -226,9 +223,6 @@ def _selected(controller: Any, schedule: Any, args: Any) -> str:
 
 def _warnings(recipe: Recipe, prepared: Prepared, world_size: int) -> list[str]:
     """Legal settings that usually are not meant."""
-    from entrl.trainers.shared.checkpoint import inexact_because
-    from entrl.trainers.shared.rewards import SCORED_SIGNALS, needed_signals
-
     args, out = prepared.args, []
     if (reason := inexact_because(args)) is not None:
         out.append(f"a run that is stopped could not go on from a checkpoint: trainer.{reason}")

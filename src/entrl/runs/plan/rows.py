@@ -12,6 +12,8 @@ from entrl.models.load import tokenizer_of
 from entrl.runs.plan.checks import Prepared, column_problems, first_line, opening_problems, required_names
 from entrl.runs.plan.estimates import model_config
 from entrl.runs.recipe import EvalSpec, Recipe
+from entrl.tasks import is_endless
+from entrl.trainers.refusals.schedule import describe_schedule
 from entrl.verify.golds import check_golds, gold_kind
 
 PROBE_ROWS = 4  # made of a task that generates its problems
@@ -30,8 +32,6 @@ class Found:
 
 def check_data(recipe: Recipe, prepared: Prepared) -> Found:
     """What `plan` says about the training set and the evaluation set."""
-    from entrl.tasks import is_endless
-
     found = Found()
     endless = is_endless(recipe.data.task)
     if rows := _loaded(lambda: recipe.load_data(size=PROBE_ROWS if endless else None), "data", found):
@@ -47,8 +47,6 @@ def check_data(recipe: Recipe, prepared: Prepared) -> Found:
 
 def check_rows(recipe: Recipe, prepared: Prepared, rows: Any) -> Found:
     """What `train` says before it begins, of the training set it has loaded and of the evaluation set."""
-    from entrl.tasks import is_endless
-
     found = Found()
     check_training_rows(recipe, prepared, rows, found, count=len(rows))
     if recipe.eval is not None and not is_endless(recipe.eval.task):
@@ -94,8 +92,6 @@ def check_evaluation_rows(recipe: Recipe, prepared: Prepared, rows: Any, found: 
 
 def too_few_prompts(count: int, args: Any) -> list[str]:
     """A rollout takes whole groups of different prompts and drops a rest: with too few there is none at all."""
-    from entrl.trainers.refusals.schedule import describe_schedule
-
     schedule = describe_schedule(args, args.world_size)
     needed = schedule.prompts_per_rollout
     if count >= needed:

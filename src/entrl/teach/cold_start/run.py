@@ -17,6 +17,7 @@ from typing import Any
 from rich.console import Console
 
 from entrl import __version__
+from entrl.models.load import load_model, model_problems
 from entrl.runs.folder import flat, now, read_json, write_json, write_text
 from entrl.runs.lock import locked
 from entrl.runs.ours import clear, refuse_foreign
@@ -122,8 +123,7 @@ def _clear(folder: Path) -> None:
 
 
 def _make(start: ColdStart, console: Console) -> dict[str, Any]:
-    from entrl.models.load import load_model, model_problems
-    from entrl.runs.log import be_quiet
+    from entrl.runs.log import be_quiet  # brings transformers, as what follows
     from entrl.teach.cold_start.answers import collect
 
     be_quiet()

@@ -18,6 +18,7 @@ from typing import Any
 from rich.console import Console
 
 from entrl import __version__
+from entrl.models.load import load_model, model_problems, new_adapter
 from entrl.runs.folder import append_lines, now, read_json, write_json, write_text
 from entrl.runs.lock import locked
 from entrl.runs.ours import clear, read_manifest, refuse_foreign
@@ -107,8 +108,7 @@ def _refuse_foreign(folder: Path) -> None:
 def _make(spec: Offline, say: Say) -> dict[str, Any]:
     from transformers import set_seed
 
-    from entrl.models.load import load_model, model_problems
-    from entrl.runs.log import be_quiet
+    from entrl.runs.log import be_quiet  # brings transformers, as what follows
 
     be_quiet()
     with _threads(spec.threads):
@@ -184,7 +184,7 @@ def build_args(spec: Offline, made: Made) -> Any:
         from trl import DPOConfig
 
         return DPOConfig(output_dir=scratch, **spec.trainer)
-    from entrl.trainers.config import EntropyGRPOConfig
+    from entrl.trainers.config import EntropyGRPOConfig  # brings trl
 
     size = group_size(made.groups)
     if (given := spec.trainer.get("num_generations", size)) != size:
@@ -211,13 +211,12 @@ def teach(
 
 def build_trainer(spec: Offline, args: Any, model: Any, tokenizer: Any, made: Made, pairs: Sequence[Pair]) -> Any:
     """EntropyGRPOTrainer on fixed groups, or TRL's DPOTrainer on pairs."""
-    from entrl.models.load import new_adapter
     from entrl.teach.offline.rendering import Rendering
 
     rendering = Rendering(tokenizer, spec.data.chat_template_kwargs)
     common: dict[str, Any] = {"processing_class": tokenizer, "peft_config": new_adapter(model, spec.build_lora())}
     if spec.method == "grpo":
-        from entrl.trainers import EntropyGRPOTrainer
+        from entrl.trainers.grpo.trainer import EntropyGRPOTrainer  # brings trl
 
         return EntropyGRPOTrainer(
             model,

@@ -26,6 +26,7 @@ from typing import Any
 
 import yaml
 
+from entrl.environments import load_environment
 from entrl.runs.contents import contents
 from entrl.runs.folder import flat
 from entrl.runs.recipe import (
@@ -142,8 +143,6 @@ class Offline:
 
     def build_environment(self) -> Callable[[], Any]:
         """A factory of environments."""
-        from entrl.environments import load_environment
-
         spec = self.environment or EnvironmentSpec(use=self.data.task.partition(":")[0])
         return load_environment(spec.use, spec.args, base=self.base)
 

@@ -19,7 +19,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from entrl.trainers.shared.completeness import Marker, file_names, fingerprints, mark, unmark
+from entrl.trainers.shared.completeness import Marker, file_names, fingerprints, mark, step_of, unmark
 
 OPTIMIZER_FILES = ("optimizer.pt", "optimizer.bin")
 
@@ -116,12 +116,6 @@ def rotate(checkpoints: Path, newest: Path, *, limit: int | None, best: str | No
     for folder in old[room:]:
         unmark(folder)  # first, so that a kill in here leaves nothing that looks whole
         shutil.rmtree(folder)
-
-
-def step_of(checkpoint: Path) -> int | None:
-    """The step in the name of a checkpoint's folder; None where it is something else."""
-    digits = checkpoint.name.removeprefix("checkpoint-")
-    return int(digits) if digits.isdigit() and digits.isascii() else None
 
 
 def write_checkpoint(trainer: Any, folder: Path, save: Callable[[], None], state: dict[str, Any]) -> None:

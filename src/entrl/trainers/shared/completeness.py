@@ -37,6 +37,12 @@ class Marker:
     inexact: str | None = None
 
 
+def step_of(checkpoint: Path) -> int | None:
+    """The step in the name of a checkpoint's folder; None where it is something else."""
+    digits = checkpoint.name.removeprefix("checkpoint-")
+    return int(digits) if digits.isdigit() and digits.isascii() else None
+
+
 def file_names(folder: Path) -> list[str]:
     """Every file below the folder but the marker, relative, sorted."""
     found = (p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
