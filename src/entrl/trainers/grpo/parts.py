@@ -8,9 +8,9 @@ from typing import Any
 from entrl.controllers.hooks import Controller
 from entrl.controllers.monitor import Monitor
 from entrl.maths.phases import ThinkTags
-from entrl.trainers.grpo.branching import Branching, branch_options, branching_problems
+from entrl.trainers.grpo.branching import Branching
 from entrl.trainers.grpo.controlled_loss import ControlledLoss
-from entrl.trainers.grpo.group_filter import GroupFiltering, PromptSource, filter_rule
+from entrl.trainers.grpo.group_filter import GroupFiltering, PromptSource
 from entrl.trainers.grpo.logged_windows import LoggedWindows
 from entrl.trainers.grpo.reward_signals import RewardSignals
 from entrl.trainers.grpo.rollout_report import RolloutReport, has_replicas
@@ -18,6 +18,7 @@ from entrl.trainers.grpo.rollouts import Rollouts
 from entrl.trainers.grpo.scoring import Scoring
 from entrl.trainers.grpo.turns import turn_options
 from entrl.trainers.ranks import AccelerateRanks
+from entrl.trainers.refusals.part_options import branch_options, branching_problems, filter_rule
 from entrl.trainers.refusals.schedule import describe_schedule
 from entrl.trainers.refusals.surroundings import refuse_dropout
 from entrl.trainers.shared.checkpoint import moved

@@ -4,11 +4,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from entrl.controllers.hooks import Controller
-from entrl.trainers.grpo.branching import branching_problems
-from entrl.trainers.grpo.group_filter import filter_problems
-from entrl.trainers.grpo.turns import turn_problems
 from entrl.trainers.refusals.conflicts import combination_problems, loss_problems
 from entrl.trainers.refusals.engine_rules import vllm_problems
+from entrl.trainers.refusals.part_options import branching_problems, filter_problems, turn_problems
 from entrl.trainers.refusals.schedule import describe_schedule, empty_runs, group_problems, window_problems
 from entrl.trainers.shared.rewards import SCORED_SIGNALS, needed_signals, reward_name
 
