@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 from tiny_model import saved_model
 
-from entrl.cli.main import main, parse_ks, split_overrides
-from entrl.cli.main import main as cli
+from entrl.cli import main as cli
+from entrl.cli.main import main, parse_ks
 from entrl.models.shipped import shipped_models
+from entrl.settings.overrides import split_overrides
 
 RECIPES = Path(__file__).parents[1] / "recipes" / "tiny-reasoner"
 
