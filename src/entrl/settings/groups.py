@@ -83,14 +83,14 @@ def annotations(source: Any) -> dict[str, Any]:
         return {}
 
 
-def build(cls: type, group: Any, where: str) -> Any:
-    """A group from a mapping; `REMOVED` of its class holds the keys that are gone."""
+def build(cls: type, group: Any, where: str, **how: Any) -> Any:
+    """A group from a mapping, its values by `typed`; `REMOVED` of its class holds the keys that are gone."""
     hints = field_hints(cls)
     check_keys(group, list(hints), where=where, removed=getattr(cls, "REMOVED", None))
     group = _without_empty(group, hints)
     for name in required(cls):
         check(name in group, f"{where} needs a {name!r}")
-    return cls(**{key: typed(value, hints[key], f"{where}.{key}") for key, value in group.items()})
+    return cls(**{key: typed(value, hints[key], f"{where}.{key}", **how) for key, value in group.items()})
 
 
 def _without_empty(group: Mapping[str, Any], hints: Mapping[str, Any]) -> dict[str, Any]:
@@ -123,11 +123,11 @@ def typed(value: Any, hint: Any, where: str, *, as_written: bool = True) -> Any:
     for option in _options(hint):
         (item,) = typing.get_args(option) if typing.get_origin(option) is list else (None,)
         if is_group(item) and isinstance(value, list):
-            return [typed(entry, item, f"{where}.{position}") for position, entry in enumerate(value)]
+            return [typed(entry, item, f"{where}.{i}", as_written=as_written) for i, entry in enumerate(value)]
         if is_group(option) and isinstance(value, str) and "use" in field_hints(option):
-            return build(option, {"use": value}, where)
+            return build(option, {"use": value}, where, as_written=as_written)
         if is_group(option) and isinstance(value, Mapping):
-            return build(option, value, where)
+            return build(option, value, where, as_written=as_written)
     try:
         adapter = pydantic.TypeAdapter(_strict(hint))
     except pydantic.errors.PydanticUserError:  # nothing that a file can hold, such as a tensor
