@@ -6,10 +6,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
+from entrl.environments import load_environment
 from entrl.runs.removed_keys import REMOVED_MODEL_KEYS
 from entrl.settings.arguments import configure
 from entrl.settings.groups import at_least_one, check, config_group, field_hints
 from entrl.settings.names import Loaded, find_file, load_object
+from entrl.tasks import FILE_TASKS, load_task
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -64,8 +66,6 @@ class EnvironmentSpec:
 
     def load(self, base: Path | None) -> Callable[[], Any]:
         """TRL's `environment_factory`."""
-        from entrl.environments import load_environment  # brings numpy and the games
-
         return load_environment(self.use, self.args, base=base)
 
 
@@ -117,8 +117,6 @@ def load_rows(task: str, spec: "DataSpec | EvalSpec", *, size: int | None, base:
 
     A table's path becomes part of its rows, which environments open later, so it is made absolute here.
     """
-    from entrl.tasks import FILE_TASKS, load_task
-
     kind, _, path = task.partition(":")
     if kind in FILE_TASKS and path:
         task = f"{kind}:{find_file(path, base)}"
