@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from entrl.settings.names import configure, find_file, load_controller, load_object, load_reward, suggest
+from entrl.runs.specs import load_controller, load_reward
+from entrl.settings.arguments import configure
+from entrl.settings.names import find_file, load_object, suggest
 
 FILE = """
 from dataclasses import dataclass

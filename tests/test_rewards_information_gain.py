@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from entrl.environments import TwentyQuestions, find_table
 from entrl.environments.model_policy import call_tool, tools_of
-from entrl.settings.names import load_reward
+from entrl.runs.specs import load_reward
 
 TABLE = "procedural:rows=8,columns=8,seed=0"  # its first six questions all tell something about row 2
 few = settings(max_examples=40, deadline=None)

@@ -51,8 +51,8 @@ def run_play(options: argparse.Namespace) -> int:
     """What the command does with its parsed arguments; see `entrl.cli.main`."""
     from entrl.runs.folder import finite, write_json
     from entrl.runs.log import be_quiet
-    from entrl.settings.groups import parse_yaml
     from entrl.settings.provenance import entrl_commit
+    from entrl.settings.yaml import parse_yaml
     from entrl.tasks import load_task
 
     be_quiet()

@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from entrl.settings.groups import parse_yaml
 from entrl.settings.json_lines import numbered_lines
 from entrl.settings.secrets import mask, mask_text, mask_words
+from entrl.settings.yaml import parse_yaml
 
 X_AXES = ("step", "tokens", "seconds", "forward_passes")  # what a row counts, besides its metrics
 NOT_METRICS = {*X_AXES, "kind", "optimizer_steps"}

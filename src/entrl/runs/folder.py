@@ -25,9 +25,10 @@ from entrl.runs.log_lengths import cut_logs
 from entrl.runs.longer import only_longer, refuse_other_steps
 from entrl.runs.ours import clear, read_manifest, refuse_foreign, refuse_linked_model
 from entrl.runs.recipe import Recipe, make_recipe
-from entrl.settings.groups import parse_yaml
+from entrl.settings.groups import flat
 from entrl.settings.provenance import git_state, versions
 from entrl.settings.secrets import mask, mask_words, without_masked
+from entrl.settings.yaml import parse_yaml
 from entrl.trainers.shared.completeness import read_marker, unmark
 
 OURS = (
@@ -199,17 +200,6 @@ class RunFolder:
         cut_logs(self.path, newest, say=say)
         say(f"training on after step {steps}")
         return newest
-
-
-def flat(content: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested mappings and lists as dotted names."""
-    if isinstance(content, dict) and content:
-        items: Iterable[tuple[Any, Any]] = content.items()
-    elif isinstance(content, list) and content:
-        items = enumerate(content)
-    else:
-        return {prefix: content}
-    return {k: v for key, value in items for k, v in flat(value, f"{prefix}.{key}" if prefix else str(key)).items()}
 
 
 def read_recipe(run_dir: Path) -> Recipe:

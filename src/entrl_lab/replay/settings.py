@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from entrl.controllers.hooks import Controller
-from entrl.settings.groups import parse_yaml
-from entrl.settings.names import load_controller
+from entrl.runs.specs import load_controller
+from entrl.settings.yaml import parse_yaml
 
 PLAIN = "none"
 

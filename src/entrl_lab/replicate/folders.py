@@ -10,9 +10,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from entrl.runs.folder import flat
-from entrl.settings.groups import parse_yaml
+from entrl.settings.groups import flat
 from entrl.settings.json_lines import json_lines
+from entrl.settings.yaml import parse_yaml
 
 ENTROPY = "policy_entropy/token_mean"
 ACCURACY = "rewards/accuracy/mean"

@@ -16,7 +16,7 @@ from entrl.evaluation.asked import KEYS, settled
 from entrl.evaluation.scoring import tags_of
 from entrl.maths.phases import answer_text
 from entrl.models.load import load_policy
-from entrl.runs.recipe import DataSpec, load_rows
+from entrl.runs.specs import DataSpec, load_rows
 from entrl.settings.names import load_object
 from entrl.tasks import load_task
 from entrl.tasks.traces import lesson
