@@ -7,8 +7,9 @@
 `args` become fields of a dataclass (class or ready instance), arguments of a class, or bound keywords of a plain
 function. A function that takes none of the keywords TRL calls rewards with is a factory: it is called with `args`.
 Every name is checked against the signature, also where the function takes **kwargs: a misspelt key must not be
-swallowed. An argument of a controller that is itself written {use, args} becomes a controller first (`guard` wraps
-one that way). What was loaded always carries the file it came from, so a shadowing `rewards.py` can be seen.
+swallowed. An option that is a dataclass of options (`expert` of the rewards) is written as a mapping and configured the
+same way. An argument of a controller that is itself written {use, args} becomes a controller first (`guard` wraps one
+that way). What was loaded always carries the file it came from, so a shadowing `rewards.py` can be seen.
 """
 
 import dataclasses
@@ -173,11 +174,18 @@ def _nested(spec: Mapping[str, Any], where: str, base: Path | None) -> Any:
 
 def configure(target: Any, args: Mapping[str, Any], *, source: str) -> Any:
     """Apply the recipe's `args` to a class, a ready dataclass instance, a factory or a plain function."""
+    groups = option_groups(target)
+    args = {
+        name: configure(groups[name], value, source=f"{source}: {name}")
+        if name in groups and isinstance(value, Mapping)
+        else value
+        for name, value in args.items()
+    }
     if inspect.isclass(target):
-        _check_names(args, _parameters(target), source)
+        _check_names(args, _parameters(target), source, groups)
         return target(**args)
-    if dataclasses.is_dataclass(target) and not isinstance(target, type):
-        _check_names(args, {f.name for f in dataclasses.fields(target) if f.init}, source)
+    if dataclasses.is_dataclass(target):
+        _check_names(args, {f.name for f in dataclasses.fields(target) if f.init}, source, groups)
         return _made_anew(target, args)
     if not callable(target):
         raise TypeError(f"{source} is a {type(target).__name__}, neither callable nor a class")
@@ -185,6 +193,17 @@ def configure(target: Any, args: Mapping[str, Any], *, source: str) -> Any:
         _check_names(args, _parameters(target), source)
         return target(**args)
     return _bind(target, args, source) if args else target
+
+
+def option_groups(target: Any) -> dict[str, Any]:
+    """The options that are dataclasses of options, as a ready instance has them or a class would make them."""
+    if not dataclasses.is_dataclass(target):
+        return {}
+    found: dict[str, Any] = {}
+    for f in (f for f in dataclasses.fields(target) if f.init):
+        made = f.default if f.default_factory is dataclasses.MISSING else f.default_factory()
+        found[f.name] = made if isinstance(target, type) else getattr(target, f.name)
+    return {name: of for name, of in found.items() if dataclasses.is_dataclass(of) and not isinstance(of, type)}
 
 
 def _made_anew(ready: Any, args: Mapping[str, Any]) -> Any:
@@ -214,11 +233,16 @@ def _is_factory(target: Callable[..., Any]) -> bool:
     return not open_ended and not TRL_KEYWORDS & {p.name for p in parameters}
 
 
-def _check_names(args: Mapping[str, Any], known: set[str], source: str) -> None:
+def _check_names(
+    args: Mapping[str, Any], known: set[str], source: str, groups: Mapping[str, Any] | None = None
+) -> None:
+    homes = {f.name: group for group, of in (groups or {}).items() for f in dataclasses.fields(of) if f.init}
     for name in args:
         if name not in known:
+            if home := homes.get(name):
+                raise ValueError(f"{source}: {name!r} is an {home} option now: write {home}: {{{name}: ...}}")
             raise ValueError(
-                f"{source} takes no argument {name!r}.{suggest(name, known)} "
+                f"{source} takes no argument {name!r}.{suggest(name, known | set(homes))} "
                 f"It takes {', '.join(sorted(known)) or 'none'}"
             )
 
