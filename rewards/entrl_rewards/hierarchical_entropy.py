@@ -32,7 +32,7 @@ alpha=0 is accuracy alone, with difficulty still published for controllers (`row
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar, Literal
 
@@ -45,6 +45,7 @@ from entrl_rewards.hierarchical_formulas import EASY, entropy_term, ordered, pap
 from entrl_rewards.hierarchical_options import MODES, HierarchicalExpert, Rules, check_options
 from entrl_rewards.hierarchical_state import Facts, Standing, State, bucket_metrics, gathered, inversions
 from entrl_rewards.hierarchical_windows import WindowCounter
+from entrl_rewards.options import filled_in
 from entrl_rewards.trainer_signals import Gather, LogMetric, optimiser_step, own_tokens
 from entrl_rewards.triggers import trigger_words
 
@@ -79,9 +80,7 @@ class HierarchicalEntropy(Gated):
     @cached_property
     def rules(self) -> Rules:
         """What the mode says, and what is given in its place."""
-        given = vars(self.expert) | vars(self)
-        named = {f.name: given[f.name] for f in fields(Rules)}
-        return replace(MODES[self.mode], **{name: value for name, value in named.items() if value is not None})
+        return filled_in(MODES[self.mode], self, self.expert)
 
     @property
     def counter(self) -> WindowCounter:

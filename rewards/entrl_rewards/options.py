@@ -1,8 +1,11 @@
-"""Checks of options that several rewards share: ValueError with the value, the rule and the next move."""
+"""What the options of rewards have in common: presets to fill in, and checks (ValueError: the value and the rule)."""
 
 import types
 from collections.abc import Mapping
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from dataclasses import fields, replace
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+Ready = TypeVar("Ready")
 
 
 def check_choices(options: Any) -> None:
@@ -21,3 +24,9 @@ def check_ranges(options: Any, rules: Mapping[str, tuple[bool, str]]) -> None:
     for name, (good, rule) in rules.items():
         if not good:
             raise ValueError(f"{name} must be {rule}, got {getattr(options, name)!r}")
+
+
+def filled_in(ready: Ready, *options: Any) -> Ready:
+    """A preset with what the options give in its place; an option at None gives nothing."""
+    named = {f.name: of for f in fields(ready) for of in options if getattr(of, f.name, None) is not None}  # pyright: ignore[reportArgumentType]
+    return replace(ready, **{name: getattr(of, name) for name, of in named.items()})  # pyright: ignore[reportArgumentType, reportCallIssue]
