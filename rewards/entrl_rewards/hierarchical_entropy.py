@@ -44,7 +44,7 @@ from entrl_rewards.groups import shuffle_within
 from entrl_rewards.hierarchical_formulas import EASY, entropy_term, ordered, paper_reward
 from entrl_rewards.hierarchical_options import MODES, HierarchicalExpert, Rules, check_options
 from entrl_rewards.hierarchical_state import Facts, Standing, State, bucket_metrics, gathered, inversions
-from entrl_rewards.hierarchical_windows import WindowCounter
+from entrl_rewards.hierarchical_windows import count_windows, inside_windows
 from entrl_rewards.options import filled_in
 from entrl_rewards.trainer_signals import Gather, LogMetric, optimiser_step, own_tokens
 from entrl_rewards.triggers import trigger_words
@@ -83,19 +83,6 @@ class HierarchicalEntropy(Gated):
         return filled_in(MODES[self.mode], self, self.expert)
 
     @property
-    def counter(self) -> WindowCounter:
-        return WindowCounter(
-            window=self.window,
-            following=self.rules.following,
-            triggers=self.triggers,
-            threshold=self.threshold,
-            percentile=self.percentile,
-            threshold_lag=self.rules.threshold_lag,
-            tail_means=self.mode == "code",
-            expert=self.expert,
-        )
-
-    @property
     def needs(self) -> tuple[str, ...]:
         """Signals the trainer must deliver; top-k log-probs and ids come as keys of the rows."""
         words = ("tokenizer",) if self.triggers is not None else ()
@@ -127,16 +114,8 @@ class HierarchicalEntropy(Gated):
             raise TypeError("hierarchical_entropy needs group_index, which stock TRL does not pass: EntropyGRPOTrainer")
         judged = {"completion_ids": completion_ids, "log_metric": log_metric, "trainer_state": trainer_state}
         verdicts = judge(self.correctness, completions=completions, **judged, **signals)
-        own, counter, state = own_tokens(completion_ids, token_mask), self.counter, self._state
-        windows = counter.count(
-            completion_ids,
-            own,
-            signals,
-            moving=state.threshold,
-            word_ids=state.word_ids,
-            gather=gather,
-            training=training,
-        )
+        own, state = own_tokens(completion_ids, token_mask), self._state
+        windows = count_windows(self, state, completion_ids, own, signals, gather=gather, training=training)
         found = zip(group_index, verdicts, windows.count_B.tolist(), windows.soft_cost_B.tolist(), own, strict=True)
         mine = [
             Facts(int(g), -1.0 if v is None else float(v), int(n), float(c), int(own_T.sum()))
@@ -153,7 +132,7 @@ class HierarchicalEntropy(Gated):
         self.row_columns.update(
             difficulty=[standing.bucket[f.group] for f in mine],
             correct=[int(f.verdict) for f in mine],
-            high_entropy=counter.inside(windows, own),
+            high_entropy=inside_windows(self, windows, own),
         )
         if log_metric is not None:
             for name, value in self._metrics(everyone, standing, rewards, gather).items():
