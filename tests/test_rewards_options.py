@@ -12,9 +12,8 @@ from entrl.settings.names import load_reward
 
 REWARDS = Path(__file__).parents[1] / "rewards"
 README = (REWARDS / "README.md").read_text()
-NAMES = sorted(
-    p.stem for p in (REWARDS / "entrl_rewards").glob("*.py") if re.search(r"^reward = ", p.read_text(), re.M)
-)
+FILES = sorted((REWARDS / "entrl_rewards").glob("*.py"))
+NAMES = [path.stem for path in FILES if re.search(r"^reward = ", path.read_text(), re.M)]
 GROUPED = ("pear", "hierarchical_entropy", "information_gain")
 
 
