@@ -137,10 +137,9 @@ class LaserD(Gated):
 
         An unknown verdict has share 0 and teaches nothing; a wrong completion has length -1.
         """
-        facts: list[float] = []
-        for verdict, length, bucket, others in zip(verdicts, lengths, buckets, known, strict=True):
-            facts += [bucket, 0.0 if verdict is None else 1 / others, length if verdict else -1]
-        return [float(x) for x in facts]
+        rows = zip(buckets, verdicts, known, lengths, strict=True)
+        facts = [(b, 0.0 if v is None else 1 / of, n if v else -1) for b, v, of, n in rows]
+        return [float(x) for fact in facts for x in fact]
 
     def _learn(self, facts: list[float], step: int) -> None:
         state, grid = self._state, self.grid
