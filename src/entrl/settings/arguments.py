@@ -41,10 +41,13 @@ def argument_hints(target: Callable[..., Any]) -> dict[str, Any]:
 
 
 def _checked(args: Mapping[str, Any], hints: Mapping[str, Any], source: str) -> dict[str, Any]:
+    grouped = {f.name: group for group, kind in hints.items() if is_group(kind) for f in dataclasses.fields(kind)}
     for name in args:
+        if name not in hints and (group := grouped.get(name)):
+            raise ValueError(f"{source}: {name!r} is an {group} option now: write {group}: {{{name}: ...}}")
         if name not in hints:
             raise ValueError(
-                f"{source} takes no argument {name!r}.{suggest(name, hints)} "
+                f"{source} takes no argument {name!r}.{suggest(name, hints.keys() | grouped.keys())} "
                 f"It takes {', '.join(sorted(hints)) or 'none'}"
             )
     return {k: typed(v, hints[k], f"{source}: {k}", as_written=False) for k, v in args.items()}
