@@ -41,7 +41,7 @@ from torch import Tensor, distributed, multiprocessing
 from entrl.controllers.clip_cov import ClipCov
 from entrl.controllers.hooks import LossView, OneRank, Ranks, Rows, Window
 from entrl.controllers.kl_cov import KLCov, log_ratio_penalty
-from entrl.stats.intervals import t_quantile
+from entrl.stats.pairing import seed_ratio
 
 Job = Callable[[], Any]
 SIZES = {10_000: (16, 625), 100_000: (64, 1563), 1_000_000: (256, 3907), 10_000_000: (2560, 3907)}
@@ -229,10 +229,8 @@ def alternate(jobs: dict[str, Job], rounds: int) -> dict[str, Timed]:
 
 
 def speedup(theirs: list[float], ours: list[float]) -> dict[str, Any]:
-    logs = [math.log(a / b) for a, b in zip(theirs, ours, strict=True)]
-    half = t_quantile(0.975, len(logs) - 1) * statistics.stdev(logs) / math.sqrt(len(logs))
-    mean = statistics.mean(logs)
-    return {"speedup": math.exp(mean), "speedup_ci": [math.exp(mean - half), math.exp(mean + half)]}
+    found = seed_ratio(ours, theirs)
+    return {"speedup": found.mean, "speedup_ci": [found.lo, found.hi]}
 
 
 def measure_cost(args: argparse.Namespace) -> list[dict[str, Any]]:

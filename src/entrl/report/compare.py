@@ -2,7 +2,7 @@
 
     at equal x    x = the smaller of the two last values, so that nothing is extrapolated; each curve is interpolated
                   linearly at x, and averaged over the tenth of the axis before x, since one step is one noisy batch
-    evaluations   the paired differences of `entrl.stats.intervals`, after training
+    evaluations   the paired differences of `entrl.stats.pairing`, after training
 
 Every difference is b - a. Differences of curves have no interval: the steps of one run are not independent, and
 two runs are one seed each; `seed_differences` is for several.
@@ -24,11 +24,10 @@ from rich.table import Table
 from rich.text import Text
 
 from entrl.report.read import RunFolder, metric_names, read_runs, series
-from entrl.stats.intervals import (
+from entrl.stats.pairing import (
     DIALOGUE_METRICS,
     PROBLEM_METRICS,
     PairedDifference,
-    SeedDifference,
     non_inferior,
     paired_difference,
     seed_differences,
@@ -36,7 +35,6 @@ from entrl.stats.intervals import (
 
 __all__ = [
     "PairedDifference",
-    "SeedDifference",
     "compare_runs",
     "comparison_json",
     "non_inferior",

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from entrl.report.read import RunFolder, is_number, metric_names, series
-from entrl.stats.intervals import paired_difference
+from entrl.stats.pairing import paired_difference
 
 TRUNCATED_SHARE = 0.10  # above it, length and accuracy say more about the limit than about the policy
 ENTROPY_LEFT = 0.30  # below this share of the start, sampling has little left to explore

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from entrl.stats.intervals import holm, verdict
+from entrl.stats.pairing import holm, verdict
 from entrl_lab.replicate.analyses.comparison import by_problem_difference, clustered_entry, number, pass_at
 from entrl_lab.replicate.folders import NotMeasured, TaskRuns, evaluation
 

@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from entrl.stats.intervals import holm, verdict
+from entrl.stats.pairing import holm, verdict
 from entrl_lab.replicate.analyses.comparison import by_problem_difference, by_seed_difference, number, pass_at
 from entrl_lab.replicate.folders import NotMeasured, TaskRuns, evaluation, rows
 

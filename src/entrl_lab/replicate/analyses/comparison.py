@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from entrl.evaluation.scores import pass_at_k
-from entrl.stats.intervals import clustered_difference, holm, paired_p, seed_differences, verdict
+from entrl.stats.pairing import clustered_difference, holm, paired_p, seed_differences, verdict
 from entrl_lab.replicate.folders import LATE, NotMeasured, TaskRuns, evaluation, late_mean
 
 TITLE = "Arms against the reference"

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from entrl.stats.intervals import holm, paired_p, seed_mean, verdict
+from entrl.stats.intervals import mean_interval
+from entrl.stats.pairing import holm, paired_p, verdict
 from entrl_lab.replicate.folders import EDGE, ENTROPY, NotMeasured, TaskRuns, evaluation, late_mean, selected
 
 TITLE = "Dose-response: selected tokens and entropy"
@@ -71,7 +72,7 @@ def _slope(doses: dict[str, list[float]], values: dict[str, list[float]], arms: 
     y_SA = np.array([values[a] for a in arms]).T
     centred_SA = x_SA - x_SA.mean(1, keepdims=True)
     slopes = ((centred_SA * y_SA).sum(1) / (centred_SA**2).sum(1)).tolist()
-    found = seed_mean(slopes)
+    found = mean_interval(slopes)
     p = paired_p([0.0] * len(slopes), slopes)
     return {"mean": found.mean, "lo": found.lo, "hi": found.hi, "p": p, "values": slopes}
 

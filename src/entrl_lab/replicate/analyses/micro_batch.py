@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from entrl.stats.intervals import holm, paired_p, seed_differences, verdict
+from entrl.stats.pairing import holm, paired_p, seed_differences, verdict
 from entrl_lab.replicate.folders import (
     EDGE,
     ENTROPY,

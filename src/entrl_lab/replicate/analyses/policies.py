@@ -21,7 +21,7 @@ from entrl.environments.loader import load_environment
 from entrl.environments.play import play, score
 from entrl.environments.policies import PLAIN
 from entrl.runs.recipe import Recipe, load_recipe
-from entrl.stats.intervals import seed_mean
+from entrl.stats.intervals import mean_interval
 from entrl_lab.replicate.analyses.asking import SCORES, judged
 from entrl_lab.replicate.analyses.comparison import clustered_entry
 from entrl_lab.replicate.folders import NotMeasured, TaskRuns, evaluation
@@ -100,7 +100,7 @@ def _over_seeds(found: Sequence[Mapping[str, Any] | None], way: str) -> dict[str
             continue
         lo = hi = values[0]
         if len(values) > 1:
-            _, lo, hi = seed_mean(values)
+            _, lo, hi = mean_interval(values)
         means[name] = {"mean": fmean(values), "lo": lo, "hi": hi, "n": len(values)}
     return means
 
