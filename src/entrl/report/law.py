@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from markupsafe import Markup, escape
 
-from entrl.report.read import RunFolder, is_number
+from entrl.report.read import RunFolder
+from entrl.settings.json_lines import is_number
 from entrl.stats.forecasts import judge
 from entrl.stats.law import LawFit, LawIntervals, LawRefused, Series, bootstrap_law, fit_law, held_by, law_series
 

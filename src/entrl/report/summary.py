@@ -6,7 +6,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from entrl.report.read import RunFolder, is_number, metric_names, series
+from entrl.report.read import RunFolder, metric_names, series
+from entrl.settings.json_lines import is_number
 from entrl.stats.pairing import paired_difference
 
 TRUNCATED_SHARE = 0.10  # above it, length and accuracy say more about the limit than about the policy
