@@ -53,7 +53,7 @@ def _band(folders: Sequence[Path], metric: str) -> tuple[np.ndarray, np.ndarray,
     smooth_SN = np.array([_smoothed(steps, values, at) for steps, values in found])
     if len(found) < 2:
         return at, *[smooth_SN.mean(0)] * 3
-    mean, lo, hi = np.transpose([mean_interval(values_S) for values_S in smooth_SN.T])
+    mean, lo, hi = np.array([mean_interval(values_S) for values_S in smooth_SN.T]).T
     return at, mean, lo, hi
 
 
