@@ -14,13 +14,10 @@ from entrl.report.compare import (
     at_equal,
     compare_runs,
     comparison_json,
-    non_inferior,
-    paired_difference,
     print_comparison,
-    seed_differences,
 )
 from entrl.stats.intervals import mean_interval
-from entrl.stats.pairing import paired_p
+from entrl.stats.pairing import non_inferior, paired_difference, paired_p, seed_differences
 
 make_run = runpy.run_path(str(Path(__file__).with_name("synthetic_runs.py")))["make_run"]
 

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from entrl.stats.intervals import mean_interval
-from entrl.stats.pairing import holm, paired_p, verdict
+from entrl.stats.pairing import paired_p
+from entrl_lab.replicate.analyses.comparison import add_verdicts
 from entrl_lab.replicate.folders import EDGE, ENTROPY, NotMeasured, TaskRuns, evaluation, late_mean, selected
 
 TITLE = "Dose-response: selected tokens and entropy"
@@ -23,11 +24,7 @@ OUTCOMES = ("entropy", "sampled_accuracy", "greedy_accuracy")
 def analyse(runs: TaskRuns, *, groups: dict[str, list[str]]) -> dict[str, Any]:
     """groups: controller -> its arms in ascending dose."""
     found = {name: _group(runs, arms) for name, arms in groups.items()}
-    p = {f"{g}/{o}": s["p"] for g, group in found.items() for o, s in group["slopes"].items()}
-    for key, adjusted in holm(p).items():
-        group, outcome = key.split("/")
-        slope = found[group]["slopes"][outcome]
-        slope |= {"p_holm": adjusted, "verdict": verdict(slope["mean"], slope["lo"], adjusted)}
+    add_verdicts({f"{g}/{o}": s for g, group in found.items() for o, s in group["slopes"].items()}, "mean")
     return {
         "groups": found,
         "saw": "; ".join(_saw(name, group) for name, group in found.items()),
