@@ -24,7 +24,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def test_help_imports_nothing_heavy():
     code = "import sys; from entrl.cli.main import make_parser; make_parser()"
-    code += "; print([m for m in ('torch', 'trl', 'yaml', 'pydantic') if m in sys.modules])"
+    code += "; print([m for m in ('torch', 'trl', 'yaml', 'pydantic', 'scipy') if m in sys.modules])"
     started = time.perf_counter()
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -493,8 +493,8 @@ def run_play(options: argparse.Namespace) -> int:
 def run_replay(options: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from entrl.runs.folder import finite
     from entrl.runs.log import be_quiet
+    from entrl.settings.json_lines import finite
     from entrl_lab.replay import parse_settings, parse_target, print_replay, replay
 
     be_quiet()

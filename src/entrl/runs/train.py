@@ -37,7 +37,7 @@ from entrl.runs.wording import say, tame_completion_tables
 from entrl.runs.writing import in_words
 from entrl.settings.groups import flat
 from entrl.settings.secrets import hand_over_hub_token, mask_text
-from entrl.stats.intervals import paired_difference
+from entrl.stats.pairing import paired_difference
 from entrl.trainers.grpo.trainer import EntropyGRPOTrainer
 from entrl.trainers.shared.checkpoint import complete
 from entrl.trainers.shared.completeness import read_marker, unmark
