@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from entrl.controllers.ce_gppo import CEGPPO
-from entrl.controllers.guard import EntropyGuard
+from entrl.controllers.guard import Guard
 from entrl.controllers.hooks import Controller, Role
 from entrl.trainers.grpo.branching import branching_problems
 from entrl.trainers.grpo.group_filter import filter_problems
@@ -252,7 +252,7 @@ ROLE_CLASHES: dict[Role, str] = {
 
 
 def _unguarded(controller: Controller) -> Controller:
-    return controller.controller if isinstance(controller, EntropyGuard) else controller
+    return controller.controller if isinstance(controller, Guard) else controller
 
 
 def _role(controller: Controller) -> Role | None:
