@@ -15,7 +15,7 @@ from trl.experimental.async_grpo import AsyncGRPOConfig, AsyncGRPOTrainer
 
 from entrl.controllers.clip_cov import ClipCov
 from entrl.controllers.cw_grpo import CWGRPO
-from entrl.controllers.guard import EntropyGuard
+from entrl.controllers.guard import Guard
 from entrl.controllers.hooks import Controller, LossTerms
 from entrl.engines import cpu_tree_attention
 from entrl.trainers.async_grpo.trainer import EntropyAsyncGRPOTrainer
@@ -281,7 +281,7 @@ def test_plain_prompts_are_refused(model, tmp_path):
 
 
 def acting_guard():
-    return EntropyGuard(controller=large(coef=1.0), knob="coef", start_entropy=100.0)  # nats; far above what there is
+    return Guard(controller=large(coef=1.0), knob="coef", start_entropy=100.0)  # nats; far above what there is
 
 
 def test_a_checkpoint_brings_controllers_and_rewards_back(model, tmp_path):

@@ -7,7 +7,7 @@ from async_setup import GROUP, async_options, large, make_samples, packed, saved
 
 from entrl.controllers.clip_cov import ClipCov
 from entrl.controllers.cw_grpo import CWGRPO
-from entrl.controllers.guard import EntropyGuard
+from entrl.controllers.guard import Guard
 from entrl.controllers.hooks import OneRank, Window
 from entrl.controllers.kl_cov import KLCov
 from entrl.controllers.std_floor import StdFloor
@@ -118,7 +118,7 @@ def hungry(completions, token_entropies, **_):
     [
         ({}, [KLCov(penalty="k2", scope="exact")], plain, "take scope 'step'"),
         ({}, [KLCov()], plain, "penalty 'abs' pushes"),
-        ({}, [EntropyGuard(controller=KLCov(), knob="coef")], plain, "penalty 'abs' pushes"),
+        ({}, [Guard(controller=KLCov(), knob="coef")], plain, "penalty 'abs' pushes"),
         ({}, [StdFloor()], plain, "scale_rewards=group"),
         ({"top_p": 0.9}, [CWGRPO()], plain, "truncated distribution"),
         ({"min_p": 0.1}, [], hungry, "truncated distribution"),

@@ -11,7 +11,7 @@ from trl import GRPOTrainer
 from entrl.controllers.ce_gppo import CEGPPO
 from entrl.controllers.clip_cov import ClipCov
 from entrl.controllers.cw_grpo import CWGRPO
-from entrl.controllers.guard import EntropyGuard
+from entrl.controllers.guard import Guard
 from entrl.controllers.hooks import Controller
 from entrl.controllers.kl_cov import KLCov
 from entrl.controllers.std_floor import StdFloor
@@ -32,7 +32,7 @@ REFUSED = {
     "three_weights": ([ClipCov(), CWGRPO(), Steer()], {}, "clip_cov and cw_grpo and steer cannot be combined"),
     "two_advantages": ([StdFloor(), WReinforce()], {}, "std_floor and w_reinforce cannot be combined: both replace"),
     "behind_a_guard": (
-        [EntropyGuard(controller=CWGRPO(), knob="width"), Steer()],
+        [Guard(controller=CWGRPO(), knob="width"), Steer()],
         {},
         "cw_grpo and steer cannot be combined",
     ),
@@ -41,7 +41,7 @@ REFUSED = {
     "restored_without_a_clip": ([CEGPPO(), KLCov()], {}, "below 1 - eps_low .* kl_cov has eps_low=inf"),
     "restored_without_an_upper_clip": ([CEGPPO(), KLCov(clip_low=0.2)], {}, "but kl_cov does not clip there"),
     "restored_guarded_without_a_clip": (
-        [EntropyGuard(controller=CEGPPO(), knob="beta_low"), KLCov()],
+        [Guard(controller=CEGPPO(), knob="beta_low"), KLCov()],
         {},
         "kl_cov has eps_low=inf",
     ),

@@ -18,7 +18,7 @@ from entrl.controllers.dynamic_kl import (
     measured_kl,
     token_factors,
 )
-from entrl.controllers.guard import EntropyGuard
+from entrl.controllers.guard import Guard
 from entrl.controllers.hooks import LossView, Rows, StepFeedback
 from entrl.maths.difficulty import BUCKETS
 from entrl.trainers.shared.loss import LossPass, Tally, step_metrics
@@ -407,7 +407,7 @@ def test_state_resumes_through_json(rule, update):
 
 def test_a_guard_may_drive_the_strength():
     inner = DynamicKL(rule="fixed", window_factor=0.5)
-    guard = EntropyGuard(controller=inner, knob="strength")
+    guard = Guard(controller=inner, knob="strength")
     assert guard.needs_columns == ("difficulty", "high_entropy")
     assert guard.needs_reference
     assert guard.role == "reference_kl"

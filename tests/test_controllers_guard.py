@@ -14,7 +14,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from entrl.controllers.clip_cov import ClipCov
-from entrl.controllers.guard import EntropyGuard, band_error, guard_move, hold_band
+from entrl.controllers.guard import Guard, band_error, guard_move, hold_band
 from entrl.controllers.hooks import Controller, LossView, Rows, StepFeedback, Window
 from entrl.controllers.kl_cov import KLCov
 from entrl.controllers.std_floor import StdFloor
@@ -52,7 +52,7 @@ class Valve(Controller):
         self.steps = state["steps"]
 
 
-def guard(**options: Any) -> EntropyGuard:
+def guard(**options: Any) -> Guard:
     """A guard of a fresh `Valve` with a known start; no smoothing, margin and alarms unless told otherwise."""
     inner = options.pop("inner", None) or Valve(**options.pop("valve", {}))
     defaults = {
@@ -63,10 +63,10 @@ def guard(**options: Any) -> EntropyGuard:
         "smooth": 0.0,
         "patience": 10**9,
     }
-    return EntropyGuard(controller=inner, **(defaults | options))
+    return Guard(controller=inner, **(defaults | options))
 
 
-def feed(of: EntropyGuard, entropies: Any, first: int = 0) -> list[dict[str, float]]:
+def feed(of: Guard, entropies: Any, first: int = 0) -> list[dict[str, float]]:
     return [of.on_step(StepFeedback(step=first + i, entropy=h, metrics={})) for i, h in enumerate(entropies)]
 
 
@@ -226,7 +226,7 @@ def test_the_guard_holds_a_band_that_the_fixed_knob_leaves(gain, shift, seed):
     assert share_inside(fixed) < 0.1
     assert fixed[-1] < 0.2
 
-    of = EntropyGuard(controller=Valve(limit=1e6), knob="open", band=(0.85, 1.15))  # every default but the band
+    of = Guard(controller=Valve(limit=1e6), knob="open", band=(0.85, 1.15))  # every default but the band
 
     def guarded_knob(t, h):
         feed(of, [h], t)
@@ -301,10 +301,10 @@ def test_entropy_of_zero_gives_a_finite_error():
 
 
 def test_default_limits_reach_as_far_as_the_controller_allows():
-    assert EntropyGuard(controller=KLCov(fraction=0.002), knob="fraction")._find_limits() == (2e-5, 0.05)
+    assert Guard(controller=KLCov(fraction=0.002), knob="fraction")._find_limits() == (2e-5, 0.05)
     wide = KLCov(fraction=0.02, allow_large_fraction=True)
-    assert EntropyGuard(controller=wide, knob="fraction")._find_limits() == (2e-4, 1.0)
-    assert EntropyGuard(controller=KLCov(coef=1.0), knob="coef")._find_limits() == (0.01, 100.0)
+    assert Guard(controller=wide, knob="fraction")._find_limits() == (2e-4, 1.0)
+    assert Guard(controller=KLCov(coef=1.0), knob="coef")._find_limits() == (0.01, 100.0)
 
 
 @pytest.mark.parametrize(
@@ -347,12 +347,12 @@ def test_what_a_wrong_option_says(options, error, message):
 
 def test_a_ratio_range_is_no_knob():
     with pytest.raises(ValueError, match=r"clip_cov.clip_high sets the ratio range, which the trainer reads once"):
-        EntropyGuard(controller=ClipCov(), knob="clip_high", raises_entropy=True)
+        Guard(controller=ClipCov(), knob="clip_high", raises_entropy=True)
 
 
 def test_a_guard_of_a_guard_is_refused():
     with pytest.raises(ValueError, match="two loops on one entropy fight"):
-        EntropyGuard(controller=guard(), knob="rate", raises_entropy=True)
+        Guard(controller=guard(), knob="rate", raises_entropy=True)
 
 
 def test_the_user_may_overrule_the_direction_of_a_knob():
@@ -411,7 +411,7 @@ def test_no_alarm_inside_its_shares():
     ("inner", "knob"), [(KLCov(), "coef"), (ClipCov(), "fraction"), (StdFloor(), "floor"), (Valve(), "open")]
 )
 def test_a_guard_answers_the_trainer_as_the_wrapped_controller_does(inner, knob):
-    of = EntropyGuard(controller=inner, knob=knob, raises_entropy=True)
+    of = Guard(controller=inner, knob=knob, raises_entropy=True)
     ours = {"needs_feedback", "knobs", "controller"}
     public = {n for n, _ in inspect.getmembers(Controller) if not n.startswith("_")} | set(Controller.__annotations__)
     asked = {n for n in public - ours if not callable(getattr(inner, n))}
@@ -422,7 +422,7 @@ def test_a_guard_answers_the_trainer_as_the_wrapped_controller_does(inner, knob)
 
 def test_every_hook_of_the_base_is_overridden():
     hooks = {n for n, f in inspect.getmembers(Controller, inspect.isfunction) if not n.startswith("_")}
-    assert {n for n in hooks - {"options"} if n not in vars(EntropyGuard)} == set()
+    assert {n for n in hooks - {"options"} if n not in vars(Guard)} == set()
 
 
 def window(seed: int = 0) -> Window:
@@ -453,7 +453,7 @@ def on_loss(of: Controller, w: Window, selection: Any):
 
 
 def test_the_hooks_are_the_wrapped_ones():
-    w, of = window(), EntropyGuard(controller=KLCov(fraction=0.05), knob="coef")
+    w, of = window(), Guard(controller=KLCov(fraction=0.05), knob="coef")
     twin = KLCov(fraction=0.05)
     selection = of.select(w)
     assert of.window_metrics(selection) == twin.window_metrics(twin.select(w))
@@ -461,7 +461,7 @@ def test_the_hooks_are_the_wrapped_ones():
     assert torch.equal(terms.penalty_BT, expected.penalty_BT)  # pyright: ignore[reportArgumentType]
     sums = {k: float(v) for k, v in terms.sums.items()}
     assert of.summarise(sums) == twin.summarise(sums)
-    floor = EntropyGuard(controller=StdFloor(floor=0.5), knob="floor", raises_entropy=True)
+    floor = Guard(controller=StdFloor(floor=0.5), knob="floor", raises_entropy=True)
     rewards, groups, advantages = torch.tensor([0.0, 0.1, 0.0, 0.1]), torch.zeros(4).long(), torch.ones(4)
     assert torch.equal(
         floor.on_rollout(rewards, groups, advantages),  # pyright: ignore[reportArgumentType]
@@ -471,7 +471,7 @@ def test_the_hooks_are_the_wrapped_ones():
 
 def test_a_moved_knob_acts_at_the_next_selection_and_the_next_loss():
     w = window()
-    of = EntropyGuard(controller=KLCov(coef=1.0, fraction=0.05), knob="coef", start_entropy=1.0, smooth=0.0)
+    of = Guard(controller=KLCov(coef=1.0, fraction=0.05), knob="coef", start_entropy=1.0, smooth=0.0)
     selection = of.select(w)
     before = on_loss(of, w, selection).penalty_BT
     again = on_loss(of, w, selection).penalty_BT
@@ -482,7 +482,7 @@ def test_a_moved_knob_acts_at_the_next_selection_and_the_next_loss():
     assert after is not None
     assert torch.equal(before, again)
     torch.testing.assert_close(after, knob * before)
-    of = EntropyGuard(controller=KLCov(fraction=0.02), knob="fraction", start_entropy=1.0, smooth=0.0, rate=0.9)
+    of = Guard(controller=KLCov(fraction=0.02), knob="fraction", start_entropy=1.0, smooth=0.0, rate=0.9)
     first = on_loss(of, w, of.select(w)).sums["selected"]
     feed(of, [0.1])
     assert on_loss(of, w, of.select(w)).sums["selected"] > first
@@ -533,7 +533,7 @@ def test_a_saved_knob_beyond_tighter_limits_is_taken_to_the_limit():
 def test_a_recipe_nests_the_wrapped_controller():
     nested = {"use": "kl_cov", "args": {"fraction": 0.02}}
     of = load_controller("guard", {"controller": nested, "knob": "coef", "band": [0.8, 1.1]}).value
-    assert isinstance(of, EntropyGuard)
+    assert isinstance(of, Guard)
     assert isinstance(of.controller, KLCov)
     assert of.controller.fraction == 0.02
     assert of.band == (0.8, 1.1)

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from test_environments_play import chat_model, chat_tokenizer
 
 from entrl.beliefs import Belief, ExactBayes
-from entrl.cli.main import make_parser
-from entrl.cli.play import parse_policy, run_play
+from entrl.cli.main import parse
+from entrl.cli.play import run_play
+from entrl.cli.policies import parse_policy
 from entrl.environments import DiagramSpecification, TwentyQuestions, find_table, procedural_table
 from entrl.environments.play import play, score
 from entrl.environments.policies import GreedyExact, GuessOnly, RandomQuestions, open_gains, open_questions
@@ -198,7 +199,7 @@ def test_a_language_model_can_supply_the_belief():
 
 
 def arguments(*words):
-    return make_parser().parse_args(["play", "twenty_questions", *words])
+    return parse(["play", "twenty_questions", *words])[1]
 
 
 def test_the_command_plays_scores_and_writes(tmp_path, capsys):

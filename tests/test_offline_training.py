@@ -12,7 +12,7 @@ from rounding import gradient_gap, log_prob_gap, parameter_gap
 from tiny_model import options, tiny_model
 from trl import DPOConfig, DPOTrainer
 
-from entrl.cli.main import USER_ERRORS
+from entrl.cli.errors import USER_ERRORS
 from entrl.environments import load_environment
 from entrl.tasks import load_task
 from entrl.teach.offline import CandidateSpec, PairSpec, PrefixSpec, make_groups, make_pairs

@@ -18,6 +18,7 @@ from entrl.controllers.hooks import LossView, OneRank, Rows
 from entrl.controllers.kl_cov import KLCov
 from entrl.controllers.steer import Steer
 from entrl.trainers.grpo.window_log import LoggedWindow, StepOptions, joined, save_window
+from entrl_lab.estimators import ESTIMATORS
 from entrl_lab.replay import (
     Setting,
     make_setting,
@@ -38,7 +39,7 @@ from entrl_lab.replay.agreement import (
     scale_through_origin,
     spearman,
 )
-from entrl_lab.replay.predict import ESTIMATORS, pooled_change, predicted_changes
+from entrl_lab.replay.predict import pooled_change, predicted_changes
 from entrl_lab.replay.recommend import Target, calibrate, measured_change, recommend
 from entrl_lab.replay.settings import logged_setting, split_setting
 from entrl_lab.replay.window_loss import check_window, select, window_loss

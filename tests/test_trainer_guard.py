@@ -4,7 +4,7 @@ import pytest
 from tiny_model import parameters, same, trainer
 
 from entrl.controllers.clip_cov import ClipCov
-from entrl.controllers.guard import EntropyGuard
+from entrl.controllers.guard import Guard
 from entrl.controllers.kl_cov import KLCov
 
 # Two micro-batches a step, two steps a rollout, two walks over it: four updates per rollout.
@@ -42,7 +42,7 @@ def logged(of, name):
 
 def test_the_knob_moves_between_optimiser_steps_only_and_the_log_tells(tmp_path):
     inner = Watched(fraction=0.05)
-    of = run(tmp_path, EntropyGuard(controller=inner, knob="coef", **EAGER))
+    of = run(tmp_path, Guard(controller=inner, knob="coef", **EAGER))
     of.train()
     kinds, coefs = zip(*inner.calls, strict=True)
     assert kinds == ("select", "on_loss", "on_loss") * 8
@@ -66,7 +66,7 @@ def test_the_knob_moves_between_optimiser_steps_only_and_the_log_tells(tmp_path)
 def test_a_guard_that_never_acts_equals_the_controller_alone(tmp_path, make, knob):
     alone = run(tmp_path, make())
     alone.train()
-    guarded = run(tmp_path, EntropyGuard(controller=make(), knob=knob, band=(0.01, 99)))  # seeds itself when built
+    guarded = run(tmp_path, Guard(controller=make(), knob=knob, band=(0.01, 99)))  # seeds itself when built
     guarded.train()
     assert same(parameters(alone), parameters(guarded))
     assert guarded.controllers[0].controller.options() == alone.controllers[0].options()
@@ -75,7 +75,7 @@ def test_a_guard_that_never_acts_equals_the_controller_alone(tmp_path, make, kno
 @pytest.mark.parametrize("stop", [2, 5], ids=["while_measuring_the_start", "while_acting"])
 def test_resuming_equals_not_stopping(tmp_path, stop):
     def guarded():
-        guard = EntropyGuard(controller=KLCov(fraction=0.05), knob="coef", **EAGER)
+        guard = Guard(controller=KLCov(fraction=0.05), knob="coef", **EAGER)
         return run(tmp_path, guard, save_strategy="steps", save_steps=stop)
 
     whole = guarded()
@@ -92,11 +92,11 @@ def test_resuming_equals_not_stopping(tmp_path, stop):
 
 def test_refusals_of_the_wrapped_controller_hold_for_the_guard(tmp_path):
     with pytest.raises(ValueError, match="kl_cov does nothing on a fully on-policy schedule"):
-        trainer(tmp_path, controllers=[EntropyGuard(controller=KLCov(), knob="coef")])
+        trainer(tmp_path, controllers=[Guard(controller=KLCov(), knob="coef")])
 
 
 def test_an_alarm_stops_training(tmp_path):
-    guard = EntropyGuard(controller=KLCov(fraction=0.05), knob="coef", start_entropy=100.0, patience=2, on_alarm="stop")
+    guard = Guard(controller=KLCov(fraction=0.05), knob="coef", start_entropy=100.0, patience=2, on_alarm="stop")
     of = run(tmp_path, guard)
     with pytest.raises(
         RuntimeError, match=r"entropy collapse at step 1: .*resume from a checkpoint saved before step 0"

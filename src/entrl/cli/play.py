@@ -2,53 +2,61 @@
 
     entrl play twenty_questions --policy greedy --policy random --policy cip:temperature=0.25 --policy model:DIR
 
-Policies: `guess`, `random`, `fixed`, `greedy`; `ip` and `cip` with `temperature` (of the exact belief, below 1
-over-confident), `model` (a folder whose language model supplies the belief instead), `eps`, and for `cip` `alpha` and
-`calibration`; `model:PATH`, a trained player. Options follow a colon: `cip:alpha=0.2,calibration=100`.
+`entrl.cli.policies` says what a policy may be.
 """
 
 import argparse
-import functools
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
-from entrl.environments.loader import load_environment
-from entrl.environments.play import Episode, Policy, paired, play, score
-from entrl.environments.policies import PLAIN
-from entrl.environments.pursuit import (
-    ConformalPursuit,
-    InformationPursuit,
-    exact_beliefs,
-    language_beliefs,
-    pursuit_coverage,
-)
-from entrl.settings.names import suggest
+from entrl import __version__
+from entrl.cli.parsers import TEMPLATE_HELP, Command, add_dtype, add_out, add_rows, expanded
 
-PURSUITS: dict[str, dict[str, Callable[[str], Any]]] = {
-    "ip": {"temperature": float, "eps": float, "model": str},
-    "cip": {"temperature": float, "eps": float, "model": str, "alpha": str, "calibration": int},
-}
-FACTS = (
-    "problem_id",
-    "table_id",
-    "target",
-    "correct",
-    "submitted",
-    "score",
-    "questions",
-    "repeats",
-    "contradictions",
-    "invalid",
-    "refused",
-    "h0",
-)
+if TYPE_CHECKING:  # numpy and what plays, which the list of commands needs nothing of
+    from entrl.environments.play import Episode
+
 SHOWN = ("success", "questions", "gain_per_question", "normalised_gain", "entropy_area", "repeat_rate", "invalid")
 
 
+def play_arguments(parser: argparse.ArgumentParser) -> None:
+    from entrl.cli.policies import KNOWN
+    from entrl.environments import ENVIRONMENTS
+    from entrl.tasks import INQUIRIES
+
+    parser.add_argument("task", help=f"{', '.join(INQUIRIES)}, or a task whose rows --environment can play")
+    parser.add_argument(
+        "--policy",
+        action="append",
+        type=expanded,
+        required=True,
+        metavar="SPEC",
+        help=f"one of {', '.join(KNOWN)}; may be given several times",
+    )
+    add_rows(parser, size=200, size_help="games (default 200)", seed_help="of rows, of random policies, of sampling")
+    parser.add_argument(
+        "--environment", metavar="USE", help=f"{', '.join(ENVIRONMENTS)}, or your own (default: the task's name)"
+    )
+    parser.add_argument("--env-args", default="{}", metavar="YAML", help="options of the environment")
+    parser.add_argument("--temperature", type=float, default=0.0, help="of model:PATH (default 0, greedy)")
+    parser.add_argument("--top-p", type=float, default=1.0)
+    parser.add_argument(
+        "--max-completion-length", type=int, default=2048, help="tokens of a whole game after its prompt"
+    )
+    parser.add_argument("--batch-size", type=int, default=32, help="games side by side")
+    add_dtype(parser)
+    parser.add_argument("--chat-template-kwargs", metavar="YAML", help=f"of model:PATH; {TEMPLATE_HELP}")
+    parser.add_argument("--no-coverage", action="store_true", help="leave out the coverage report of ip and cip")
+    parser.add_argument("--transcripts", action="store_true", help="write every message into the JSON")
+    add_out(parser)
+
+
 def run_play(options: argparse.Namespace) -> int:
-    """What the command does with its parsed arguments; see `entrl.cli.main`."""
+    from entrl.cli.policies import distinct, parse_policy
+    from entrl.environments import load_environment
+    from entrl.environments.play import paired, play, score
+    from entrl.environments.pursuit import InformationPursuit, pursuit_coverage
     from entrl.runs.folder import write_json
     from entrl.runs.log import be_quiet
     from entrl.settings.json_lines import finite
@@ -65,7 +73,7 @@ def run_play(options: argparse.Namespace) -> int:
     dataset = load_task({"task": options.task, **task_args}, split=options.split, size=options.size, seed=options.seed)
     rows: list[Any] = list(dataset)
     result: dict[str, Any] = {
-        "entrl": _version(),
+        "entrl": __version__,
         "commit": entrl_commit(),
         "task": {"task": options.task, **task_args},
         "environment": {"use": use, "args": env_args},
@@ -94,78 +102,7 @@ def run_play(options: argparse.Namespace) -> int:
     return 0
 
 
-def distinct(specs: Sequence[str]) -> list[str]:
-    twice = [spec for spec in specs if list(specs).count(spec) > 1]
-    if twice:
-        raise ValueError(f"--policy {twice[0]} is given twice; each policy plays every row once")
-    return list(specs)
-
-
-def parse_policy(spec: str, options: argparse.Namespace) -> Policy:
-    """The policy of `greedy`, `cip:alpha=0.2` or `model:PATH`; ValueError for anything else."""
-    name, _, rest = spec.partition(":")
-    if name == "model":
-        return _model_policy(spec, rest, options)
-    known = [*PLAIN, *PURSUITS, "model:PATH"]
-    if name in PLAIN and not rest:
-        return PLAIN[name](name=spec, seed=options.seed)
-    if name not in PURSUITS:
-        hint = f"{name} takes no options." if name in PLAIN else f"no policy {name!r}.{suggest(name, known)}"
-        raise ValueError(f"--policy {spec}: {hint} There are {', '.join(known)}")
-    given = parse_options(rest, PURSUITS[name], spec)
-    beliefs = _beliefs(given.pop("model", None), given.pop("temperature", 1.0), options)
-    made: Callable[..., Policy] = InformationPursuit if name == "ip" else ConformalPursuit
-    return made(name=spec, seed=options.seed, beliefs=beliefs, **given)
-
-
-def parse_options(text: str, kinds: Mapping[str, Callable[[str], Any]], spec: str) -> dict[str, Any]:
-    """`alpha=0.2,calibration=100`, each value of its kind."""
-    found = {}
-    for word in filter(None, text.split(",")):
-        key, equals, value = word.partition("=")
-        if not equals or key not in kinds:
-            raise ValueError(
-                f"--policy {spec}: unknown option {word!r}.{suggest(key, kinds)} It takes {', '.join(kinds)}"
-            )
-        try:
-            found[key] = kinds[key](value)
-        except ValueError:
-            raise ValueError(f"--policy {spec}: {key} must be a number, got {value!r}") from None
-    return found
-
-
-def _beliefs(path: str | None, temperature: float, options: argparse.Namespace) -> Any:
-    if path is None:
-        return functools.partial(exact_beliefs, temperature=temperature)
-    from entrl.models.load import load_policy
-
-    return language_beliefs(*load_policy(path, dtype=options.dtype), temperature=temperature)
-
-
-def _model_policy(spec: str, path: str, options: argparse.Namespace) -> Policy:
-    from entrl.environments.model_policy import ModelPolicy
-    from entrl.evaluation.asked import settled, template_kwargs
-    from entrl.models.load import load_policy
-
-    if not path:
-        raise ValueError("--policy model needs a folder or a hub id: model:PATH")
-    asked, taken = settled(path, {"chat_template_kwargs": template_kwargs(options.chat_template_kwargs)})
-    if taken is not None and "chat_template_kwargs" in asked:
-        print(f"asking {spec} as its run did: {taken}", file=sys.stderr)
-    model, tokenizer = load_policy(path, dtype=options.dtype)
-    return ModelPolicy(
-        model=model,
-        tokenizer=tokenizer,
-        name=spec,
-        temperature=options.temperature,
-        top_p=options.top_p,
-        seed=options.seed,
-        max_completion_length=options.max_completion_length,
-        chat_template_kwargs=asked.get("chat_template_kwargs") or {},
-    )
-
-
-def summary(played: Episode, *, transcript: bool) -> dict[str, Any]:
+def summary(played: "Episode", *, transcript: bool) -> dict[str, Any]:
     """An episode for the JSON."""
     names = (
         "problem_id",
@@ -219,7 +156,11 @@ def _coverage_table(spec: str, report: Mapping[str, Any]) -> Any:
     return table
 
 
-def _version() -> str:
-    import entrl
-
-    return entrl.__version__
+COMMANDS = {
+    "play": Command(
+        help="Let policies ask on the same rows of a game, and score how they did.",
+        group="judge",
+        arguments=play_arguments,
+        run=run_play,
+    )
+}

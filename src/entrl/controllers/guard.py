@@ -63,7 +63,7 @@ def guard_move(error: float, previous: float, *, kp: float, ki: float, rate: flo
 
 
 @dataclass(kw_only=True)
-class EntropyGuard(Controller):
+class Guard(Controller):
     """Any controller, with one of its options moved to hold entropy in a band.
 
     To the trainer it is the wrapped controller: same name, role, hooks and metrics, plus the metrics `guard_*`. It
@@ -100,7 +100,7 @@ class EntropyGuard(Controller):
                 f"guard: controller must be a Controller, got {self.controller!r}; in a recipe nest it as "
                 "controller: {use: kl_cov, args: {...}}"
             )
-        if isinstance(self.controller, EntropyGuard):
+        if isinstance(self.controller, Guard):
             raise ValueError("guard: controller is a guard itself; two loops on one entropy fight, wrap what it wraps")
         self._check_numbers()
         self._sign = self._find_sign()
@@ -382,6 +382,6 @@ class EntropyGuard(Controller):
 # Class attributes of a controller are constants there and questions to the wrapped one here.
 _ASKED = ("name", "role", "supported_losses", "needs_stale_policy", "uses_loss_hook", "required_scaling")
 for _name in (*_ASKED, "needs_reference", "needs_columns"):
-    setattr(EntropyGuard, _name, property(attrgetter(f"controller.{_name}")))
+    setattr(Guard, _name, property(attrgetter(f"controller.{_name}")))
 
-controller = EntropyGuard
+controller = Guard

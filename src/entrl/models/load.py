@@ -17,6 +17,7 @@ from typing import Any
 
 from entrl.models.shipped import model_path, naming_model, shipped_models
 
+DTYPES = ("float32", "bfloat16", "float16")  # that weights are loaded or stored in
 NAMED = ("r", "lora_alpha", "use_rslora", "use_dora", "bias", "rank_pattern", "alpha_pattern", "modules_to_save")
 
 

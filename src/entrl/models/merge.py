@@ -8,6 +8,8 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from entrl.models.load import DTYPES, load_tokenizer, load_weights
+
 
 def merge_adapter(
     adapter: Path,
@@ -24,13 +26,12 @@ def merge_adapter(
     import torch
 
     from entrl.models.fold import check_saved, fixed_prompts, forward, round_to
-    from entrl.models.load import load_tokenizer, load_weights
 
     check_adapter(adapter)
     if out.exists() and any(out.iterdir()):
         raise ValueError(f"{out} is not empty; name a new folder with --out")
-    if dtype not in ("float32", "bfloat16", "float16"):
-        raise ValueError(f"dtype must be float32, bfloat16 or float16, got {dtype!r}")
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype must be {', '.join(DTYPES[:-1])} or {DTYPES[-1]}, got {dtype!r}")
     model = load_weights(str(adapter), adapter="fold", dtype="float32", base=base)
     ids_BT = fixed_prompts(model.get_input_embeddings())
     exact_BTV = forward(model, ids_BT)

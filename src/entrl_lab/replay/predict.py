@@ -17,7 +17,6 @@ Needs:   a window of one rank (`entrl.trainers.grpo.window_log.joined`); no mode
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -25,11 +24,10 @@ from torch import Tensor
 from entrl.controllers.hooks import Controller
 from entrl.controllers.monitor import first_order_change
 from entrl.trainers.grpo.window_log import LoggedWindow
+from entrl_lab.estimators import ESTIMATORS, Estimator
 from entrl_lab.replay.settings import Setting
 from entrl_lab.replay.window_loss import check_window, window_loss
 
-Estimator = Literal["natural", "policy_gradient", "pooled"]
-ESTIMATORS: tuple[Estimator, ...] = ("natural", "policy_gradient", "pooled")
 SAME_GAIN = 1e-6  # of the largest plain gain: gradients closer than this are the same up to float32 in the weights
 
 

@@ -17,8 +17,9 @@ import numpy as np
 import torch
 
 from entrl.trainers.grpo.window_log import LoggedWindow
+from entrl_lab.estimators import ESTIMATORS, Estimator
 from entrl_lab.replay.agreement import Interval, kendall, moments_of, over_windows, r_squared, scale_of_moments
-from entrl_lab.replay.predict import ESTIMATORS, Estimator, Prediction, predicted_changes, token_gain
+from entrl_lab.replay.predict import Prediction, predicted_changes, token_gain
 from entrl_lab.replay.settings import Setting
 
 RESAMPLES = 2000

@@ -12,8 +12,9 @@ from rich.table import Table
 from entrl.runs.folder import read_recipe
 from entrl.settings.names import suggest
 from entrl.trainers.grpo.window_log import LoggedWindow, joined, load_step, logged_steps, windows_root
+from entrl_lab.estimators import ESTIMATORS, Estimator
 from entrl_lab.replay.agreement import Agreement, Pairs, agreement
-from entrl_lab.replay.predict import ESTIMATORS, Estimator, Prediction, predict
+from entrl_lab.replay.predict import Prediction, predict
 from entrl_lab.replay.real_step import RealStep, StepOutcome, load_probe, load_state
 from entrl_lab.replay.recommend import Calibration, Recommendation, Target, calibrate, recommend
 from entrl_lab.replay.settings import Setting, logged_setting

@@ -18,7 +18,8 @@ from typing import Any, NamedTuple
 
 from entrl.stats.intervals import interval_entry
 from entrl.trainers.grpo.window_log import LoggedWindow, logged_steps, windows_root
-from entrl_lab.replay import ESTIMATORS, read_windows, token_gain
+from entrl_lab.estimators import ESTIMATORS
+from entrl_lab.replay import read_windows, token_gain
 from entrl_lab.replay.agreement import Interval, over_windows, spearman
 from entrl_lab.replay.predict import predicted_changes
 from entrl_lab.replay.settings import logged_setting
