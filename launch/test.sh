@@ -101,7 +101,7 @@ run_vllm() {
 # Each test belongs to one suite: gpu, then vllm, deepspeed, browser, multiprocess, slow, and fast is the rest.
 for suite in $suites; do
     case "$suite" in
-        lint) run lint 120 bash -c 'ruff check . && ruff format --check .' ;;
+        lint) run lint 120 bash -c 'ruff check . && ruff format --check . && lint-imports --no-logo' ;;
         types)
             provide_node
             run types 300 pyright

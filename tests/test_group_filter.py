@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from entrl.controllers.hooks import OneRank
 from entrl.maths.group_filter import VERDICTS, GroupFilter, accuracy_verdict, spread_verdict
-from entrl.trainers.grpo.group_filter import GroupFiltering, PromptSource, filter_problems, filter_rule
+from entrl.trainers.grpo.group_filter import GroupFiltering, PromptSource
 from entrl.trainers.grpo.splice import Batch, spliced
+from entrl.trainers.refusals.part_options import filter_problems, filter_rule
 from entrl.trainers.shared.rollout import Rollout
 
 G, PAD = 2, 9

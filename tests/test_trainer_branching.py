@@ -9,9 +9,10 @@ from tiny_model import options as config
 from toy_tree import END, Language, settings
 
 from entrl.maths.branching import BranchOptions, tree_advantages
-from entrl.trainers.grpo.branching import Branching, branch_options, branching_problems
+from entrl.trainers.grpo.branching import Branching
 from entrl.trainers.grpo.continuations import Drawn
 from entrl.trainers.grpo.vllm import SampledRow
+from entrl.trainers.refusals.part_options import branch_options, branching_problems
 
 PROMPT = [9, 9]
 

@@ -31,7 +31,7 @@ later turns by a spread of first turns that is 0 (to 1e-6, so its advantages can
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -126,6 +126,17 @@ def first_turn_norm(reward_BS: Tensor, turn_BS: Tensor, *, group_size: int, disc
     deviation = _std(centred_PG1, torch.ones_like(first_PG1, dtype=torch.bool)) + TURN_EPS
     advantage_PGS = (return_PGS - first_PG1.mean(1, keepdim=True)) / deviation
     return torch.where(turn_BS, advantage_PGS.reshape(reward_BS.shape), 0.0)
+
+
+ESTIMATORS: dict[str, Callable[..., Tensor]] = {
+    "return_to_go": return_to_go,
+    "turnwise_masked": turnwise_masked,
+    "zero_padded": zero_padded,
+    "joint_norm": joint_norm,
+    "turn_group_sqrt": turn_group_sqrt,
+    "first_turn_norm": first_turn_norm,
+}
+WITHOUT_SUMS = ("turnwise_masked", "zero_padded")  # take each turn by itself, so they have no discount
 
 
 def _groups(x_BS: Tensor, group_size: int) -> Tensor:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from trl import GRPOConfig
 
-from entrl.trainers.grpo.turns import ESTIMATORS, WITHOUT_SUMS
+from entrl.maths.turn_credit import ESTIMATORS, WITHOUT_SUMS
 
 
 @dataclass
@@ -45,7 +45,7 @@ class EntropyGRPOConfig(GRPOConfig):
         deviation exceeds filter_min_std (`entrl.maths.group_filter`). None: every prompt is trained on.
     filter_max_tries: generations per rollout, the first included. filter_exhausted: what happens then, `keep` trains
         on what there is, `error` stops.
-    turn_credit: how the rewards of a dialogue's turns become advantages of their tokens (`entrl.trainers.grpo.turns`):
+    turn_credit: how the rewards of a dialogue's turns become advantages of their tokens (`entrl.maths.turn_credit`):
         `return_to_go` (unbiased), or one of the published estimators. None: one advantage for each completion.
     turn_credit_weight: of the turns' advantages beside the episode's. turn_credit_discount: of later turns' rewards,
         None = 1 (0.5 for first_turn_norm).

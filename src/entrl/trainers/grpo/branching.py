@@ -33,25 +33,6 @@ from entrl.trainers.grpo.continuations import Calls, Entropies, Generate, Piece
 from entrl.trainers.grpo.vllm import SampledRow
 
 LENGTH_DECAY = 0.9  # of the mean lengths a token budget foresees with; lengths move faster than thresholds
-# Settings of a sampler that count from the start of its own output, which for a fork is the middle of a completion.
-FROM_THE_START = (
-    "min_new_tokens",
-    "min_length",
-    "min_tokens",
-    "presence_penalty",
-    "frequency_penalty",
-    "begin_suppress_tokens",
-    "structured_outputs",
-    "stop",
-    "stop_strings",
-    "stop_token_ids",
-    "max_time",
-    "exponential_decay_length_penalty",
-    "forced_eos_token_id",
-    "max_new_tokens",
-    "max_tokens",
-    "seed",
-)
 
 
 class BranchedRollout(NamedTuple):
@@ -320,63 +301,3 @@ def _ended(branch: _Branch, end_ids: frozenset[int], max_new_tokens: int) -> boo
 
 def _towards(old: float, new: float) -> float:
     return LENGTH_DECAY * old + (1 - LENGTH_DECAY) * new
-
-
-def branch_options(args: Any) -> BranchOptions | None:
-    """The `branch_*` options of a trainer's config, None where it does not branch; ValueError as `BranchOptions`."""
-    if getattr(args, "branch_roots", None) is None:
-        return None
-    return BranchOptions(
-        roots=args.branch_roots,
-        at=args.branch_at,
-        window=args.branch_window,
-        quantile=args.branch_quantile,
-        attempts=args.branch_attempts,
-        token_budget=args.branch_token_budget,
-    )
-
-
-def branching_problems(args: Any, *, whole_groups: bool, tools: bool = False, rollout_func: bool = False) -> list[str]:
-    """Why these options cannot branch; empty = all right, or `branch_roots` is not set.
-
-    whole_groups: each rank holds whole groups.
-    """
-    roots = getattr(args, "branch_roots", None)
-    if roots is None:
-        return []
-    try:
-        branch_options(args)
-    except ValueError as error:
-        return [str(error)]
-    out = []
-    if not 2 <= roots < args.num_generations:
-        out.append(
-            f"branch_roots={roots} must be at least 2 and below num_generations={args.num_generations}; the rest of a "
-            "prompt's completions are forks"
-        )
-    if not whole_groups:
-        out.append(
-            "branch_roots needs every prompt's completions on one process; make per_device_train_batch_size x "
-            "steps_per_generation a multiple of num_generations"
-        )
-    if getattr(args, "vllm_replicas", None):
-        out.append(
-            "branch_roots with vllm_replicas is not supported: one limit goes with all requests of a call, and a "
-            "server refuses a long prefix with the limit of a short one; use the colocated engine, or transformers"
-        )
-    if tools or rollout_func:
-        out.append("branch_roots forks what the trainer's own sampler wrote; remove the tools or the rollout function")
-    if getattr(args, "multi_objective_aggregation", "sum_then_normalize") != "sum_then_normalize":
-        out.append(
-            f"branch_roots weighs one summed reward; multi_objective_aggregation={args.multi_objective_aggregation} "
-            "normalises each first: take sum_then_normalize"
-        )
-    given = {k for k, v in (args.generation_kwargs or {}).items() if k in FROM_THE_START and v is not None}
-    if getattr(args, "vllm_structured_outputs_regex", None):
-        given.add("vllm_structured_outputs_regex")
-    if given:
-        out.append(
-            f"{', '.join(sorted(given))} act from the start of what the sampler writes, which for a fork is the middle "
-            "of a completion, so it would be drawn from another distribution; remove them, or branch_roots"
-        )
-    return out

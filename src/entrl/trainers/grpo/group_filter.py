@@ -17,11 +17,7 @@ from torch import Tensor
 from entrl.controllers.hooks import Ranks
 from entrl.maths.group_filter import VERDICTS, GroupFilter, Verdict
 from entrl.trainers.grpo.splice import Batch, scaled_over_the_batch, spliced
-from entrl.trainers.shared.rewards import reward_name
-
-CORRECT = "correct"  # a published column: 1, 0, or -1 where the verdict is not known
-ACCURACY = "accuracy"  # the name of a reward function whose values are scores
-NO_VERDICTS = f"filter_on: accuracy finds no verdicts: no reward is called {ACCURACY!r} or publishes {CORRECT!r}"
+from entrl.trainers.refusals.part_options import ACCURACY, CORRECT, NO_VERDICTS
 
 
 class PromptSource:
@@ -252,38 +248,3 @@ class GroupFiltering:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.prompts.taken = int(state["taken"])
         self.prompts_seen, self.prompts_dropped = int(state["prompts_seen"]), int(state["prompts_dropped"])
-
-
-def filter_rule(args: Any) -> GroupFilter | None:
-    """The filter that these options ask for; ValueError where they contradict each other. None without `filter_on`."""
-    on = getattr(args, "filter_on", None)
-    if on is None:
-        return None
-    return GroupFilter(
-        on=on,
-        low=args.filter_low,
-        high=args.filter_high,
-        min_std=args.filter_min_std,
-        max_tries=args.filter_max_tries,
-        on_exhausted=args.filter_exhausted,
-    )
-
-
-def filter_problems(args: Any, reward_funcs: Sequence[Any], *, whole_groups: bool) -> list[str]:
-    """What makes the filter of these options impossible; empty without `filter_on`."""
-    try:
-        rule = filter_rule(args)
-    except ValueError as error:
-        return [str(error)]
-    if rule is None:
-        return []
-    problems = []
-    if not whole_groups:
-        problems.append(
-            "filter_on puts whole groups in the places of others, and groups are split over processes; make "
-            "per_device_train_batch_size x steps_per_generation a multiple of num_generations"
-        )
-    sources = [r for r in reward_funcs if reward_name(r) == ACCURACY or CORRECT in getattr(r, "published_columns", ())]
-    if rule.on == "accuracy" and not sources:
-        problems.append(f"{NO_VERDICTS}; add the reward accuracy (weight 0 will do), or filter on reward")
-    return problems

@@ -29,14 +29,15 @@ from entrl.controllers.hooks import Controller, Rows, Window
 from entrl.controllers.monitor import Monitor
 from entrl.engines.faults import RolloutError
 from entrl.maths.phases import ThinkTags
-from entrl.trainers.grpo.branching import BranchedRollout, Branching, branch_options, branching_problems
-from entrl.trainers.grpo.group_filter import GroupFiltering, PromptSource, filter_rule
+from entrl.trainers.grpo.branching import BranchedRollout, Branching
+from entrl.trainers.grpo.group_filter import GroupFiltering, PromptSource
 from entrl.trainers.grpo.logged_windows import LoggedWindows
 from entrl.trainers.grpo.rollout_half import COLUMN, RolloutHalf
 from entrl.trainers.grpo.turns import turn_options
 from entrl.trainers.grpo.vllm import generating_with
 from entrl.trainers.ranks import AccelerateRanks
 from entrl.trainers.refusals.engine_rules import tool_problems
+from entrl.trainers.refusals.part_options import branch_options, branching_problems, filter_rule
 from entrl.trainers.refusals.schedule import check_schedule, describe_schedule
 from entrl.trainers.refusals.surroundings import check_surroundings, refuse_dropout
 from entrl.trainers.shared.checkpoint import moved

@@ -12,7 +12,6 @@ that is refused. A weight of 0 leaves TRL's advantages as they are, bit for bit.
 Source:  method card information-gain, section 7.5; TRL 1.16 accepts (B, T) advantages from subclasses
 """
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,18 +20,8 @@ from torch import Tensor
 
 from entrl.maths import turn_credit
 from entrl.trainers.ranks import AccelerateRanks
+from entrl.trainers.refusals.part_options import TURN_REWARDS
 from entrl.trainers.shared.rollout import Rollout
-
-COLUMN = "turn_rewards"
-ESTIMATORS: dict[str, Callable[..., Tensor]] = {
-    "return_to_go": turn_credit.return_to_go,
-    "turnwise_masked": turn_credit.turnwise_masked,
-    "zero_padded": turn_credit.zero_padded,
-    "joint_norm": turn_credit.joint_norm,
-    "turn_group_sqrt": turn_credit.turn_group_sqrt,
-    "first_turn_norm": turn_credit.first_turn_norm,
-}
-WITHOUT_SUMS = ("turnwise_masked", "zero_padded")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +46,7 @@ class TurnCredit:
         device, first = advantages_B.device, ranks.accelerator.process_index * len(rollout)
         reward_NS, turn_NS = ranks.gather(reward_BS.to(device)), ranks.gather(turn_BS.to(device))
         options = {} if self.discount is None else {"discount": self.discount}
-        credit_NS = ESTIMATORS[self.estimator](reward_NS, turn_NS, group_size=group_size, **options).float()
+        credit_NS = turn_credit.ESTIMATORS[self.estimator](reward_NS, turn_NS, group_size=group_size, **options).float()
         index_BT = index_BT.to(device)
         credit_BT = turn_credit.broadcast_turns(credit_NS[first : first + len(rollout)], index_BT)
         if self.length_weighting:
@@ -81,17 +70,17 @@ def turns_of(rollout: Rollout, width: int) -> Tensor:
 
 def turn_table(rollout: Rollout, index_BT: Tensor, ranks: AccelerateRanks) -> tuple[Tensor, Tensor]:
     """(B, S) float64 rewards and bool turns, S the most turns of any rank; ValueError where they do not fit."""
-    if COLUMN not in rollout.columns:
+    if TURN_REWARDS not in rollout.columns:
         raise ValueError(
-            f"turn_credit is set and no reward published {COLUMN}; information_gain does with pay: turn, a reward of "
-            f"your own through row_columns['{COLUMN}'], one value for each message that the model wrote"
+            f"turn_credit is set and no reward published {TURN_REWARDS}; information_gain does with pay: turn, a "
+            f"reward of your own through row_columns['{TURN_REWARDS}'], one value for each message that the model wrote"
         )
-    rewards, written_B = rollout.columns[COLUMN], (index_BT.amax(1) + 1).tolist()
+    rewards, written_B = rollout.columns[TURN_REWARDS], (index_BT.amax(1) + 1).tolist()
     for row, (given, written) in enumerate(zip(rewards, written_B, strict=True)):
         if len(given) != written:
             raise ValueError(
-                f"{len(given)} {COLUMN} for row {row}, in which the model wrote {written} messages; give one for each, "
-                "the last one included"
+                f"{len(given)} {TURN_REWARDS} for row {row}, in which the model wrote {written} messages; give one for "
+                "each, the last one included"
             )
     turns = max(1, ranks.max(max(written_B, default=0)))
     reward_BS, turn_BS = torch.zeros(len(rollout), turns, dtype=torch.float64), torch.arange(turns)[None, :]
@@ -118,35 +107,3 @@ def turn_options(args: Any) -> TurnCredit | None:
         discount=args.turn_credit_discount,
         length_weighting=args.turn_length_weighting,
     )
-
-
-def turn_problems(args: Any, reward_funcs: Sequence[Any]) -> list[str]:
-    """What about these options would make credit per turn wrong or idle."""
-    estimator = getattr(args, "turn_credit", None)
-    publishes = any(COLUMN in getattr(r, "published_columns", ()) for r in reward_funcs)
-    if estimator is None:
-        if not publishes:
-            return []
-        return [
-            f"a reward publishes {COLUMN} and nothing turns them into advantages; set trainer.turn_credit: "
-            "return_to_go, or pay: episode"
-        ]
-    problems = []
-    if not publishes:
-        problems.append(
-            f"turn_credit={estimator} needs {COLUMN}, which no reward here publishes; add information_gain with pay: "
-            "turn, or a reward of your own with published_columns"
-        )
-    if args.importance_sampling_level != "token":
-        problems.append(
-            f"turn_credit gives each turn its own advantage, which importance_sampling_level="
-            f"{args.importance_sampling_level!r} spreads over the completion; set importance_sampling_level: token"
-        )
-    if getattr(args, "filter_on", None) is not None:
-        problems.append(
-            "turn_credit and filter_on cannot be combined: the filter drops groups by the episode's reward, also those "
-            "whose turns differ; leave one of them out"
-        )
-    if getattr(args, "branch_roots", None) is not None:
-        problems.append("turn_credit and branch_roots cannot be combined: dialogues are not forked; leave one out")
-    return problems

@@ -13,10 +13,8 @@ from typing import Any
 from entrl.controllers.ce_gppo import CEGPPO
 from entrl.controllers.guard import EntropyGuard
 from entrl.controllers.hooks import Controller, Role
-from entrl.trainers.grpo.branching import branching_problems
-from entrl.trainers.grpo.group_filter import filter_problems
-from entrl.trainers.grpo.turns import turn_problems
 from entrl.trainers.refusals.engine_rules import vllm_problems
+from entrl.trainers.refusals.part_options import branching_problems, filter_problems, turn_problems
 from entrl.trainers.shared.rewards import SCORED_SIGNALS, needed_signals, needs_whole_groups, reward_name
 
 TRL_LOSSES = ("grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo", "luspo", "vespo")
