@@ -9,6 +9,7 @@ import pytest
 import torch
 from entrl_rewards.accuracy import reward
 from peft import LoraConfig, get_peft_model
+from rich.progress import Progress
 from transformers import GenerationConfig, Qwen3Config, Qwen3ForCausalLM
 
 from entrl.evaluation import answers as module
