@@ -1,6 +1,6 @@
 """The replica pool's bookkeeping, against scripted servers that misbehave on demand.
 
-What real vLLM servers do is in test_rollouts_replicas_vllm.py; these stand for the orders of failure that cannot be
+What real vLLM servers do is in test_engines_pool_vllm.py; these stand for the orders of failure that cannot be
 produced there at will: an answer one request later than its timeout, a cut-off body, another model's name.
 """
 
