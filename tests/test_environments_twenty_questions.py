@@ -33,7 +33,9 @@ def started(cls=TwentyQuestions, *, options=None, **changes):
     return env
 
 
-STATE = "_events _target _done _budget _asked _correct _score _invalid _refused _seed _noise".split()
+STATE = (
+    "_events", "_target", "_done", "_budget", "_asked", "_correct", "_score", "_invalid", "_refused", "_seed", "_noise",
+)  # fmt: skip
 
 
 def state(env):
