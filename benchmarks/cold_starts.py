@@ -25,7 +25,8 @@ from entrl.evaluation.answers import evaluate
 from entrl.models.load import load_policy
 from entrl.runs.folder import append_lines, write_json
 from entrl.settings.provenance import git_state
-from entrl.stats.intervals import bootstrap_interval, seed_differences
+from entrl.stats.intervals import bootstrap_interval
+from entrl.stats.pairing import seed_differences
 from entrl.tasks import load_task
 from entrl.teach.cold_start import cold_start, load_cold_start
 from entrl.teach.cold_start.answers import collect

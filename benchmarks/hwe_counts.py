@@ -45,7 +45,7 @@ from torch import Tensor
 from entrl import signals, windows
 from entrl.maths.signals import TopKEntropy, entropy_from_topk
 from entrl.maths.windows import high_entropy_windows, row_quantiles, running_tail_means, trigger_mask
-from entrl.stats.intervals import t_quantile
+from entrl.stats.pairing import seed_ratio
 
 VOCABULARY = 151_936
 K, WINDOW, PERCENTILE = 10, 4, 0.95
@@ -189,10 +189,8 @@ def rate(job: Callable[[], Any], tokens: int) -> Rate:
 
 
 def speed_up(ours: list[float], theirs: list[float]) -> dict[str, Any]:
-    logs = [math.log(a / b) for a, b in zip(ours, theirs, strict=True)]
-    centre, n = statistics.fmean(logs), len(logs)
-    half = t_quantile(0.975, n - 1) * statistics.stdev(logs) / math.sqrt(n) if n > 1 else math.nan
-    return {"ratio": math.exp(centre), "ci": [math.exp(centre - half), math.exp(centre + half)]}
+    ratio, *ci = seed_ratio(theirs, ours) if len(ours) > 1 else (ours[0] / theirs[0], math.nan, math.nan)
+    return {"ratio": ratio, "ci": ci}
 
 
 def agree(ours: Counted, theirs: Counted) -> None:

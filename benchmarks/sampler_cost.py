@@ -17,7 +17,6 @@ both kept: on a shared machine only the second means much. On CUDA clock time is
 import argparse
 import datetime
 import json
-import math
 import os
 import platform
 import statistics
@@ -33,7 +32,7 @@ import torch
 from torch import Tensor
 
 from entrl.maths.truncation import entropy_and_kept_mass, top_h_keep, top_p_keep
-from entrl.stats.intervals import t_quantile
+from entrl.stats.pairing import seed_ratio
 
 VOCABULARY = 151_936
 SHAPE = {"hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24}
@@ -219,13 +218,11 @@ def decode(llm: Any, batch: int, params: Any, device: str, inside: Inside) -> tu
 def against(taken: list[tuple[float, ...]], off: list[tuple[float, ...]]) -> dict[str, Any]:
     result = {}
     for i, clock in enumerate(("wall", "cpu")):
-        logs = [math.log(a[i] / b[i]) for a, b in zip(taken, off, strict=True)]
-        mean = statistics.fmean(logs)
-        half = t_quantile(0.975, len(logs) - 1) * statistics.stdev(logs) / math.sqrt(len(logs)) if any(logs) else 0.0
+        found = seed_ratio([t[i] for t in off], [t[i] for t in taken])
         result[clock] = {
             "median_ms_per_step": 1e3 * statistics.median(t[i] for t in taken),
-            "ratio": math.exp(mean),
-            "ratio_ci": [math.exp(mean - half), math.exp(mean + half)],
+            "ratio": found.mean,
+            "ratio_ci": [found.lo, found.hi],
         }
     return result
 

@@ -22,7 +22,6 @@ No weights are needed but the shipped tiny reasoner's. CPU only.
 import argparse
 import datetime
 import json
-import math
 import os
 import platform
 import statistics
@@ -36,12 +35,13 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import torch
+from scipy.stats import binom
 from torch import Tensor, distributed, multiprocessing
 
 from entrl.controllers.clip_cov import ClipCov
 from entrl.controllers.hooks import LossView, OneRank, Ranks, Rows, Window
 from entrl.controllers.kl_cov import KLCov, log_ratio_penalty
-from entrl.stats.intervals import t_quantile
+from entrl.stats.pairing import seed_ratio
 
 Job = Callable[[], Any]
 SIZES = {10_000: (16, 625), 100_000: (64, 1563), 1_000_000: (256, 3907), 10_000_000: (2560, 3907)}
@@ -201,10 +201,7 @@ class Timed(NamedTuple):
 def median_ci(values: list[float]) -> dict[str, Any]:
     """Median with the order statistics that enclose it at 95 % or a little more, in milliseconds."""
     ordered, n = sorted(values), len(values)
-    k = 0
-    while 2 * sum(math.comb(n, i) for i in range(k + 1)) / 2**n <= 0.05:
-        k += 1
-    k = max(k - 1, 0)  # 2 P(Binomial(n, 1/2) <= k) <= 0.05 still
+    k = max(int(binom.ppf(0.025, n, 0.5)) - 1, 0)  # the largest with 2 P(Binomial(n, 1/2) <= k) <= 0.05
     return {"median_ms": 1e3 * statistics.median(ordered), "ci_ms": [1e3 * ordered[k], 1e3 * ordered[n - 1 - k]]}
 
 
@@ -229,10 +226,8 @@ def alternate(jobs: dict[str, Job], rounds: int) -> dict[str, Timed]:
 
 
 def speedup(theirs: list[float], ours: list[float]) -> dict[str, Any]:
-    logs = [math.log(a / b) for a, b in zip(theirs, ours, strict=True)]
-    half = t_quantile(0.975, len(logs) - 1) * statistics.stdev(logs) / math.sqrt(len(logs))
-    mean = statistics.mean(logs)
-    return {"speedup": math.exp(mean), "speedup_ci": [math.exp(mean - half), math.exp(mean + half)]}
+    found = seed_ratio(ours, theirs)
+    return {"speedup": found.mean, "speedup_ci": [found.lo, found.hi]}
 
 
 def measure_cost(args: argparse.Namespace) -> list[dict[str, Any]]:

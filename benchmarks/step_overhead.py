@@ -14,9 +14,7 @@ A second vocabulary size shows what entropies over a wide softmax add. Needs no 
 
 import argparse
 import json
-import math
 import platform
-import statistics
 import subprocess
 import tempfile
 import time
@@ -32,7 +30,7 @@ from transformers import PrinterCallback, Qwen3Config, Qwen3ForCausalLM, Trainer
 from trl import GRPOConfig, GRPOTrainer
 
 from entrl.controllers.kl_cov import KLCov
-from entrl.stats.intervals import t_quantile
+from entrl.stats.pairing import seed_ratio
 from entrl.tasks import load_task
 from entrl.trainers.config import EntropyGRPOConfig
 from entrl.trainers.grpo.trainer import EntropyGRPOTrainer
@@ -169,11 +167,7 @@ def measure(schedule: str, dataset: Any, vocab: int | None, args: argparse.Names
 def summary(values: list[float], stock: list[float]) -> dict[str, Any]:
     row: dict[str, Any] = {"seconds_per_step": values}
     if values is not stock and len(values) > 1:
-        logs = [math.log(ours / theirs) for ours, theirs in zip(values, stock, strict=True)]
-        mean = statistics.mean(logs)
-        half = t_quantile(0.975, len(logs) - 1) * statistics.stdev(logs) / math.sqrt(len(logs))
-        row["ratio"] = math.exp(mean)
-        row["ratio_ci"] = [math.exp(mean - half), math.exp(mean + half)]
+        row["ratio"], *row["ratio_ci"] = seed_ratio(stock, values)
     return row
 
 

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 from tiny_model import saved_model
 
-from entrl.cli.main import main, parse_ks, split_overrides
-from entrl.cli.main import main as cli
+from entrl.cli import main as cli
+from entrl.cli.main import main, parse_ks
 from entrl.models.shipped import shipped_models
+from entrl.settings.overrides import split_overrides
 
 RECIPES = Path(__file__).parents[1] / "recipes" / "tiny-reasoner"
 
@@ -23,7 +24,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def test_help_imports_nothing_heavy():
     code = "import sys; from entrl.cli.main import make_parser; make_parser()"
-    code += "; print([m for m in ('torch', 'trl', 'yaml') if m in sys.modules])"
+    code += "; print([m for m in ('torch', 'trl', 'yaml', 'pydantic', 'scipy') if m in sys.modules])"
     started = time.perf_counter()
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -18,7 +18,7 @@ from entrl.controllers.guard import EntropyGuard, band_error, guard_move, hold_b
 from entrl.controllers.hooks import Controller, LossView, Rows, StepFeedback, Window
 from entrl.controllers.kl_cov import KLCov
 from entrl.controllers.std_floor import StdFloor
-from entrl.settings.names import load_controller
+from entrl.runs.specs import load_controller
 
 
 @dataclass(kw_only=True)

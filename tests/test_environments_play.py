@@ -8,6 +8,7 @@ import pytest
 import torch
 from datasets import Dataset
 from entrl_rewards.information_gain import InformationGain
+from entrl_rewards.information_gain_options import InformationGainExpert
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 from trl import GRPOConfig, GRPOTrainer
@@ -117,7 +118,9 @@ def scripted_rows():
 def test_a_model_plays_as_trl_lets_it(tmp_path, iterations):
     """Unknown tools, malformed calls, two calls in a turn, and results that do not fit: message for message."""
     tokenizer, seen = chat_tokenizer(), {}
-    paying = InformationGain(pay="turn", credit="realised", normalise="none", invalid_penalty=10.0)
+    paying = InformationGain(
+        pay="turn", credit="realised", invalid_penalty=10.0, expert=InformationGainExpert(normalise="none")
+    )
 
     def capture(completions, environments, **kwargs):
         seen.update(completions=completions, events=[list(e._events) for e in environments])

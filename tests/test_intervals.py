@@ -1,11 +1,12 @@
-"""entrl.stats.intervals: two-way clusters, Holm, paired p; by hand, against loops, and by coverage in simulation."""
+"""entrl.stats.pairing: two-way clusters, Holm, paired p; by hand, against loops, and by coverage in simulation."""
 
 import math
 
 import numpy as np
 import pytest
+from scipy.stats import t as student
 
-from entrl.stats.intervals import clustered_difference, holm, paired_p, seed_differences, t_cdf, t_quantile, verdict
+from entrl.stats.pairing import clustered_difference, holm, paired_p, seed_differences, verdict
 
 
 def slow_clustered(d):
@@ -30,8 +31,8 @@ def test_two_way_clusters_equal_the_formula(seed):
     mean, *v = slow_clustered(d.tolist())
     assert found.mean == pytest.approx(mean)
     assert found.standard_error == pytest.approx(math.sqrt(max(v[0] + v[1] - v[2], v[0], v[1])))
-    assert found.hi - found.mean == pytest.approx(t_quantile(0.975, 3) * found.standard_error)
-    assert found.p == pytest.approx(2 * (1 - t_cdf(abs(found.mean) / found.standard_error, 3)))
+    assert found.hi - found.mean == pytest.approx(student.ppf(0.975, 3) * found.standard_error)
+    assert found.p == pytest.approx(2 * (1 - student.cdf(abs(found.mean) / found.standard_error, 3)))
     assert (found.seeds, found.problems, found.cells) == (4, 30, 120)
 
 

@@ -1,4 +1,4 @@
-"""The law and its rivals: vectors, slow twins, properties, refusals, coverage of the intervals, judgement."""
+"""The law: vectors, slow twins, properties, refusals, coverage of the intervals."""
 
 import json
 import math
@@ -7,31 +7,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from decaying import decay, noisy
 from hypothesis import given
 from hypothesis import strategies as st
 
 from entrl.stats import law
-from entrl.stats.law import LawRefused, Series, bootstrap_law, fit_law, judge, judge_many, law_series
-from entrl.stats.learning_curves import CurveRefused, fit_curve
+from entrl.stats.law import LawRefused, bootstrap_law, fit_law, law_series
 
 CASES = json.loads((Path(__file__).parent / "vectors" / "entropy_mechanism.json").read_text())["law"]
 CLOSE: dict[str, Any] = {"rel": 1e-7, "abs": 1e-9}  # the file's tolerance
-
-
-def decay(n=60, *, top=0.9, floor=0.1, tau=15.0):
-    """(times, entropies): an exponential fall in nats."""
-    times = np.arange(n, dtype=float)
-    return times, floor + (top - floor) * np.exp(-times / tau)
-
-
-def noisy(n, *, sd, rho=0.0, seed=0):
-    """AR(1) noise with standard deviation `sd`."""
-    draw = np.random.default_rng(seed)
-    e = np.empty(n)
-    e[0] = draw.normal()
-    for i in range(1, n):
-        e[i] = rho * e[i - 1] + math.sqrt(1 - rho**2) * draw.normal()
-    return sd * e
 
 
 # --- fit ---
@@ -169,9 +153,9 @@ def test_trend_share_of_a_line_of_noise_and_of_uneven_times():
 
 
 @pytest.mark.parametrize("uneven", [False, True])
-def test_bumps_of_independent_noise_have_its_variance(uneven):
+def test_noise_of_independent_noise_has_its_variance(uneven):
     times = np.cumsum(np.random.default_rng(1).exponential(size=20_000)) if uneven else None
-    assert np.mean(law._bumps(noisy(20_000, sd=2.0), times) ** 2) == pytest.approx(4.0, rel=0.05)
+    assert np.mean(law.noise_of(noisy(20_000, sd=2.0), times) ** 2) == pytest.approx(4.0, rel=0.05)
 
 
 # --- intervals ---
@@ -236,190 +220,6 @@ def test_coverage_under_autocorrelation():
     assert independent > 0.90
     assert blocks > 0.84  # short blocks forget part of the autocorrelation: below 95 %, and said so in the docstring
     assert single < blocks - 0.05  # drawing single points is worse by more than chance
-
-
-# --- curves ---
-
-
-def test_curves_find_what_made_the_data():
-    times = np.arange(1, 80, dtype=float)
-    made = fit_curve("saturation", times, 0.6 - 0.4 * np.exp(-times / 20))
-    assert (made.start, made.end, made.scale) == pytest.approx((0.2, 0.6, 20), rel=1e-3)
-    made = fit_curve("sigmoid", times, 0.1 + 0.6 / (1 + (25 / times) ** 2.5))
-    assert (made.start, made.end, made.scale, made.power) == pytest.approx((0.1, 0.7, 25, 2.5), rel=1e-2)
-    assert made.predict(0.0) == pytest.approx(0.1, abs=1e-2)
-    assert made.r2 > 0.999999
-
-
-@pytest.mark.parametrize("kind", ["saturation", "sigmoid"])
-def test_curves_keep_the_end_inside_the_bounds_and_refuse_few_points(kind):
-    times = np.arange(1, 10, dtype=float)
-    made = fit_curve(kind, times, 0.1 * times)  # a straight line would end far above 1
-    assert made.end == 1.0
-    assert fit_curve(kind, times, np.full(9, 0.4)).predict(1e6) == pytest.approx(0.4)
-    few = {"saturation": 4, "sigmoid": 5}[kind]
-    with pytest.raises(CurveRefused, match=rf"at least {few} points in time, got 3.*eval.at: early"):
-        fit_curve(kind, np.array([1, 1, 2, 3]), np.zeros(4))
-
-
-def slow_levels(rise, values, bounds):
-    """Levels of one shape by scanning the end and solving for the start."""
-    best = (math.inf, 0.0, 0.0)
-    for end in np.linspace(bounds[0], bounds[1], 2001):
-        rest = 1 - rise
-        start = float(rest @ (values - end * rise) / (rest @ rest))
-        best = min(best, (float(((start * rest + end * rise - values) ** 2).sum()), start, end))
-    return best
-
-
-@pytest.mark.parametrize("seed", range(4))
-def test_levels_equal_the_slow_twin(seed):
-    from entrl.stats.learning_curves import _levels
-
-    draw = np.random.default_rng(seed)
-    rise, values = 1 - np.exp(-np.arange(1, 9) / draw.uniform(1, 20)), draw.uniform(0, 1, 8)
-    _, end, error = _levels(rise[None], values, (0.0, 1.0))
-    slow_error, _, slow_end = slow_levels(rise, values, (0.0, 1.0))
-    assert float(error[0]) == pytest.approx(slow_error, rel=1e-3)
-    assert float(end[0]) == pytest.approx(slow_end, abs=2e-3)
-
-
-# --- out of sample ---
-
-
-def test_nearly_any_saturating_curve_has_a_high_r2_in_sample():
-    # Accuracy and entropy share nothing but the clock: different shapes, different speeds, independent noise.
-    times = np.arange(200, dtype=float)
-    rises = {
-        "exponential": 1 - np.exp(-times / 30),
-        "sigmoid": 1 / (1 + (40 / np.maximum(times, 1e-9)) ** 1.5),
-        "square root": np.minimum(1, np.sqrt(times / 100)),
-    }
-    for tau in (25.0, 60.0):
-        entropy = decay(200, tau=tau)[1]
-        for name, rise in rises.items():
-            accuracy = 0.2 + 0.5 * rise + noisy(200, sd=0.01, seed=7)
-            assert fit_law(entropy, accuracy).r2 > 0.83, (tau, name)
-    # and out of sample the same law loses to a curve of time where time is all there is
-    accuracy = 0.2 + 0.5 * (1 - np.exp(-times / 25)) + noisy(200, sd=0.01, seed=7)
-    out = judge(times, decay(200, tau=12.0)[1], accuracy)
-    assert out["in_sample_r2"]["law"] > 0.75
-    assert out["forecasts"]["law_given_entropy"]["rmse"] > 3 * out["forecasts"]["saturation"]["rmse"]
-
-
-def test_where_the_law_holds_and_the_clock_does_not_it_wins():
-    # Entropy stands still half way, so no curve of time can know when accuracy rises again; the law is told.
-    times = np.arange(200, dtype=float)
-    entropy = 0.5 + 0.4 * np.exp(-times / 8)
-    entropy[120:] = 0.1 + 0.4 * np.exp(-(times[120:] - 120) / 10)
-    accuracy = 0.8 - 0.25 * np.exp(entropy) + noisy(200, sd=0.005)
-    found = judge(times, entropy, accuracy)["forecasts"]
-    told = found["law_given_entropy"]["rmse"]
-    assert told < 0.01
-    assert all(found[name]["rmse"] > 3 * told for name in law.BASELINES)
-    assert found["law_forecast"]["rmse"] > 3 * told  # told nothing of the future, it cannot know either
-
-
-def test_forecast_is_blind_to_the_future():
-    times, entropy = decay(100)
-    accuracy = 0.8 - 0.25 * np.exp(entropy) + noisy(100, sd=0.01)
-    changed = entropy.copy()
-    changed[16:] += 0.2
-    one, two = judge(times, entropy, accuracy), judge(times, changed, accuracy)
-    same = ["law_forecast", *law.BASELINES]
-    assert [one["forecasts"][n] for n in same] == [two["forecasts"][n] for n in same]
-    assert one["forecasts"]["law_given_entropy"] != two["forecasts"]["law_given_entropy"]
-    assert one["forecasts"]["law_given_trend"] != two["forecasts"]["law_given_trend"]
-
-
-def test_shares_are_of_time_not_of_points():
-    times = np.array([0, 1, 2, 3, 4, 6, 8, 12, 15, 16, 30, 40, 50, 60, 70, 80, 90, 100.0])
-    entropy = 0.1 + 0.8 * np.exp(-times / 20)
-    out = judge(times, entropy, 0.8 - 0.25 * np.exp(entropy))
-    assert (out["early_points"], out["late_points"]) == (9, 6)  # up to 15 and after 40
-    assert out["forecasts"]["law_given_entropy"]["rmse"] < 1e-9
-    assert out["forecasts"]["law_given_entropy"]["final_error"] == pytest.approx(0, abs=1e-9)
-
-
-def test_scores_by_hand():
-    # last value of the early share: 0.4; late points 0.5 and 0.2, so errors -0.1 and +0.2
-    times = np.array([1, 2, 10, 12.0])
-    found = judge(times, [0.9, 0.8, 0.2, 0.1], [0.3, 0.4, 0.5, 0.2], early=0.2, late=0.3)["forecasts"]
-    assert found["last_value"] == pytest.approx({"rmse": math.sqrt(0.05 / 2), "mae": 0.15, "final_error": 0.2})
-    assert "at least 6 points, got 2" in found["law_given_entropy"]["refused"]
-    assert "needs at least 4 points" in found["saturation"]["refused"]
-
-
-def test_a_run_of_one_point_has_no_future():
-    out = judge([0], [0.5], [0.2])
-    assert out["late_points"] == 0
-    assert "no point in the late share" in out["forecasts"]["last_value"]["refused"]
-
-
-def test_refusals_are_recorded_and_can_be_overruled():
-    times = np.arange(60, dtype=float)
-    entropy, accuracy = 0.1 + noisy(60, sd=0.02), 0.4 + noisy(60, sd=0.02, seed=1)
-    out = judge(times, entropy, accuracy)
-    assert out["law"] is None
-    assert all("average the entropy" in out["forecasts"][form]["refused"] for form in law.LAW_FORMS)
-    assert "rmse" in out["forecasts"]["last_value"]
-    forced = judge(times, entropy, accuracy, refuse=False)
-    assert all("rmse" in forced["forecasts"][form] for form in law.LAW_FORMS)
-    json.dumps(out, allow_nan=False)
-    json.dumps(forced, allow_nan=False)
-
-
-def test_nan_is_dropped_and_shared_luck_is_measured():
-    times, entropy = decay(100)
-    luck = noisy(100, sd=0.03)
-    accuracy = np.clip(0.7 - 0.15 * np.exp(entropy) - luck, 0, 1)
-    accuracy[50] = math.nan
-    out = judge(times, entropy + luck, accuracy)
-    assert (out["n"], out["dropped"]) == (99, 1)
-    assert out["shared_noise"] < -0.9
-    alone = judge(times, entropy + luck, np.clip(0.7 - 0.15 * np.exp(entropy) + noisy(100, sd=0.03, seed=5), 0, 1))
-    assert abs(alone["shared_noise"]) < 0.35
-    assert alone["noise_floor"] == pytest.approx(0.03, rel=0.35)
-
-
-@pytest.mark.parametrize(
-    ("series", "options", "match"),
-    [
-        (([1, 2], [1, 1], [0, 0]), {"early": 0.5, "late": 0.6}, "add up to at most 1, got 0.5 and 0.6"),
-        (([2, 1], [1, 1], [0, 0]), {}, "ascending from 0 on"),
-        (([1, 2], [1, 1], [0, 30]), {}, r"accuracy runs from 0 to 30, outside \(0.0, 1.0\)"),
-        (([math.nan], [1], [0]), {}, "ascending from 0 on"),
-    ],
-)
-def test_what_judge_refuses(series, options, match):
-    with pytest.raises(ValueError, match=match):
-        judge(*series, **options)
-
-
-def test_judging_many_runs_pairs_them_and_counts_refusals():
-    runs = []
-    for seed in range(4):
-        times, entropy = decay(120, tau=30)
-        runs.append(Series(times, entropy, 0.8 - 0.2 * np.exp(entropy) + noisy(120, sd=0.01, seed=seed)))
-    flat = Series(times, 0.1 + noisy(120, sd=0.01), runs[0].accuracy)
-    out = judge_many([*runs, flat])
-    assert out["refused"] == dict.fromkeys(law.LAW_FORMS, 1)
-    found = out["differences"]["law_given_entropy"]["last_value"]
-    assert found["n"] == 4
-    assert found["lo"] < found["mean"] < found["hi"] < 0
-    by_hand = [
-        r["forecasts"]["law_given_entropy"]["rmse"] - r["forecasts"]["last_value"]["rmse"] for r in out["runs"][:4]
-    ]
-    assert found["mean"] == pytest.approx(sum(by_hand) / 4)
-    single = judge_many(runs[:1])["differences"]["law_forecast"]["sigmoid"]
-    assert single["lo"] is None
-    assert single["n"] == 1
-    assert judge_many([flat])["differences"]["law_forecast"]["sigmoid"] == {
-        "mean": None,
-        "lo": None,
-        "hi": None,
-        "n": 0,
-    }
 
 
 # --- the series of a run ---

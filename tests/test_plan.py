@@ -7,8 +7,9 @@ from tiny_model import saved_model
 
 from entrl.runs.plan import Plan, build_args, column_problems, count_parameters, launcher_problems, plan, prepare
 from entrl.runs.recipe import Recipe, load_recipe, make_recipe
-from entrl.settings.groups import apply_override, parse_yaml
 from entrl.settings.names import Loaded
+from entrl.settings.overrides import apply_override
+from entrl.settings.yaml import parse_yaml
 
 ROOT = Path(__file__).parents[1] / "recipes"
 SMALL = """

@@ -7,7 +7,8 @@ from tiny_model import saved_model
 
 from entrl.runs.plan import Measured, Plan, plan, read_machines
 from entrl.runs.recipe import Recipe, make_recipe
-from entrl.settings.groups import apply_override, parse_yaml
+from entrl.settings.overrides import apply_override
+from entrl.settings.yaml import parse_yaml
 
 ROOT = Path(__file__).parents[1]
 LAUNCH = ROOT / "launch"

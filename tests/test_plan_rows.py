@@ -13,7 +13,7 @@ from entrl.cli.main import main
 from entrl.runs.plan import plan
 from entrl.runs.recipe import Recipe, make_recipe
 from entrl.runs.train import check_trained, train
-from entrl.settings.groups import parse_yaml
+from entrl.settings.yaml import parse_yaml
 from entrl_lab.nursery.tokenizer import character_tokenizer
 
 SMALL = """

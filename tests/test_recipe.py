@@ -4,8 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from entrl.runs.recipe import REMOVED_TRAINER_KEYS, Recipe, load_recipe, make_recipe, trainer_fields
-from entrl.settings.groups import apply_override, parse_yaml
+from entrl.runs.recipe import Recipe, load_recipe, make_recipe, trainer_fields
+from entrl.runs.removed_keys import REMOVED_TRAINER_KEYS
+from entrl.settings.overrides import apply_override
+from entrl.settings.yaml import parse_yaml
 
 ROOT = Path(__file__).parents[1] / "recipes"
 # a study names recipes, and a cold start or an offline run makes what a recipe trains; none of them is one

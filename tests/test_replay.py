@@ -7,8 +7,10 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from scipy.stats import kendalltau, spearmanr
 
 from entrl.cli.main import main
 from entrl.controllers.clip_cov import ClipCov
@@ -31,7 +33,6 @@ from entrl_lab.replay.agreement import (
     Pairs,
     agreement,
     kendall,
-    mean_ranks,
     over_windows,
     r_squared,
     scale_through_origin,
@@ -486,7 +487,6 @@ def test_advantages_without_spread_predict_no_effect():
 
 
 def test_ranks_and_correlations_by_hand():
-    assert mean_ranks([3.0, 1.0, 3.0, 2.0]) == [3.5, 1.0, 3.5, 2.0]
     assert spearman([1, 2, 3, 4], [10, 20, 40, 30]) == pytest.approx(0.8)  # 1 - 6 * 2 / (4 * 15)
     assert kendall([1, 2, 3, 4], [10, 20, 40, 30]) == pytest.approx(4 / 6)  # 5 pairs agree, 1 does not
     assert kendall([1, 1, 2], [1, 2, 3]) == pytest.approx(2 / math.sqrt(2 * 3))  # one tie in x
@@ -496,6 +496,15 @@ def test_ranks_and_correlations_by_hand():
         spearman([1, 2], [1])
     with pytest.raises(ValueError, match="paired one to one"):
         kendall([1, 2], [1])
+
+
+@pytest.mark.parametrize("n", [3, 8, 40])
+def test_rank_correlations_equal_scipys_with_ties(n):
+    draw = np.random.default_rng(n)
+    for _ in range(20):
+        x, y = draw.integers(0, n, n).astype(float), draw.integers(0, 2 * n, n) / 2
+        assert spearman(x.tolist(), y.tolist()) == pytest.approx(spearmanr(x, y).statistic, nan_ok=True, abs=1e-12)
+        assert kendall(x.tolist(), y.tolist()) == pytest.approx(kendalltau(x, y).statistic, nan_ok=True, abs=1e-12)
 
 
 def test_scale_by_hand():

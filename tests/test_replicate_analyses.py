@@ -23,7 +23,7 @@ from entrl.environments.joint import JointBelief
 from entrl.environments.play import play, score
 from entrl.environments.policies import GreedyExact
 from entrl.runs.recipe import load_recipe
-from entrl.stats.intervals import seed_differences
+from entrl.stats.pairing import seed_differences
 from entrl.trainers.grpo.window_log import LoggedWindow, StepOptions, save_window
 from entrl_lab.replicate import check_same_schedule, load_study, replicate
 from entrl_lab.replicate.analyses import analyse_all, check, independence, known, policies, pursuit

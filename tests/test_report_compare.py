@@ -14,12 +14,10 @@ from entrl.report.compare import (
     at_equal,
     compare_runs,
     comparison_json,
-    non_inferior,
-    paired_difference,
     print_comparison,
-    seed_differences,
 )
-from entrl.stats.intervals import t_cdf, t_quantile
+from entrl.stats.intervals import mean_interval
+from entrl.stats.pairing import non_inferior, paired_difference, paired_p, seed_differences
 
 make_run = runpy.run_path(str(Path(__file__).with_name("synthetic_runs.py")))["make_run"]
 
@@ -113,16 +111,25 @@ def test_repeated_ids_are_refused():
         paired_difference(evaluation([True, False]), b)
 
 
+def of_unit_error(df):
+    """df + 1 values of mean 0 and standard error 1: the half-width of their interval is the t quantile."""
+    values = [float(i) for i in range(df + 1)]
+    mean = sum(values) / len(values)
+    error = math.sqrt(sum((v - mean) ** 2 for v in values) / df / len(values))
+    return [(v - mean) / error for v in values]
+
+
 # two-sided 95 % quantiles from printed tables
 @pytest.mark.parametrize(
     ("df", "t"), [(1, 12.706), (2, 4.303), (3, 3.182), (4, 2.776), (5, 2.571), (9, 2.262), (10, 2.228), (30, 2.042)]
 )
-def test_t_quantile_matches_the_printed_table(df, t):
-    assert t_quantile(0.975, df) == pytest.approx(t, abs=6e-4)
+def test_the_t_interval_matches_the_printed_table(df, t):
+    found = mean_interval(of_unit_error(df))
+    assert (found.hi, found.lo) == (pytest.approx(t, abs=6e-4), pytest.approx(-t, abs=6e-4))
 
 
 @pytest.mark.parametrize("df", range(1, 31))
-def test_t_cdf_against_numerical_integration(df):
+def test_the_t_test_against_numerical_integration(df):
     def density(x):
         log_scale = math.lgamma((df + 1) / 2) - math.lgamma(df / 2) - 0.5 * math.log(df * math.pi)
         return math.exp(log_scale - (df + 1) / 2 * math.log1p(x * x / df))
@@ -131,8 +138,10 @@ def test_t_cdf_against_numerical_integration(df):
     simpson = sum(
         (1, 4, 2)[(i > 0 and i < steps) * (1 + (i % 2 == 0))] * density(end * i / steps) for i in range(steps + 1)
     )
-    assert t_cdf(end, df) == pytest.approx(0.5 + simpson * end / steps / 3, abs=1e-8)
-    assert t_cdf(-end, df) == pytest.approx(1 - t_cdf(end, df), abs=1e-12)
+    values = of_unit_error(df)  # moved by 1.7, t is 1.7
+    p = paired_p([0.0] * len(values), [v + end for v in values])
+    assert 1 - p / 2 == pytest.approx(0.5 + simpson * end / steps / 3, abs=1e-8)
+    assert paired_p([v + end for v in values], [0.0] * len(values)) == pytest.approx(p, abs=1e-12)
 
 
 def test_seed_differences_by_hand():
@@ -152,13 +161,6 @@ def test_seed_differences_by_hand():
 def test_seed_refusals(a, b, message):
     with pytest.raises(ValueError, match=message):
         seed_differences(a, b)
-
-
-def test_quantile_refusals():
-    with pytest.raises(ValueError, match="probability must be in"):
-        t_quantile(1.0, 3)
-    with pytest.raises(ValueError, match="degrees of freedom must be >= 1"):
-        t_quantile(0.9, 0)
 
 
 def test_non_inferior():

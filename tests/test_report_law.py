@@ -12,7 +12,8 @@ import pytest
 
 from entrl.report import read_run, write_report
 from entrl.report.law import FORECASTS, law_card, ticks
-from entrl.stats.law import ACCURACY, ENTROPY, bootstrap_law, fit_law, judge, law_series
+from entrl.stats.forecasts import judge
+from entrl.stats.law import ACCURACY, ENTROPY, bootstrap_law, fit_law, law_series
 
 make_run = runpy.run_path(str(Path(__file__).with_name("synthetic_runs.py")))["make_run"]
 

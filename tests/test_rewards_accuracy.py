@@ -6,7 +6,7 @@ import pickle
 import time
 
 import pytest
-from entrl_rewards import accuracy
+from entrl_rewards import accuracy_checks
 from entrl_rewards.accuracy import Accuracy, reward
 
 from entrl.tasks import load_task
@@ -182,5 +182,5 @@ def test_named_errors():
 
 
 def test_inline_kinds_start_no_process(monkeypatch):
-    monkeypatch.setattr(accuracy, "shared_pool", lambda *_: pytest.fail("a process for an exact match"))
+    monkeypatch.setattr(accuracy_checks, "shared_pool", lambda *_: pytest.fail("a process for an exact match"))
     assert Accuracy(kind="exact").score(["a"] * 1000, ["a"] * 1000) == [1.0] * 1000

@@ -1,5 +1,6 @@
 """entrl_rewards.hierarchical_entropy: the authors' numbers, order, a slow twin, ranks, resume, the face TRL sees."""
 
+import dataclasses
 import json
 import math
 import pickle
@@ -14,6 +15,7 @@ import torch
 from entrl_rewards import hierarchical_entropy
 from entrl_rewards.hierarchical_entropy import HierarchicalEntropy
 from entrl_rewards.hierarchical_formulas import entropy_term, ordered
+from entrl_rewards.hierarchical_options import HierarchicalExpert
 from entrl_rewards.hierarchical_state import inversions
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -22,10 +24,13 @@ from entrl.maths.difficulty import BUCKETS, bucket_of
 
 VECTORS = json.loads((Path(__file__).parent / "vectors" / "ares.json").read_text())
 EASY, MEDIUM, HARD = range(3)
+EXPERT = {f.name for f in dataclasses.fields(HierarchicalExpert)}
 
 
 def make(**options):
-    return HierarchicalEntropy(**{"correctness": "column:ok", **options})
+    """Options by name, whichever of them are expert ones."""
+    expert = {name: options.pop(name) for name in list(options) if name in EXPERT}
+    return HierarchicalEntropy(**{"correctness": "column:ok", **options}, expert=HierarchicalExpert(**expert))
 
 
 def row_with(count):

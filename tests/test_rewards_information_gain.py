@@ -1,5 +1,6 @@
 """The information-gain reward: what each credit pays, that only what was seen is paid, and what each turn gets."""
 
+import dataclasses
 import functools
 import math
 import pickle
@@ -8,16 +9,24 @@ import numpy as np
 import pytest
 import torch
 from entrl_rewards.information_gain import PRESETS, InformationGain, reward
+from entrl_rewards.information_gain_options import InformationGainExpert
 from entrl_rewards.inquiry import follow
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from entrl.environments import TwentyQuestions, find_table
 from entrl.environments.model_policy import call_tool, tools_of
-from entrl.settings.names import load_reward
+from entrl.runs.specs import load_reward
 
 TABLE = "procedural:rows=8,columns=8,seed=0"  # its first six questions all tell something about row 2
+EXPERT = {f.name for f in dataclasses.fields(InformationGainExpert)}
 few = settings(max_examples=40, deadline=None)
+
+
+def make(**options):
+    """Options by name, whichever of them are expert ones."""
+    expert = {name: options.pop(name) for name in list(options) if name in EXPERT}
+    return InformationGain(**options, expert=InformationGainExpert(**expert))
 
 
 def row(**changes):
@@ -63,7 +72,7 @@ def rewards_of(dialogues, of=reward, **more):
 
 
 def turn_rewards(dialogues, **options):
-    paying = InformationGain(pay="turn", **options)
+    paying = make(pay="turn", **options)
     returned = rewards_of(dialogues, paying)
     return returned, [t.tolist() for t in paying.row_columns["turn_rewards"]]
 
@@ -101,26 +110,26 @@ def test_the_default_pays_expected_gains_over_h0_and_one_for_the_answer():
 def test_three_credits_agree_on_certain_answers(credit):
     _, realised = expected_by_hand(questions(4))
     dialogue = played([[ask(q)] for q in questions(4)])
-    paying = InformationGain(credit=credit, normalise="none")
+    paying = make(credit=credit, normalise="none")
     assert rewards_of([dialogue], paying) == pytest.approx([sum(realised)])
 
 
 def test_target_probability_telescopes_to_the_belief():
     dialogue = played([[ask(q)] for q in questions(4)])
     after = dialogue[0]._estimator.belief.probs[2]
-    assert rewards_of([dialogue], InformationGain(credit="target_prob")) == pytest.approx([after - 1 / 8])
+    assert rewards_of([dialogue], make(credit="target_prob")) == pytest.approx([after - 1 / 8])
 
 
 def test_regret_is_one_for_the_best_question_and_zero_where_nothing_is_left():
     env = TwentyQuestions()
     env.reset(**row())
     best = env._estimator.best_question()
-    paying = InformationGain(credit="regret")
+    paying = make(credit="regret")
     assert rewards_of([played([[ask(best)]])], paying) == pytest.approx([1.0])
     everything = played([[ask(q)] for q in questions()])
     last = everything[0]._events[-1]
     assert last.best_expected == 0
-    assert math.isfinite(rewards_of([everything], InformationGain(credit="regret", reduce="last"))[0])
+    assert math.isfinite(rewards_of([everything], make(credit="regret", reduce="last"))[0])
     gains = [e.step.expected / e.best_expected for e in everything[0]._events if e.best_expected > 0]
     assert rewards_of([everything], paying) == pytest.approx([sum(gains)])
 
@@ -128,18 +137,18 @@ def test_regret_is_one_for_the_best_question_and_zero_where_nothing_is_left():
 def test_resolved_counts_the_moment_of_certainty():
     dialogue = played([[ask(q)] for q in questions()])
     assert dialogue[0]._estimator.entropy() == pytest.approx(0)
-    assert rewards_of([dialogue], InformationGain(preset="resolved_count")) == [1.0]
+    assert rewards_of([dialogue], make(preset="resolved_count")) == [1.0]
 
 
 def test_no_credit_leaves_the_outcome():
     right = played([[ask(questions()[0])], [submit(row()["target"])]])
-    assert rewards_of([right], InformationGain(credit="none")) == [1.0]
+    assert rewards_of([right], make(credit="none")) == [1.0]
 
 
 @pytest.mark.parametrize(("reduce", "want"), [("sum", sum), ("mean", np.mean), ("last", lambda g: g[-1])])
 def test_reduce(reduce, want):
     gains, _ = expected_by_hand(questions(3))
-    paying = InformationGain(reduce=reduce, normalise="none")
+    paying = make(reduce=reduce, normalise="none")
     assert rewards_of([played([[ask(q)] for q in questions(3)])], paying) == pytest.approx([want(gains)])
     assert rewards_of([played(["nothing asked"])], paying) == [0.0]
 
@@ -148,7 +157,7 @@ def test_a_repeated_question_gains_nothing_and_costs_its_penalty():
     once, again = questions(1) * 1, questions(1) * 3
     plain = rewards_of([played([[ask(q)] for q in asked]) for asked in (once, again)])
     assert plain[0] == plain[1] > 0
-    costly = InformationGain(question_cost=0.1, repeat_penalty=0.25)
+    costly = make(question_cost=0.1, repeat_penalty=0.25)
     assert rewards_of([played([[ask(q)] for q in again])], costly) == pytest.approx([plain[0] - 0.3 - 0.5])
 
 
@@ -156,7 +165,7 @@ def test_a_repeated_noisy_question_gains_nothing():
     dialogue = played([[ask(questions()[0])]] * 4, user_noise=0.2)
     first = played([[ask(questions()[0])]], user_noise=0.2)
     for credit in ("expected", "realised", "kl", "target", "target_prob", "regret"):
-        paying = InformationGain(credit=credit)
+        paying = make(credit=credit)
         assert rewards_of([dialogue], paying) == rewards_of([first], paying)
 
 
@@ -166,9 +175,9 @@ def test_what_was_taken_back_is_not_paid_but_charged():
     dropped = played([[ask(q)] for q in asked], drop_last=True)
     assert len(dropped[0]._events) == 3
     assert rewards_of([dropped]) == rewards_of([seen])
-    all_paid = InformationGain(seen_only=False)
+    all_paid = make(seen_only=False)
     assert rewards_of([dropped], all_paid) == rewards_of([played([[ask(q)] for q in asked])])
-    costly = InformationGain(question_cost=0.5)
+    costly = make(question_cost=0.5)
     assert rewards_of([dropped], costly) == pytest.approx([rewards_of([seen])[0] - 1.5])
 
 
@@ -181,7 +190,7 @@ def test_sum_of_realised_gains_is_h0_minus_ht_of_what_was_seen():
     asked = questions(5)
     dropped = played([[ask(q)] for q in asked], user_noise=0.1, drop_last=True)
     upto = played([[ask(q)] for q in asked[:4]], user_noise=0.1)
-    paying = InformationGain(credit="realised", normalise="none")
+    paying = make(credit="realised", normalise="none")
     want = 3.0 - upto[0]._estimator.entropy()
     assert rewards_of([dropped], paying) == pytest.approx([want])
     assert dropped[0]._estimator.entropy() != pytest.approx(upto[0]._estimator.entropy())
@@ -200,7 +209,7 @@ def test_unknown_tools_bad_arguments_and_refusals():
     ]
     dialogue = played(turns)
     logged = {}
-    costly = InformationGain(invalid_penalty=1.0, normalise="none")
+    costly = make(invalid_penalty=1.0, normalise="none")
     (got,) = rewards_of([dialogue], costly, log_metric=logged.__setitem__)
     (gain,), _ = expected_by_hand(questions(1))
     assert got == pytest.approx(1 + gain - 4)
@@ -216,14 +225,14 @@ def test_malformed_calls_are_counted_and_charged():
     broken = '<tool_call>\n{"name": "ask", "arguments": {"attribute": }\n</tool_call>'
     dialogue = played([[ask(questions()[0])], broken])
     logged = {}
-    (got,) = rewards_of([dialogue], InformationGain(credit="none", invalid_penalty=0.5), log_metric=logged.__setitem__)
+    (got,) = rewards_of([dialogue], make(credit="none", invalid_penalty=0.5), log_metric=logged.__setitem__)
     assert (got, logged["information_gain/invalid"]) == (-0.5, 1)
     _, (by_turn,) = turn_rewards([dialogue], invalid_penalty=0.5, gain_weight=0.0)
     assert by_turn == [0.0, -0.5]
-    (published,) = rewards_of([dialogue], InformationGain(preset="delta_belief", gain_weight=0.0, question_cost=0.0))
+    (published,) = rewards_of([dialogue], make(preset="delta_belief", gain_weight=0.0, question_cost=0.0))
     assert published == -5
     gave_up = played([[ask(questions()[0])], "I give up."])
-    assert rewards_of([gave_up], InformationGain(credit="none", invalid_penalty=1)) == [0]
+    assert rewards_of([gave_up], make(credit="none", invalid_penalty=1)) == [0]
 
 
 def test_invalid_calls_that_were_taken_back_are_charged_to_the_last_turn():
@@ -269,14 +278,14 @@ def test_turns_and_outcome_add_up_to_the_episode():
     ]
     options = {"question_cost": 0.05, "gain_weight": 0.7}
     returned, by_turn = turn_rewards(dialogues, **options)
-    want = rewards_of(dialogues, InformationGain(**options))
+    want = rewards_of(dialogues, make(**options))
     assert [r + sum(t) for r, t in zip(returned, by_turn, strict=True)] == pytest.approx(want, abs=1e-6)
 
 
 def test_only_turns_are_published():
-    assert InformationGain().published_columns == ()
-    assert InformationGain(pay="turn").published_columns == ("turn_rewards",)
-    paying = InformationGain()
+    assert make().published_columns == ()
+    assert make(pay="turn").published_columns == ("turn_rewards",)
+    paying = make()
     rewards_of([played(["no"])], paying)
     assert paying.row_columns == {}
 
@@ -286,9 +295,9 @@ def test_target_gains_are_bounded_where_the_truth_was_ruled_out():
     lying = played([[ask(q)] for q in questions()], factory=factory, user_noise=1.0)
     gains = [e.step.target_log_gain for e in lying[0]._events]
     assert -math.inf in gains
-    paid = rewards_of([lying], InformationGain(credit="target", normalise="none"))
+    paid = rewards_of([lying], make(credit="target", normalise="none"))
     assert paid == pytest.approx([sum(max(g, -3.0) for g in gains)])
-    assert rewards_of([lying], InformationGain(credit="target_prob")) == pytest.approx([-1 / 8])
+    assert rewards_of([lying], make(credit="target_prob")) == pytest.approx([-1 / 8])
 
 
 def test_a_contradiction_that_is_ignored_pays_nothing_and_a_reset_pays_back():
@@ -296,10 +305,10 @@ def test_a_contradiction_that_is_ignored_pays_nothing_and_a_reset_pays_back():
         factory = functools.partial(TwentyQuestions, assumed_noise=0.0, on_contradiction=policy)
         lying = played([[ask(q)] for q in questions()], factory=factory, user_noise=0.5, seed=1)
         assert any(e.contradiction for e in lying[0]._events)
-        paid = rewards_of([lying], InformationGain(credit="realised", normalise="none"))
+        paid = rewards_of([lying], make(credit="realised", normalise="none"))
         assert paid == pytest.approx([3.0 - lying[0]._estimator.entropy()])
         belief = lying[0]._estimator.belief.probs[2]
-        assert rewards_of([lying], InformationGain(credit="target_prob")) == pytest.approx([belief - 1 / 8])
+        assert rewards_of([lying], make(credit="target_prob")) == pytest.approx([belief - 1 / 8])
 
 
 def test_nothing_to_find_out_pays_nothing():
@@ -307,7 +316,7 @@ def test_nothing_to_find_out_pays_nothing():
     (name,) = find_table(table).hypotheses
     dialogue = played([[ask(questions(1, table)[0])], [submit(name)]], table_id=table, target=name)
     for credit in ("expected", "realised", "kl", "target", "target_prob", "regret", "resolved", "none"):
-        assert rewards_of([dialogue], InformationGain(credit=credit)) == [1.0]
+        assert rewards_of([dialogue], make(credit=credit)) == [1.0]
 
 
 def test_preset_delta_belief_is_its_published_reward_on_the_environments_belief():
@@ -319,26 +328,26 @@ def test_preset_delta_belief_is_its_published_reward_on_the_environments_belief(
     nats = np.diff(np.log(belief))
     assert nats.min() < 0 < nats.max()  # the clip matters
     want = 2 + 0.1 * np.maximum(nats, 0).sum() - 0.05 * 4 - 1 - 5
-    assert rewards_of([dialogue], InformationGain(preset="delta_belief")) == pytest.approx([want])
+    assert rewards_of([dialogue], make(preset="delta_belief")) == pytest.approx([want])
 
 
 def test_preset_nous_is_the_entropy_drop_in_bits():
     dialogue = played([[ask(q)] for q in questions(3)] + [[submit(row()["target"])]])
     want = 3.0 - dialogue[0]._estimator.entropy()
-    assert rewards_of([dialogue], InformationGain(preset="nous")) == pytest.approx([want])
+    assert rewards_of([dialogue], make(preset="nous")) == pytest.approx([want])
 
 
 def test_preset_igpo_is_the_answer_plus_the_rise_of_the_targets_probability():
     dialogue = played([[ask(q)] for q in questions(3)] + [[submit(row()["target"])]])
     want = 1 + dialogue[0]._estimator.belief.probs[2] - 1 / 8
-    assert rewards_of([dialogue], InformationGain(preset="igpo")) == pytest.approx([want])
+    assert rewards_of([dialogue], make(preset="igpo")) == pytest.approx([want])
 
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_presets_load_from_a_recipe_and_yield_to_what_is_given(preset):
     loaded = load_reward("information_gain", {"preset": preset, "question_cost": 0.5}).value
-    assert loaded == InformationGain(preset=preset, question_cost=0.5)
-    free = InformationGain(preset=preset, question_cost=0.0)
+    assert loaded == make(preset=preset, question_cost=0.5)
+    free = make(preset=preset, question_cost=0.0)
     dialogue = played([[ask(q)] for q in questions(2)])
     assert rewards_of([dialogue], free)[0] == pytest.approx(rewards_of([dialogue], loaded)[0] + 1.0)
 
@@ -347,19 +356,19 @@ def test_shuffle_permutes_gains_inside_groups_and_leaves_outcomes():
     right = row()["target"]
     dialogues = [played([[ask(q)] for q in questions(n)] + [[submit(right)]]) for n in (0, 1, 2, 3, 4, 5, 6, 7)]
     groups = [0, 0, 0, 0, 1, 1, 1, 1]
-    plain, control = rewards_of(dialogues), rewards_of(dialogues, InformationGain(shuffle=True), group_index=groups)
+    plain, control = rewards_of(dialogues), rewards_of(dialogues, make(shuffle=True), group_index=groups)
     assert control != plain
     for group in (slice(0, 4), slice(4, 8)):
         assert sorted(control[group]) == pytest.approx(sorted(plain[group]))
-    paying = InformationGain(shuffle=True, pay="turn")
+    paying = make(shuffle=True, pay="turn")
     rewards_of(dialogues, paying, group_index=groups)
     totals = [float(t.sum()) + 1 for t in paying.row_columns["turn_rewards"]]
     assert totals == pytest.approx(control, abs=1e-6)
     assert [len(t) for t in paying.row_columns["turn_rewards"]] == [1, 2, 3, 4, 5, 6, 7, 8]
     with pytest.raises(TypeError, match="group_index"):
-        rewards_of(dialogues, InformationGain(shuffle=True))
-    assert InformationGain(shuffle=True).needs == ("group_index",)
-    assert InformationGain(shuffle=True).needs_whole_groups
+        rewards_of(dialogues, make(shuffle=True))
+    assert make(shuffle=True).needs == ("group_index",)
+    assert make(shuffle=True).needs_whole_groups
 
 
 def test_metrics_and_columns_are_logged():
@@ -409,12 +418,12 @@ def test_errors_say_what_to_do():
 )
 def test_bad_options(options, match):
     with pytest.raises(ValueError, match=match):
-        InformationGain(**options)
+        make(**options)
 
 
 def test_the_face_that_trl_sees():
     assert reward.__name__ == "information_gain"
-    assert pickle.loads(pickle.dumps(InformationGain(preset="nous"))) == InformationGain(preset="nous")
+    assert pickle.loads(pickle.dumps(make(preset="nous"))) == make(preset="nous")
     dialogue = played([[ask(questions()[0])]])
     got = rewards_of([dialogue], completion_ids=[[1]], trainer_state=None, target=["x"], some_new_keyword=1)
     assert [type(value) for value in got] == [float]
@@ -441,11 +450,11 @@ def test_any_dialogue_keeps_the_books(script, drop_last, noise):
     assert list(followed.seen_E) == sorted(followed.seen_E, reverse=True)
     seen = [e for e, was in zip(env._events, followed.seen_E, strict=True) if was and e.correct is None]
     last = seen[-1].step.h_after if seen else 3.0
-    (paid,) = rewards_of([dialogue], InformationGain(credit="realised", normalise="none", outcome_weight=0.0))
+    (paid,) = rewards_of([dialogue], make(credit="realised", normalise="none", outcome_weight=0.0))
     assert paid == pytest.approx(3.0 - last, abs=1e-9)
     returned, (by_turn,) = turn_rewards([dialogue], question_cost=0.1)
     assert len(by_turn) == sum(m["role"] == "assistant" for m in messages) == len(script)
-    episode = InformationGain(question_cost=0.1)
+    episode = make(question_cost=0.1)
     assert returned[0] + sum(by_turn) == pytest.approx(rewards_of([dialogue], episode)[0], abs=1e-5)
     assert env._asked == len(asked) <= 4
     if any(e.correct for e in env._events):
@@ -455,7 +464,7 @@ def test_any_dialogue_keeps_the_books(script, drop_last, noise):
 @few
 @given(scripts, st.integers(2, 5), st.sampled_from(["episode", "turn"]))
 def test_identical_rollouts_are_paid_alike(script, count, pay):
-    paying = InformationGain(pay=pay, question_cost=0.1, repeat_penalty=0.2, invalid_penalty=0.3)
+    paying = make(pay=pay, question_cost=0.1, repeat_penalty=0.2, invalid_penalty=0.3)
     got = rewards_of([played(as_turns(script), user_noise=0.2) for _ in range(count)], paying)
     assert len(got) == count
     assert len(set(got)) == 1

@@ -8,11 +8,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 from entrl_rewards import laser, length
-from entrl_rewards.laser import bucket_of, length_limit
+from entrl_rewards.laser import length_limit
 from entrl_rewards.length import L1Exact, L1Max, LaserD, SoftOverlong
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from trl.rewards import get_soft_overlong_punishment
+
+from entrl.maths.difficulty import BUCKETS, bucket_of
 
 
 def call(reward, lengths, *, ok=None, step=0, **signals):
@@ -94,16 +96,17 @@ def test_length_limit_matches_slow_twin(seed):
     assert length_limit([float(c) for c in counts], float(groups), grid) == slow_limit(lengths, groups, grid)
 
 
-def test_buckets():
-    assert [laser.BUCKETS[bucket_of(r)] for r in (1.0, 2 / 3, 0.6, 1 / 3, 0.3, 0.0)] == [
-        "easy",
-        "easy",
-        "medium",
-        "medium",
-        "hard",
-        "hard",
-    ]
-    assert bucket_of(torch.tensor(2 / 3).item()) == 0  # a float32 two thirds is still easy
+@pytest.mark.parametrize(("right", "of", "limits"), [(3, 3, "easy"), (2, 3, "easy"), (6, 10, "medium")])
+def test_the_group_says_which_limit_it_moves(right, of, limits):
+    """Solve rates of 2/3 and more are easy, of 1/3 and more medium (`entrl.maths.difficulty`)."""
+    reward = make_laser()
+    call(reward, [5] * of, ok=[1] * right + [0] * (of - right), group_index=[0] * of)
+    assert {name for name, limit in reward.limits.items() if limit == 10} == {limits}
+
+
+def test_buckets_are_those_of_difficulty():
+    rates = ((3, 3), (2, 3), (3, 5), (1, 3), (3, 10), (0, 3))
+    assert [BUCKETS[bucket_of(*r)] for r in rates] == ["easy", "easy", "medium", "medium", "hard", "hard"]
 
 
 def make_laser(**options):
@@ -214,7 +217,7 @@ def test_faces():
         (lambda: SoftOverlong(max_length=10, cache=11), "cache must be between 0 and max_length=10 tokens, got 11"),
         (lambda: L1Exact(a=0), "a must be > 0"),
         (lambda: L1Exact(target=0), "target must be >= 1 token"),
-        (lambda: L1Max(combine="sum"), "combine must be 'multiply' or 'add', got 'sum'"),
+        (lambda: L1Max(combine="sum"), "combine must be multiply or add, got 'sum'"),
         (lambda: LaserD(bonus=-0.1), "bonus must be >= 0"),
         (lambda: LaserD(grid_step=0), r"grid_step must be in \[1, max_length=8192\] tokens, got 0"),
         (lambda: LaserD(refresh_steps=0), "refresh_steps must be >= 1"),

@@ -1,5 +1,6 @@
 """entrl_rewards.pear: the paper's vectors, a slow twin, every option, guard and error, and the face TRL sees."""
 
+import dataclasses
 import json
 import math
 import pickle
@@ -11,7 +12,8 @@ import pytest
 import torch
 from entrl_rewards import pear
 from entrl_rewards.groups import group_mean, shuffle_within
-from entrl_rewards.pear import Pear, phase_rewards
+from entrl_rewards.pear import Pear, phase_rewards, read_phases
+from entrl_rewards.pear_options import PearExpert
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -23,14 +25,20 @@ TAGS = ThinkTags(open_ids=(1,), close_ids=(2,))
 NAN = float("nan")
 
 
-def padded(rows, dtype=torch.float64, padding=NAN):
-    T = max(1, *(len(r) for r in rows)) + 2
-    x = torch.full((len(rows), T), padding, dtype=dtype)
-    mask = torch.zeros(len(rows), T, dtype=torch.bool)
-    for i, row in enumerate(rows):
-        x[i, : len(row)] = torch.tensor(row, dtype=dtype)
-        mask[i, : len(row)] = True
-    return x, mask
+EXPERT = {f.name for f in dataclasses.fields(PearExpert)}
+
+
+def formula(rows, close_index, correct, *, tag=(2,), missing_close="paper", **options):
+    """Phase means and rewards from what the vectors give: 1-based index of the tag's first token, None = no tag."""
+    ids = [[5] * len(row) for row in rows]
+    for row, k in zip(ids, close_index, strict=True):
+        if k is not None:
+            row[k - 1 : k - 1 + len(tag)] = tag
+    entropies = [torch.tensor(row, dtype=torch.float64) for row in rows]
+    tags = ThinkTags(open_ids=(1,), close_ids=tag)
+    phases = read_phases(entropies, ids, tags, drop_last_unclosed=missing_close == "paper")
+    paid = phase_rewards(phases.h_think, phases.h_answer, torch.tensor(correct), **options)
+    return SimpleNamespace(**phases._asdict(), **paid._asdict())
 
 
 def slow_pear(entropies, k, *, alpha, s, r_fmt, correct, floor=None):
@@ -66,7 +74,9 @@ def call(reward, rows, *, ok=None, mask=None, log=None, **signals):
 
 
 def make(**options):
-    return Pear(**{"correctness": "column:ok", **options})
+    """Options by name, whichever of them are expert ones."""
+    expert = {name: options.pop(name) for name in list(options) if name in EXPERT}
+    return Pear(**{"correctness": "column:ok", **options}, expert=PearExpert(**expert))
 
 
 # thinking .6 .4 (mean .5), tag, answer .1 .3 (mean .2): P = .3
@@ -75,18 +85,12 @@ ROW = ([5, 5, 2, 6, 6], [0.6, 0.4, 9.0, 0.1, 0.3])
 
 @pytest.mark.parametrize("case", VECTORS["cases"], ids=lambda c: c["name"])
 def test_vectors(case):
-    x, mask = padded([case["entropies"]])
-    found = phase_rewards(
-        x,
-        mask,
-        close_index=[case["close_index"]],
-        correct_B=torch.tensor([case["correct"]]),
-        **{k: case[k] for k in ("alpha", "s", "r_fmt", "floor")},
-    )
+    options = {k: case[k] for k in ("alpha", "s", "r_fmt", "floor")}
+    found = formula([case["entropies"]], [case["close_index"]], [case["correct"]], **options)
     for name, value in case["expect"].items():
         assert abs(getattr(found, name).item() - value) <= TOLERANCE, name
     if "alt" in case:
-        whole = phase_rewards(x, mask, close_index=[None], correct_B=torch.tensor([True]), missing_close="all_tokens")
+        whole = formula([case["entropies"]], [None], [True], missing_close="all_tokens")
         assert abs(whole.h_think.item() - case["alt"]["h_think_all_tokens"]) <= TOLERANCE
         assert abs(whole.reward.item() - case["alt"]["reward_all_tokens"]) <= TOLERANCE
 
@@ -110,8 +114,7 @@ def test_matches_slow_twin(seed):
     correct = [rng.random() < 0.5 and bool(r) for r in rows]
     options = {"alpha": rng.uniform(-1, 2), "s": rng.uniform(0.5, 1), "r_fmt": rng.uniform(0, 0.4)}
     floor = rng.choice([None, options["r_fmt"]])
-    x, mask = padded(rows)
-    found = phase_rewards(x, mask, close_index=ks, correct_B=torch.tensor(correct), floor=floor, **options).reward
+    found = formula(rows, ks, correct, floor=floor, **options).reward
     slow = [slow_pear(r, k, correct=c, floor=floor, **options) for r, k, c in zip(rows, ks, correct, strict=True)]
     assert found.tolist() == pytest.approx(slow, abs=1e-12)
     # the face reads the same from token ids
@@ -122,10 +125,8 @@ def test_matches_slow_twin(seed):
 
 def test_reordering_rows_reorders_rewards_and_multi_token_tag():
     rows = [[0.5, 0.1, 0.2, 0.2], [0.1] * 4, [1.0, 2.0, 3.0, 0.0]]
-    x, mask = padded(rows)
-    ok = torch.tensor([True, False, True])
-    r = phase_rewards(x, mask, close_index=[2, 2, None], correct_B=ok, span_len=2)
-    swapped = phase_rewards(x.flip(0), mask.flip(0), close_index=[None, 2, 2], correct_B=ok.flip(0), span_len=2)
+    r = formula(rows, [2, 2, None], [True, False, True], tag=(2, 3))
+    swapped = formula(rows[::-1], [None, 2, 2], [True, False, True], tag=(2, 3))
     assert torch.equal(r.reward.flip(0), swapped.reward)
     assert r.h_answer.tolist()[0] == pytest.approx(0.2)  # tokens 2 and 3 are the tag, 4 is the answer
 
@@ -206,7 +207,7 @@ def test_floored_refused_and_truncated_are_logged():
 
 
 def test_tool_tokens_are_in_no_phase():
-    with_tool = ([5, 9, 5, 2, 6, 6], [0.6, 50.0, 0.4, 9.0, 0.1, 0.3])
+    with_tool = ([5, 9, 5, 2, 6, 6], [0.6, NAN, 0.4, 9.0, 0.1, 0.3])
     mask = [torch.tensor([1, 0, 1, 1, 1, 1]).bool()]
     assert call(make(), [with_tool], mask=mask) == pytest.approx(call(make(), [ROW]), abs=1e-6)
 
@@ -404,7 +405,7 @@ def test_missing_column_and_group_index_and_topk():
     ("options", "message"),
     [
         ({"missing_close": "drop"}, "missing_close must be one of paper, all_tokens, format, skip, got 'drop'"),
-        ({"which_close": "middle"}, "which_close must be one of"),
+        ({"which_close": "middle"}, "which_close must be first or last, got 'middle'"),
         ({"entropy_source": "guess"}, "entropy_source must be one of"),
         ({"answer_baseline": "mean"}, "answer_baseline must be one of"),
         ({"topk_estimate": "best"}, "topk_estimate must be one of"),
@@ -429,7 +430,7 @@ def test_missing_column_and_group_index_and_topk():
 )
 def test_bad_options(options, message):
     with pytest.raises(ValueError, match=message):
-        Pear(**options)
+        make(**options)
 
 
 def test_face():

@@ -16,9 +16,11 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from transformers import PreTrainedTokenizerFast
 
 from entrl.models.merge import merge_adapter
-from entrl.runs.folder import RunFolder, append_lines, finite, flat, read_recipe, write_json
+from entrl.runs.folder import RunFolder, append_lines, read_recipe, write_json
 from entrl.runs.recipe import Recipe, load_recipe
 from entrl.runs.train import train
+from entrl.settings.groups import flat
+from entrl.settings.json_lines import finite
 from entrl.settings.provenance import git_state
 
 RECIPES = Path(__file__).parents[1] / "recipes"

@@ -13,8 +13,8 @@ from entrl.cli.main import main
 from entrl.runs.folder import read_json, read_recipe, write_json
 from entrl.runs.recipe import load_recipe
 from entrl.runs.wording import escape_completion_tables, shown
-from entrl.settings.groups import parse_yaml
 from entrl.settings.secrets import MASK, is_secret, mask, mask_text, mask_words
+from entrl.settings.yaml import parse_yaml
 
 TOKEN = "hf_" + "q7Rz" * 6  # looks like one and opens nothing
 

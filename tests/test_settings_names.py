@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from entrl.settings.names import configure, find_file, load_controller, load_object, load_reward, suggest
+from entrl.runs.specs import load_controller, load_reward
+from entrl.settings.arguments import configure
+from entrl.settings.names import find_file, load_object, suggest
 
 FILE = """
 from dataclasses import dataclass
@@ -216,3 +218,40 @@ def test_an_instance_that_cannot_be_made_from_nothing_is_copied(tmp_path: Path):
     )
     made = load_reward("own.py:reward", {"scale": 2.0}, base=tmp_path).value
     assert (made.size, made.scale) == (3, 2.0)
+
+
+GROUPED = """
+from dataclasses import dataclass, field
+
+@dataclass(frozen=True, kw_only=True)
+class Expert:
+    depth: int = 1
+    width: int = 1
+
+@dataclass(frozen=True, kw_only=True)
+class Reward:
+    scale: float = 1.0
+    expert: Expert = field(default_factory=Expert)
+    def __call__(self, *, completions, **_):
+        return [self.scale * self.expert.depth] * len(completions)
+
+reward = Reward(expert=Expert(width=7))
+"""
+
+
+@pytest.mark.parametrize("name", ["reward", "Reward"])
+def test_a_group_of_options_is_a_mapping(tmp_path: Path, name: str):
+    (tmp_path / "deep.py").write_text(GROUPED)
+
+    def load(args):
+        return load_reward(f"deep.py:{name}", args, base=tmp_path).value
+
+    made = load({"scale": 2.0, "expert": {"depth": 3}})
+    assert (made.scale, made.expert.depth) == (2.0, 3)
+    assert made.expert.width == (7 if name == "reward" else 1)  # what the file set stays
+    with pytest.raises(ValueError, match=rf"{name}: expert takes no argument 'dept'\. Did you mean 'depth'\?"):
+        load({"expert": {"dept": 3}})
+    with pytest.raises(ValueError, match=r"'depth' is an expert option now: write expert: \{depth: \.\.\.\}"):
+        load({"depth": 3})
+    with pytest.raises(ValueError, match=r"takes no argument 'dept'\. Did you mean 'depth'\?"):
+        load({"dept": 3})

@@ -231,7 +231,7 @@ def test_jsonl_errors(jsonl, records, match):
         ({"task": "reasoning_gym:chain_sum", "min_terms": 9}, {}, "refuses .*max_terms must be >= min_terms"),
         ({"task": "sums", "term": 3}, {}, "task 'sums' has no option 'term'. Did you mean 'terms'"),
         ({"task": "sums", "terms": [2, 4], "max_terms": 4}, {}, "exclude each other; name the tiers or a range"),
-        ({"task": "sums", "terms": 3}, {}, "must be a list of numbers of terms"),
+        ({"task": "sums", "terms": 3}, {}, "terms must be a list of int or null, got 3"),
         ({"task": "sums", "terms": []}, {}, "must be a list of numbers of terms"),
         ({"task": "sums", "terms": [1, 2]}, {}, "different integers from 2 on"),
         ({"task": "sums", "terms": [2, 2]}, {}, "different integers from 2 on"),

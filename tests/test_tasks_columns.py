@@ -9,7 +9,7 @@ import pyarrow
 import pytest
 from pyarrow.parquet import write_table
 
-from entrl.settings.names import TRL_KEYWORDS
+from entrl.settings.arguments import TRL_KEYWORDS
 from entrl.tasks import load_task
 from entrl.tasks.columns import RESERVED
 from entrl.trainers.shared.rewards import SHARED_SIGNALS, SIGNALS

@@ -12,7 +12,7 @@ from tiny_model import saved_model, tiny_model
 from entrl.cli.main import main
 from entrl.models.load import load_policy
 from entrl.runs.recipe import load_recipe
-from entrl.settings.groups import parse_yaml
+from entrl.settings.yaml import parse_yaml
 from entrl.teach.cold_start import cold_start, is_made, load_cold_start
 from entrl.teach.cold_start.answers import lesson_problems, lesson_rows, measured_rates, sample_problems, sample_rows
 from entrl.teach.cold_start.spec import LessonsSpec, SampleSpec, SamplingSpec, make_cold_start

@@ -9,12 +9,14 @@ import pytest
 import torch
 from ares_runs import GROUP, MODES, ROWS, ares_run, enough_digits
 from entrl_rewards.hierarchical_entropy import HierarchicalEntropy
+from entrl_rewards.hierarchical_options import HierarchicalExpert
 from tiny_model import parameters, same, saved_model, trainer
 
 from entrl.controllers.dynamic_kl import DynamicKL
 from entrl.controllers.hooks import Controller, LossTerms
 
 REPOSITORY = Path(__file__).parents[1]
+DUAL_ASCENT = HierarchicalExpert(lambda_mode="dual_ascent")
 SCHEDULE = {"per_device_train_batch_size": 8, "steps_per_generation": 2, "num_generations": 4, "max_steps": 6}
 
 
@@ -61,7 +63,7 @@ def test_two_processes_equal_one_though_a_group_lies_on_both(tmp_path):
 
 
 @pytest.mark.parametrize("stop", [2, 3])  # after a whole rollout, and between two updates of one
-@pytest.mark.parametrize("options", [{}, {"mode": "code"}, {"mode": "paper", "lambda_mode": "dual_ascent"}])
+@pytest.mark.parametrize("options", [{}, {"mode": "code"}, {"mode": "paper", "expert": DUAL_ASCENT}])
 def test_resuming_gives_buckets_thresholds_and_targets_exactly(tmp_path, stop, options):
     whole = trainer(tmp_path, ares(**options), save_strategy="steps", save_steps=1, **SCHEDULE)
     whole.train()
@@ -128,8 +130,8 @@ def test_the_whole_method_in_one_run(tmp_path):
     resumed.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-4"))
     assert same(parameters(whole), parameters(resumed))
     assert resumed.reward_funcs[0].state_dict() == whole.reward_funcs[0].state_dict()
-    assert resumed._state()["branching"] == whole._state()["branching"]
-    assert resumed._state()["filter"] == whole._state()["filter"]
+    assert resumed.kept["branching"].state_dict() == whole.kept["branching"].state_dict()
+    assert resumed.kept["filter"].state_dict() == whole.kept["filter"].state_dict()
 
 
 def test_a_kl_controller_without_a_kl_term_is_refused(tmp_path):

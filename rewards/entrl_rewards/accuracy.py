@@ -25,34 +25,14 @@ Needs:   the dataset column `answer`; the column `verifier` for anything but mat
          tags that are special tokens cannot be seen (TRL's texts lack them)
 """
 
-import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from entrl.verify import Verdict, shared_pool
-from entrl.verify.answers import answer_part, completion_text
-from entrl.verify.judge import CHECK, IMPORTS, KINDS, quick_check, read_verifier
-
-logger = logging.getLogger(__name__)
-
-
-def settled(kind: str, part: str, gold: str, spec: Mapping[str, Any]) -> Verdict | None:
-    """The verdict where it needs no child process, None where the check may hang."""
-    try:
-        score = quick_check(kind, part, gold, spec)
-    except ValueError as error:  # a gold that cannot be read: the row's fault, not the answer's
-        return Verdict(status="crash", detail=f"{type(error).__name__}: {error}")
-    return None if score is None else Verdict(status="ok", value=score)
-
-
-def prompt_end(prompt: Any) -> str:
-    """The text a completion follows: of messages, what the assistant was given to start with."""
-    if isinstance(prompt, str):
-        return prompt
-    last = prompt[-1] if prompt else {}
-    content = last.get("content") if last.get("role") == "assistant" else ""
-    return content if isinstance(content, str) else ""
+from entrl.verify import Verdict
+from entrl.verify.answers import answer_part, completion_text, prompt_end
+from entrl.verify.judge import KINDS
+from entrl_rewards.accuracy_checks import check_answers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,10 +95,10 @@ class Accuracy:
                 "Rename your gold column to 'answer'"
             )
         if answer_texts is None:
-            ends = [""] * len(completions) if prompts is None else [prompt_end(p) for p in prompts]
+            ends = [""] * len(completions) if prompts is None else [prompt_end(p) or "" for p in prompts]
             texts = [completion_text(c) for c in completions]
             answer_texts = [self.answer_part(t, prompt=p) for t, p in zip(texts, ends, strict=True)]
-        verdicts = self._judged(answer_texts, answer, verifier)
+        verdicts = self.verdicts([], answer, verifier, answer_texts=answer_texts)
         if log_metric is not None:
             for status in ("timeout", "crash"):
                 count = sum(v is not None and v.status == status for v in verdicts)
@@ -149,48 +129,9 @@ class Accuracy:
         answer_texts: what each text answers, where more is known of it than the text
         (`entrl.maths.phases.answer_text`).
         """
-        return self._judged(
-            [self.answer_part(t) for t in texts] if answer_texts is None else answer_texts, answers, verifiers
-        )
-
-    def _judged(
-        self, parts: Sequence[str], answers: Sequence[Any], verifiers: Sequence[Any] | None
-    ) -> list[Verdict | None]:
-        if verifiers is None:
-            verifiers = [None] * len(parts)
-        if not len(parts) == len(answers) == len(verifiers):
-            raise ValueError(
-                f"{len(parts)} texts, {len(answers)} answers and {len(verifiers)} verifiers: lengths must be equal"
-            )
-        found: list[Verdict | None] = [None] * len(parts)
-        jobs: dict[int, tuple[str, str, str, dict[str, Any]]] = {}
-        for i, (part, gold, column) in enumerate(zip(parts, answers, verifiers, strict=True)):
-            if gold is None:
-                continue
-            kind, spec = read_verifier(column, i, default=self.kind)
-            if part:
-                jobs[i] = kind, part, str(gold), spec
-            else:
-                found[i] = Verdict(status="ok", value=0.0)
-        for i, verdict in zip(jobs, self._run(list(jobs.values())), strict=True):
-            found[i] = verdict
-            if verdict.status != "ok":
-                kind, part, gold, _ = jobs[i]
-                logger.warning(
-                    "accuracy: item %d was not verified (%s: %s): it scores None, not wrong; %s, gold %r, end %r",
-                    i, verdict.status, verdict.detail, kind, gold[:80], part[-80:],
-                )  # fmt: skip
-        return found
-
-    def _run(self, jobs: Sequence[tuple[str, str, str, dict[str, Any]]]) -> list[Verdict]:
-        """One verdict per job; only those that may hang go to a child process."""
-        verdicts = [settled(*job) for job in jobs]
-        slow = [job for job, verdict in zip(jobs, verdicts, strict=True) if verdict is None]
-        if slow:
-            imports = sorted({IMPORTS[job[0]] for job in slow})
-            late = iter(shared_pool(self.workers).run(CHECK, slow, timeout_s=self.timeout_s, imports=imports))
-            verdicts = [next(late) if verdict is None else verdict for verdict in verdicts]
-        return [verdict for verdict in verdicts if verdict is not None]
+        parts = [self.answer_part(t) for t in texts] if answer_texts is None else answer_texts
+        limits = {"timeout_s": self.timeout_s, "workers": self.workers}
+        return check_answers(parts, answers, verifiers, kind=self.kind, **limits)
 
     def answer_part(self, text: str, *, prompt: str = "") -> str:
         """The text after the thinking, stripped; "" where there is none. prompt: what the text follows."""

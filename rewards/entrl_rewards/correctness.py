@@ -27,6 +27,11 @@ class Gated:
             return None
         return getattr(load_verifier(self.correctness), "judges", None)
 
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Data set columns training cannot do without; a run that lacks one stops before it starts."""
+        return columns_of(self.correctness)
+
 
 def judge(verifier: Verifier, /, *, completions: Sequence[Any], **kwargs: Any) -> list[bool | None]:
     """One verdict per completion; `kwargs` is what else TRL passed (prompts, completion_ids, columns,

@@ -31,42 +31,23 @@ Documented answers. Verdict not known: None, and the row says nothing about diff
 alpha=0 is accuracy alone, with difficulty still published for controllers (`row_columns`) and logged.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, ClassVar, Literal
 
 import torch
-from torch import Tensor
 
-from entrl.maths.difficulty import BUCKETS, Targets
-from entrl.maths.signals import pad_rows
-from entrl.maths.windows import (
-    HighEntropyWindows,
-    ThresholdEMA,
-    high_entropy_windows,
-    in_window_mask,
-    row_quantiles,
-    running_tail_means,
-    trigger_mask,
-    window_means,
-)
-from entrl_rewards.correctness import ACCURACY, Gated, Verifier, columns_of, judge
-from entrl_rewards.entropy_source import SIGNAL_OF, EntropySource, TopKEstimate, token_entropy_rows
+from entrl.maths.difficulty import BUCKETS
+from entrl_rewards.correctness import ACCURACY, Gated, Verifier, judge
 from entrl_rewards.groups import shuffle_within
-from entrl_rewards.hierarchical_formulas import entropy_term, ordered, paper_reward
-from entrl_rewards.hierarchical_options import fill_in
-from entrl_rewards.hierarchical_state import (
-    NO_THRESHOLD,
-    Facts,
-    Standing,
-    State,
-    bucket_metrics,
-    inversions,
-)
-from entrl_rewards.triggers import trigger_ids, trigger_words
-
-Mode = Literal["fixed", "code", "paper"]
-Gather = Callable[[list[float]], list[float]]  # the floats of every rank, in one list
+from entrl_rewards.hierarchical_formulas import EASY, entropy_term, ordered, paper_reward
+from entrl_rewards.hierarchical_options import MODES, HierarchicalExpert, Rules, check_options
+from entrl_rewards.hierarchical_state import Facts, Standing, State, bucket_metrics, gathered, inversions
+from entrl_rewards.hierarchical_windows import count_windows, inside_windows
+from entrl_rewards.options import filled_in
+from entrl_rewards.trainer_signals import Gather, LogMetric, optimiser_step, own_tokens
+from entrl_rewards.triggers import trigger_words
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,74 +57,45 @@ class HierarchicalEntropy(Gated):
     __name__: ClassVar[str] = "hierarchical_entropy"
     published_columns: ClassVar[tuple[str, ...]] = ("difficulty", "correct", "high_entropy")
 
-    mode: Mode = "fixed"
+    mode: Literal["fixed", "code", "paper"] = "fixed"
     alpha: float | None = None  # size of the term; the published range in which order holds ends at 0.41
+    wrong_bonus: Mapping[str, float] | None = None  # share of the cap per difficulty
+    ordering_guard: bool | None = None  # no wrong answer above a right one
     window: int = 4  # tokens
-    following: bool | None = None  # the window is the tokens after the trigger; False: it begins with it
     triggers: str | Sequence[str] | None = None  # "en", "en+zh", a list of words; None: every window
-    argmax_trigger: bool = False  # test the most likely token, not the sampled one (needs token_topk_ids)
     percentile: float = 0.95  # of a completion's window means; the batch median of it is the threshold
     threshold: float | None = None  # nats; None: follows the policy
-    threshold_decay: float = 0.99
-    threshold_lag: bool | None = None  # count with the threshold of the step before
-    entropy_source: EntropySource = "exact"
-    topk_estimate: TopKEstimate = "mid"  # the sharpened tail
-    threshold_estimate: TopKEstimate | None = None  # None: the same as for counting; published: "dropped"
-    topk_k: int | None = None
-    vocab_size: int | None = None
-    target_decay: float | None = None
-    rounded_target: bool | None = None
-    alpha_rate: float | None = None  # published 0.05
-    alpha_range: tuple[float, float] = (0.0, 2.0)
-    centred: bool | None = None
-    ordering_guard: bool | None = None
-    wrong_bonus: Mapping[str, float] | None = None  # share of the cap per difficulty
-    lambda_mode: Literal["off", "external", "dual_ascent"] | None = None
-    evaluate_before_buckets: bool = False  # the published order: every prompt easy, target 0
     correctness: Verifier = ACCURACY
-    # NEGATIVE CONTROL, not a method: each completion is judged by the count of another one of its group with the same
-    # verdict, so a group's rewards are the same numbers with the link between text and windows cut.
-    shuffle_counts_in_group: bool = False
-    shuffle_seed: int = 0
+    expert: HierarchicalExpert = field(default_factory=HierarchicalExpert)
 
     row_columns: dict[str, list[Any]] = field(default_factory=dict, init=False, repr=False, compare=False)
-    _state: State = field(init=False, repr=False, compare=False)
-    _trigger_ids: dict[int, frozenset[int]] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _state: State = field(default_factory=State, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "alpha_range", tuple(self.alpha_range))
-        if isinstance(self.triggers, list):
-            object.__setattr__(self, "triggers", tuple(self.triggers))
         if self.triggers is not None:
             trigger_words(self.triggers)  # a misspelt language should not wait for the first rollout
-        fill_in(self)
-        state = State(
-            threshold=ThresholdEMA(decay=self.threshold_decay),
-            targets=Targets(decay=self._of("target_decay"), rounded=self._of("rounded_target")),
-            alpha=[self._of("alpha")] * len(BUCKETS),
-        )
-        object.__setattr__(self, "_state", state)
+        check_options(self)
+        self._state.start(self.rules, threshold_decay=self.expert.threshold_decay)
 
-    def _of(self, name: str) -> Any:
-        """An option that its mode has filled in."""
-        return getattr(self, name)
+    @cached_property
+    def rules(self) -> Rules:
+        """What the mode says, and what is given in its place."""
+        return filled_in(MODES[self.mode], self, self.expert)
 
     @property
     def needs(self) -> tuple[str, ...]:
         """Signals the trainer must deliver; top-k log-probs and ids come as keys of the rows."""
-        source = () if self.entropy_source == "topk" else (SIGNAL_OF[self.entropy_source],)
         words = ("tokenizer",) if self.triggers is not None else ()
-        return (*source, "token_mask", "group_index", "gather", *words)
+        return (*self.expert.entropy_needs, "token_mask", "group_index", "gather", *words)
 
     @property
     def columns(self) -> tuple[str, ...]:
         """Data set columns training cannot do without."""
-        judged = columns_of(self.correctness)
-        return (*judged, "token_topk_ids") if self.argmax_trigger else judged
+        return (*super().columns, "token_topk_ids") if self.expert.argmax_trigger else super().columns
 
     @property
     def needs_whole_groups(self) -> bool:
-        return self.shuffle_counts_in_group
+        return self.expert.shuffle_counts_in_group
 
     def __call__(
         self,
@@ -153,7 +105,7 @@ class HierarchicalEntropy(Gated):
         group_index: list[int] | None = None,
         token_mask: Sequence[Any] | None = None,
         gather: Gather | None = None,
-        log_metric: Callable[[str, float], None] | None = None,
+        log_metric: LogMetric | None = None,
         trainer_state: Any = None,
         training: bool = True,
         **signals: Any,
@@ -162,24 +114,16 @@ class HierarchicalEntropy(Gated):
             raise TypeError("hierarchical_entropy needs group_index, which stock TRL does not pass: EntropyGRPOTrainer")
         judged = {"completion_ids": completion_ids, "log_metric": log_metric, "trainer_state": trainer_state}
         verdicts = judge(self.correctness, completions=completions, **judged, **signals)
-        own = own_tokens(completion_ids, token_mask)
-        windows = self._windows(completion_ids, own, gather, training, signals)
-        lengths = [int(own_T.sum()) for own_T in own]
+        own, state = own_tokens(completion_ids, token_mask), self._state
+        windows = count_windows(self, state, completion_ids, own, signals, gather=gather, training=training)
+        found = zip(group_index, verdicts, windows.count_B.tolist(), windows.soft_cost_B.tolist(), own, strict=True)
         mine = [
-            Facts(int(g), -1.0 if v is None else float(v), int(n), float(c), int(t))
-            for g, v, n, c, t in zip(
-                group_index, verdicts, windows.count_B.tolist(), windows.soft_cost_B.tolist(), lengths, strict=True
-            )
+            Facts(int(g), -1.0 if v is None else float(v), int(n), float(c), int(own_T.sum()))
+            for g, v, n, c, own_T in found
         ]
         everyone = gathered(mine, gather)
-        standing = self._state.see(
-            everyone,
-            alpha_rate=self._of("alpha_rate"),
-            alpha_range=self.alpha_range,
-            lambda_mode=self._of("lambda_mode"),
-            keep=training,
-        )
-        counts = self._counts(mine, step=int(getattr(trainer_state, "global_step", 0) or 0))
+        standing = state.see(everyone, self.rules, alpha_range=self.expert.alpha_range, keep=training)
+        counts = self._counts(mine, step=optimiser_step(trainer_state))
         rewards = [
             None if fact.known is None else self.reward_of(standing.bucket[fact.group], fact.known, n, standing)
             for fact, n in zip(mine, counts, strict=True)
@@ -188,10 +132,11 @@ class HierarchicalEntropy(Gated):
         self.row_columns.update(
             difficulty=[standing.bucket[f.group] for f in mine],
             correct=[int(f.verdict) for f in mine],
-            high_entropy=self._inside(windows, own),
+            high_entropy=inside_windows(self, windows, own),
         )
         if log_metric is not None:
-            self._log(log_metric, everyone, standing, mine, rewards, gather)
+            for name, value in self._metrics(everyone, standing, rewards, gather).items():
+                log_metric(name, value)
         return rewards
 
     def reward_of(self, bucket: int, correct: bool, n: float, standing: Standing | None = None) -> float:
@@ -199,155 +144,51 @@ class HierarchicalEntropy(Gated):
 
         standing: targets, alphas and lambdas in force; None = those of the state.
         """
-        target, alpha, weight = self._state.targets.values[bucket], self._state.alpha[bucket], 0.0
-        if standing is not None:
-            target, alpha, weight = standing.target[bucket], standing.alpha[bucket], standing.weight[bucket]
-        if self.evaluate_before_buckets:  # what the published batch manager fills in where the fields are missing
-            bucket, target, alpha = 0, 0.0, self._of("alpha")
+        now = self._state.standing() if standing is None else standing
+        target, alpha = now.target[bucket], now.alpha[bucket]
+        if self.expert.evaluate_before_buckets:  # what the published batch manager fills in for missing fields
+            bucket, target, alpha = EASY, 0.0, self.rules.alpha
         if target is None:
             raise ValueError(f"no {BUCKETS[bucket]} prompt was seen yet, so there is no target; call the reward first")
         if self.mode == "paper":
-            return paper_reward(bucket, correct, n - target, weight)
-        bonus = self._of("wrong_bonus")
-        shares = [bonus[name] for name in BUCKETS]
-        term = entropy_term(bucket, correct, n, target, alpha, centred=self._of("centred"), wrong_shares=shares)
+            return paper_reward(bucket, correct, n - target, now.weight[bucket])
+        shares = [self.rules.wrong_bonus[name] for name in BUCKETS]
+        term = entropy_term(bucket, correct, n, target, alpha, centred=self.rules.centred, wrong_shares=shares)
         reward = float(correct) + term
-        return ordered(reward, correct) if self._of("ordering_guard") else reward
-
-    def _windows(
-        self,
-        completion_ids: list[list[int]],
-        own: list[Tensor],
-        gather: Gather | None,
-        training: bool,
-        signals: dict[str, Any],
-    ) -> HighEntropyWindows:
-        """Windows over each completion's own tokens, which lie side by side."""
-        entropy_BT, mask_BT = self._entropies(completion_ids, own, signals, self.topk_estimate)
-        trigger_BT = None
-        if self.triggers is not None:
-            texts = signals.get("token_topk_ids") if self.argmax_trigger else completion_ids
-            if texts is None:
-                raise TypeError(
-                    "argmax_trigger needs token_topk_ids (per completion (T, K), most likely first), which no trainer "
-                    "here delivers: add that key to the rows, or leave argmax_trigger out"
-                )
-            first = [torch.as_tensor(row)[:, 0] if self.argmax_trigger else torch.tensor(row) for row in texts]
-            ids_BT, _ = pad_rows([row.long()[m] for row, m in zip(first, own, strict=True)], value=-1)
-            trigger_BT = trigger_mask(ids_BT, self._ids(signals.get("tokenizer")))
-        line_BT = entropy_BT
-        if self.threshold_estimate is not None and self.entropy_source == "topk":
-            line_BT, _ = self._entropies(completion_ids, own, signals, self.threshold_estimate)
-        threshold = self._threshold(line_BT, mask_BT, gather, training)
-        return high_entropy_windows(
-            entropy_BT,
-            mask_BT,
-            threshold=threshold,
-            window=self.window,
-            following=self._of("following"),
-            trigger_BT=trigger_BT,
-        )
-
-    def _entropies(
-        self, completion_ids: list[list[int]], own: list[Tensor], signals: dict[str, Any], estimate: TopKEstimate
-    ) -> tuple[Tensor, Tensor]:
-        rows = token_entropy_rows(
-            self.entropy_source, completion_ids, signals, estimate=estimate, k=self.topk_k, vocab_size=self.vocab_size
-        )
-        return pad_rows([row[m] for row, m in zip(rows, own, strict=True)])
-
-    def _threshold(self, entropy_BT: Tensor, mask_BT: Tensor, gather: Gather | None, training: bool) -> float:
-        """The line in force for this batch; in training the batch moves it, before it is used or (lag) afterwards."""
-        if self.threshold is not None:
-            return self.threshold
-        if self.mode == "code":
-            mean_BT, full_BT = running_tail_means(entropy_BT, mask_BT, self.window), mask_BT
-        else:
-            mean_BT, full_BT = window_means(entropy_BT, mask_BT, self.window, following=self._of("following"))
-        values = row_quantiles(mean_BT, full_BT, self.percentile).tolist()
-        values = gather(values) if gather else values
-        before = self._state.threshold.value
-        moving = self._state.threshold if training else ThresholdEMA(decay=self.threshold_decay, value=before)
-        after = moving.update(values)
-        line = before if self._of("threshold_lag") or (not training and before is not None) else after
-        return NO_THRESHOLD if line is None else line
-
-    def _ids(self, tokenizer: Any) -> frozenset[int]:
-        if tokenizer is None:
-            raise TypeError(
-                "hierarchical_entropy with triggers needs a tokenizer to find their ids: EntropyGRPOTrainer"
-            )
-        if id(tokenizer) not in self._trigger_ids:
-            assert self.triggers is not None
-            self._trigger_ids[id(tokenizer)] = trigger_ids(tokenizer, trigger_words(self.triggers))
-        return self._trigger_ids[id(tokenizer)]
+        return ordered(reward, correct) if self.rules.ordering_guard else reward
 
     def _counts(self, facts: Sequence[Facts], *, step: int) -> list[int]:
         counts = [f.count for f in facts]
-        if not self.shuffle_counts_in_group:
+        if not self.expert.shuffle_counts_in_group:
             return counts
         class_BN = torch.tensor([[f.group, int(f.verdict)] for f in facts])
-        source_B = shuffle_within(class_BN, seeds=(self.shuffle_seed, step))
+        source_B = shuffle_within(class_BN, seeds=(self.expert.shuffle_seed, step))
         return [counts[i] for i in source_B.tolist()]
 
-    def _inside(self, windows: HighEntropyWindows, own: list[Tensor]) -> list[Tensor]:
-        """Per completion a 1-D bool, one per token (a tool's included): inside a counted window."""
-        inside_BT = in_window_mask(windows.start_BT, self.window, following=self._of("following"))
-        rows = []
-        for inside_T, own_T in zip(inside_BT, own, strict=True):
-            row = torch.zeros(len(own_T), dtype=torch.bool)
-            row[own_T] = inside_T[: int(own_T.sum())]
-            rows.append(row)
-        return rows
-
-    def _log(
-        self,
-        log_metric: Callable[[str, float], None],
-        everyone: Sequence[Facts],
-        standing: Standing,
-        mine: Sequence[Facts],
-        rewards: Sequence[float | None],
-        gather: Gather | None,
-    ) -> None:
+    def _metrics(
+        self, everyone: Sequence[Facts], standing: Standing, rewards: Sequence[float | None], gather: Gather | None
+    ) -> dict[str, float]:
         metrics = bucket_metrics(everyone, standing, "ares")
-        if self.evaluate_before_buckets:  # what is in force: see `reward_of`
+        if self.expert.evaluate_before_buckets:  # what is in force: see `reward_of`
             for name in BUCKETS:
-                metrics |= {f"ares/{name}/target": 0.0, f"ares/{name}/alpha": self._of("alpha")}
+                metrics |= {f"ares/{name}/target": 0.0, f"ares/{name}/alpha": self.rules.alpha}
         line = self.threshold if self.threshold is not None else self._state.threshold.value
         if line is not None:
             metrics["ares/threshold"] = line
         paid = [r if r is not None else 0.0 for r in rewards]
-        turned = inversions(
-            [f.group for f in everyone], [f.known for f in everyone], gather(paid) if gather else list(paid)
-        )
+        groups, verdicts = [f.group for f in everyone], [f.known for f in everyone]
+        turned = inversions(groups, verdicts, gather(paid) if gather else paid)
         if turned is not None:
             metrics["ares/wrong_above_right"] = turned
-        if self._of("lambda_mode") != "off":
+        if self.rules.lambda_mode != "off":
             metrics |= {f"ares/{name}/lambda": w for name, w in zip(BUCKETS, standing.weight, strict=True)}
-        for name, value in metrics.items():
-            log_metric(name, value)
+        return metrics
 
     def state_dict(self) -> dict[str, Any]:
         return self._state.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._state.load_state_dict(state)
-
-
-def own_tokens(completion_ids: Sequence[Sequence[int]], token_mask: Sequence[Any] | None) -> list[Tensor]:
-    """1-D bool per completion: the tokens that the model wrote; all of them where nobody says otherwise."""
-    if token_mask is None:
-        return [torch.ones(len(ids), dtype=torch.bool) for ids in completion_ids]
-    return [torch.as_tensor(mask, dtype=torch.bool) for mask in token_mask]
-
-
-def gathered(facts: Sequence[Facts], gather: Gather | None) -> list[Facts]:
-    """The facts of every rank; as they are without a `gather`."""
-    if gather is None:
-        return list(facts)
-    flat = gather([float(x) for fact in facts for x in fact])
-    rows = zip(*(flat[i :: len(Facts._fields)] for i in range(len(Facts._fields))), strict=True)
-    return [Facts(int(g), v, int(n), c, int(t)) for g, v, n, c, t in rows]
 
 
 reward = HierarchicalEntropy()

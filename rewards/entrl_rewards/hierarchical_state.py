@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 from entrl.maths.difficulty import BUCKETS, Targets, bucket_means, group_buckets
 from entrl.maths.windows import ThresholdEMA
 from entrl_rewards.hierarchical_formulas import HARD, paper_lambda
+from entrl_rewards.hierarchical_options import Rules
+from entrl_rewards.trainer_signals import Gather
 
-NO_THRESHOLD = -1.0  # the published start: every window behind a trigger counts
 DUAL_MINIMUM = 8  # completions of a bucket before its lambda moves, as published
 
 
@@ -32,6 +33,15 @@ class Facts(NamedTuple):
         return None if self.verdict < 0 else self.verdict > 0
 
 
+def gathered(facts: Sequence[Facts], gather: Gather | None) -> list[Facts]:
+    """The facts of every rank; as they are without a `gather`."""
+    if gather is None:
+        return list(facts)
+    flat = gather([float(x) for fact in facts for x in fact])
+    rows = zip(*(flat[i :: len(Facts._fields)] for i in range(len(Facts._fields))), strict=True)
+    return [Facts(int(g), v, int(n), c, int(t)) for g, v, n, c, t in rows]
+
+
 class Standing(NamedTuple):
     """What one batch is judged by."""
 
@@ -45,38 +55,41 @@ class Standing(NamedTuple):
 class State:
     """Everything that a checkpoint must hold. alpha and lambda: one per bucket."""
 
-    threshold: ThresholdEMA
-    targets: Targets
-    alpha: list[float]
+    threshold: ThresholdEMA = field(default_factory=ThresholdEMA)
+    targets: Targets = field(default_factory=Targets)
+    alpha: list[float] = field(default_factory=list)
     weight: list[float] = field(default_factory=lambda: [0.0] * len(BUCKETS))
     budget: list[float | None] = field(default_factory=lambda: [None] * len(BUCKETS))
+    word_ids: dict[int, frozenset[int]] = field(default_factory=dict)  # of triggers by tokenizer; not in a checkpoint
 
-    def see(
-        self,
-        facts: Sequence[Facts],
-        *,
-        alpha_rate: float,
-        alpha_range: tuple[float, float],
-        lambda_mode: str,
-        keep: bool,
-    ) -> Standing:
+    def start(self, rules: Rules, *, threshold_decay: float) -> None:
+        """As before the first batch."""
+        self.threshold = ThresholdEMA(decay=threshold_decay)
+        self.targets = Targets(decay=rules.target_decay, rounded=rules.rounded_target)
+        self.alpha = [rules.alpha] * len(BUCKETS)
+
+    def see(self, facts: Sequence[Facts], rules: Rules, *, alpha_range: tuple[float, float], keep: bool) -> Standing:
         """Learn from a batch, then say what it is judged by; `keep=False` (evaluation) leaves the state as it was."""
         groups = [f.group for f in facts]
         bucket = group_buckets(groups, [f.known for f in facts])
         means = bucket_means(groups, [f.count for f in facts], bucket)
         target = self.targets.after(means)
         if not keep:
-            return Standing(bucket, target, list(self.alpha), list(self.weight))
-        if lambda_mode == "external":  # against the targets before this batch; against its own the numerator is 0
+            return self.standing(bucket)._replace(target=target)
+        if rules.lambda_mode == "external":  # against the targets before this batch; against its own the numerator is 0
             self.weight = [self._external(facts, bucket, d) for d in range(len(BUCKETS))]
         self.targets.update(means)
-        if lambda_mode == "dual_ascent":
+        if rules.lambda_mode == "dual_ascent":
             self._ascend(facts, bucket, target)
         for d, (mean, goal) in enumerate(zip(means, target, strict=True)):
-            if alpha_rate and mean is not None and goal is not None:
+            if rules.alpha_rate and mean is not None and goal is not None:
                 lack = goal - mean if d == HARD else mean - goal
-                self.alpha[d] = min(max(self.alpha[d] + alpha_rate * lack, alpha_range[0]), alpha_range[1])
-        return Standing(bucket, target, list(self.alpha), list(self.weight))
+                self.alpha[d] = min(max(self.alpha[d] + rules.alpha_rate * lack, alpha_range[0]), alpha_range[1])
+        return self.standing(bucket)
+
+    def standing(self, bucket: dict[int, int] | None = None) -> Standing:
+        """What the state says now."""
+        return Standing(bucket or {}, list(self.targets.values), list(self.alpha), list(self.weight))
 
     def _external(self, facts: Sequence[Facts], bucket: dict[int, int], d: int) -> float:
         counts = sorted(f.count for f in facts if bucket[f.group] == d)

@@ -44,50 +44,21 @@ is a wrong answer.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from statistics import fmean
-from typing import Any, ClassVar, Literal, NamedTuple, get_args
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from entrl.beliefs import FactoredBelief
 from entrl_rewards.groups import shuffle_within
-from entrl_rewards.inquiry import ENVIRONMENT_ERROR, TRL_ERROR, Dialogue, follow
-
-Credit = Literal["expected", "realised", "kl", "target", "target_prob", "regret", "resolved", "none"]
-Reduce = Literal["sum", "mean", "last"]
-Normalise = Literal["prior", "none"]
-Preset = Literal["nous", "resolved_count", "delta_belief", "igpo"]
+from entrl_rewards.information_gain_credits import credits
+from entrl_rewards.information_gain_options import PRESETS, Credit, InformationGainExpert, Preset, Terms
+from entrl_rewards.inquiry import Dialogue, follow, invalid_turns, metrics
+from entrl_rewards.options import check_choices, filled_in
+from entrl_rewards.trainer_signals import LogMetric, optimiser_step
 
 FACTS = ("_events", "_prior_entropy", "_estimator", "_target", "_correct", "_score", "_invalid", "_refused")
-IN_BITS = ("expected", "realised", "kl", "target")  # the credits that H0 can divide
-
-DEFAULTS: dict[str, Any] = {
-    "credit": "expected",
-    "reduce": "sum",
-    "normalise": None,  # prior for bits, none for the others
-    "positive_only": False,
-    "gain_weight": 1.0,
-    "outcome_weight": 1.0,
-    "question_cost": 0.0,
-    "repeat_penalty": 0.0,
-    "invalid_penalty": 0.0,
-}
-PRESETS: dict[str, dict[str, Any]] = {
-    "nous": {"credit": "realised", "normalise": "none", "outcome_weight": 0.0},
-    "resolved_count": {"credit": "resolved", "outcome_weight": 0.0},
-    "delta_belief": {
-        "credit": "target",
-        "normalise": "none",
-        "positive_only": True,
-        "gain_weight": 0.1 * math.log(2.0),  # published per nat
-        "outcome_weight": 2.0,
-        "question_cost": 0.05,
-        "repeat_penalty": 1.0,
-        "invalid_penalty": 5.0,
-    },
-    "igpo": {"credit": "target_prob"},
-}
 
 
 class Row(NamedTuple):
@@ -110,59 +81,29 @@ class InformationGain:
 
     preset: Preset | None = None
     credit: Credit | None = None  # default expected
-    reduce: Reduce | None = None  # default sum; over the seen questions, repeats among them as 0
-    normalise: Normalise | None = None  # default prior for bits, none otherwise
-    positive_only: bool | None = None  # max(g_t, 0), which no longer telescopes; default False
+    pay: Literal["episode", "turn"] = "episode"
+    outcome: Literal["correct", "score"] = "correct"  # score: the share of the submission that is right
     gain_weight: float | None = None  # default 1
     outcome_weight: float | None = None  # default 1
-    outcome: Literal["correct", "score"] = "correct"  # score: the share of the submission that is right
     question_cost: float | None = None  # per question asked, repeats included; default 0
     repeat_penalty: float | None = None  # default 0
     invalid_penalty: float | None = None  # per call that is malformed, has bad arguments or names no tool; default 0
-    pay: Literal["episode", "turn"] = "episode"
-    seen_only: bool = True  # False pays answers that the model never saw
-    # NEGATIVE CONTROL, not a method: each rollout is paid the gains of another one of its group (costs and outcome stay
-    # its own), so a group's gains are the same numbers with the link between questions and pay cut.
-    shuffle: bool = False
-    shuffle_seed: int = 0
+    expert: InformationGainExpert = field(default_factory=InformationGainExpert)
 
     row_columns: dict[str, list[Any]] = field(default_factory=dict, init=False, repr=False, compare=False)
-    _set: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if self.preset is not None and self.preset not in PRESETS:
-            raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {self.preset!r}")
-        for name, value in (DEFAULTS | PRESETS.get(self.preset or "", {})).items():
-            given = getattr(self, name)
-            self._set[name] = value if given is None else given
-        self._check()
+        check_choices(self)
+        reduce = self.terms.reduce
+        if self.pay == "turn" and reduce != "sum":
+            raise ValueError(
+                f"pay='turn' gives every turn its own gain, so reduce={reduce!r} has nothing to reduce; leave it out"
+            )
 
-    def _check(self) -> None:
-        choices = {"credit": Credit, "reduce": Reduce}
-        for name, allowed in choices.items():
-            if self._set[name] not in get_args(allowed):
-                raise ValueError(f"{name} must be one of {', '.join(get_args(allowed))}, got {self._set[name]!r}")
-        if self.pay not in ("episode", "turn"):
-            raise ValueError(f"pay must be episode or turn, got {self.pay!r}")
-        if self.outcome not in ("correct", "score"):
-            raise ValueError(f"outcome must be correct or score, got {self.outcome!r}")
-        credit, bits = self._set["credit"], self._set["credit"] in IN_BITS
-        if self._set["normalise"] is None:
-            self._set["normalise"] = "prior" if bits else "none"
-        if self._set["normalise"] not in get_args(Normalise):
-            raise ValueError(f"normalise must be prior or none, got {self._set['normalise']!r}")
-        if self._set["normalise"] == "prior" and not bits:
-            raise ValueError(
-                f"normalise='prior' divides bits by bits, and credit={credit!r} is not in bits; leave it out"
-            )
-        if self.pay == "turn" and self._set["reduce"] != "sum":
-            raise ValueError(
-                f"pay='turn' gives every turn its own gain, so reduce={self._set['reduce']!r} has nothing to reduce; "
-                "leave it out"
-            )
-        for name in ("gain_weight", "outcome_weight", "question_cost", "repeat_penalty", "invalid_penalty"):
-            if not (math.isfinite(self._set[name]) and self._set[name] >= 0):
-                raise ValueError(f"{name} must be finite and >= 0, got {self._set[name]}; costs are subtracted")
+    @cached_property
+    def terms(self) -> Terms:
+        """What the preset says, and what is given in its place."""
+        return filled_in(PRESETS[self.preset] if self.preset else Terms(), self, self.expert)
 
     @property
     def published_columns(self) -> tuple[str, ...]:
@@ -170,11 +111,11 @@ class InformationGain:
 
     @property
     def needs(self) -> tuple[str, ...]:
-        return ("group_index",) if self.shuffle else ()
+        return ("group_index",) if self.expert.shuffle else ()
 
     @property
     def needs_whole_groups(self) -> bool:
-        return self.shuffle
+        return self.expert.shuffle
 
     def __call__(
         self,
@@ -183,59 +124,56 @@ class InformationGain:
         environments: Sequence[Any] | None = None,
         group_index: list[int] | None = None,
         trainer_state: Any = None,
-        log_metric: Callable[[str, float], None] | None = None,
+        log_metric: LogMetric | None = None,
         log_extra: Callable[[str, list[Any]], None] | None = None,
         **_: object,
     ) -> list[float]:
-        checked_environments(environments, completions)
-        assert environments is not None
-        followed = [follow(c, e._events) for c, e in zip(completions, environments, strict=True)]
-        rows = [self.settle(d, e) for d, e in zip(followed, environments, strict=True)]
-        gain_BE = [row.gain_E for row in rows]
+        worlds = checked_environments(environments, completions)
+        followed = [follow(c, e._events) for c, e in zip(completions, worlds, strict=True)]
+        rows = [self.settle(d, e) for d, e in zip(followed, worlds, strict=True)]
+        gains = [sum(row.gain_E) for row in rows]
         if log_metric is not None:
-            for name, value in metrics(followed, environments, [sum(g) for g in gain_BE]).items():
+            for name, value in metrics(followed, worlds, gains).items():
                 log_metric(f"information_gain/{name}", value)
         if log_extra is not None:
             log_extra("questions", [len(row.question_E) for row in rows])
-            log_extra("gain", [sum(g) for g in gain_BE])
+            log_extra("gain", gains)
             log_extra("right", [row.right for row in rows])
-        source_B = self._sources(len(rows), group_index, trainer_state)
-        weight, outcome = self._set["gain_weight"], self._set["outcome_weight"]
+        # the row whose gains each row is paid: itself, or another of its group
+        gaining = [rows[s] for s in self._sources(len(rows), group_index, optimiser_step(trainer_state))]
+        weight, outcome = self.terms.gain_weight, self.terms.outcome_weight
         paid = [outcome * row.right for row in rows]
         self.row_columns.clear()
         if self.pay == "turn":
             self.row_columns["turn_rewards"] = [
-                weight * turn_gains(rows[s], row.turns) - torch.tensor(row.cost_T, dtype=torch.float32)
-                for row, s in zip(rows, source_B, strict=True)
+                weight * turn_gains(other, row.turns) - torch.tensor(row.cost_T, dtype=torch.float32)
+                for row, other in zip(rows, gaining, strict=True)
             ]
             return [float(p) for p in paid]
-        total_B = [self._reduced(row) for row in rows]
         return [
-            float(p + weight * total_B[s] - math.fsum(row.cost_T))
-            for p, row, s in zip(paid, rows, source_B, strict=True)
+            float(p + weight * self._reduced(other) - math.fsum(row.cost_T))
+            for p, row, other in zip(paid, rows, gaining, strict=True)
         ]
 
     def settle(self, dialogue: Dialogue, environment: Any) -> Row:
         """What one rollout earned and cost."""
-        events = environment._events
+        terms, events, h0 = self.terms, environment._events, environment._prior_entropy()
         asked = [i for i, event in enumerate(events) if event.correct is None]
-        gains = credits(environment, self._set["credit"])
-        h0 = environment._prior_entropy()
-        gain_E = [0.0] * len(events)
-        for i in asked:
-            if dialogue.seen_E[i] or not self.seen_only:
-                g = max(gains[i], 0.0) if self._set["positive_only"] else gains[i]
-                gain_E[i] = g if self._set["normalise"] == "none" else (g / h0 if h0 > 0 else 0.0)
+        paid = [i for i in asked if dialogue.seen_E[i] or not self.expert.seen_only]
+        gains, gain_E = credits(environment, terms.credit), [0.0] * len(events)
+        for i in paid:
+            g = max(gains[i], 0.0) if terms.positive_only else gains[i]
+            gain_E[i] = g if not terms.per_h0 else (g / h0 if h0 > 0 else 0.0)
         cost_T = [0.0] * max(dialogue.turns, 1)
         for i in asked:
-            cost_T[dialogue.turn_E[i]] += self._set["question_cost"]
-            cost_T[dialogue.turn_E[i]] += self._set["repeat_penalty"] * events[i].repeated
+            cost_T[dialogue.turn_E[i]] += terms.question_cost
+            cost_T[dialogue.turn_E[i]] += terms.repeat_penalty * events[i].repeated
         for turn in invalid_turns(dialogue, environment):
-            cost_T[turn] += self._set["invalid_penalty"]
+            cost_T[turn] += terms.invalid_penalty
         return Row(
             turns=dialogue.turns,
             gain_E=gain_E,
-            question_E=[i for i in asked if dialogue.seen_E[i] or not self.seen_only],
+            question_E=paid,
             turn_E=dialogue.turn_E,
             cost_T=cost_T[: dialogue.turns],
             right=float(environment._correct is True if self.outcome == "correct" else environment._score or 0.0),
@@ -245,21 +183,19 @@ class InformationGain:
         gains = [row.gain_E[i] for i in row.question_E]
         if not gains:
             return 0.0
-        how = self._set["reduce"]
+        how = self.terms.reduce
         return gains[-1] if how == "last" else fmean(gains) if how == "mean" else math.fsum(gains)
 
-    def _sources(self, rows: int, group_index: list[int] | None, trainer_state: Any) -> list[int]:
-        """The row whose gains each row is paid: itself, or another of its group."""
-        if not self.shuffle:
+    def _sources(self, rows: int, group_index: list[int] | None, step: int) -> list[int]:
+        if not self.expert.shuffle:
             return list(range(rows))
         if group_index is None:
             raise TypeError("information_gain with shuffle needs group_index, which EntropyGRPOTrainer passes")
-        step = int(getattr(trainer_state, "global_step", 0) or 0)
-        return shuffle_within(torch.tensor(group_index)[:, None], seeds=(self.shuffle_seed, step)).tolist()
+        return shuffle_within(torch.tensor(group_index)[:, None], seeds=(self.expert.shuffle_seed, step)).tolist()
 
 
-def checked_environments(environments: Sequence[Any] | None, completions: Sequence[Any]) -> None:
-    """TypeError unless there is one environment with events for each completion."""
+def checked_environments(environments: Sequence[Any] | None, completions: Sequence[Any]) -> Sequence[Any]:
+    """The environments; TypeError unless there is one with events for each completion."""
     if environments is None:
         raise TypeError(
             "information_gain needs environments, which TRL passes when the trainer has an environment_factory; in a "
@@ -274,86 +210,7 @@ def checked_environments(environments: Sequence[Any] | None, completions: Sequen
                 f"environment {type(environment).__name__} has no {', '.join(missing)}; information_gain reads the "
                 "events of entrl.environments.InquiryEnv, so derive yours from it"
             )
-
-
-def credits(environment: Any, credit: str) -> list[float]:
-    """g_t of each event in the credit's own unit, 0 for a submission; ValueError where the environment cannot know."""
-    events = environment._events
-    if credit == "target_prob":
-        return _probability_gains(environment)
-    floor = -log2_size(environment._estimator) if credit == "target" else 0.0
-    return [_credit(event, credit, floor) for event in events]
-
-
-def _credit(event: Any, credit: str, floor: float) -> float:
-    step = event.step
-    if credit == "none" or step is None or event.correct is not None:
-        return 0.0
-    if credit == "resolved":
-        return float(event.resolved)
-    if credit == "regret":
-        best = event.best_expected
-        return min(_known(step.expected, event, "expected gain") / best, 1.0) if best else 0.0
-    if credit == "target":
-        if event.contradiction and step.target_log_gain is None:
-            return 0.0  # a factored belief that went back to its prior does not say
-        return max(_known(step.target_log_gain, event, "target gain"), floor)
-    return _known(getattr(step, credit), event, f"{credit} gain")
-
-
-def _known(value: float | None, event: Any, what: str) -> float:
-    if value is None:
-        raise ValueError(
-            f"event {event.number} ({event.key!r}) has no {what}; its environment's belief does not know it"
-        )
-    return float(value)
-
-
-def _probability_gains(environment: Any) -> list[float]:
-    """b_t(h*) - b_(t-1)(h*), from the prior and the log gains; they sum to last - first."""
-    start = level = log2_prior(environment)
-    forgets = environment._estimator.on_contradiction == "reset"
-    gains = []
-    for event in environment._events:
-        step, before = event.step, level
-        if step is not None and event.correct is None:
-            if event.contradiction:
-                level = start if forgets else level
-            else:
-                level += _known(step.target_log_gain, event, "target gain")
-        gains.append(2.0**level - 2.0**before)
-    return gains
-
-
-def log2_prior(environment: Any) -> float:
-    """log2 b0 of what the environment hides; a factored belief multiplies its slots."""
-    prior = environment._estimator._prior
-    if not hasattr(prior, "slots"):
-        return prior.log2_prob(environment._target)
-    truth = environment._truth
-    if isinstance(prior, FactoredBelief):
-        return math.fsum(belief.log2_prob(truth[name]) for name, belief in prior.slots.items())
-    index = tuple(values.index(truth[name]) for name, values in prior.slots.items())
-    return math.log2(prior.probs[index])
-
-
-def log2_size(estimator: Any) -> float:
-    """log2 of the number of hypotheses, of combinations where the belief is factored."""
-    belief = estimator.belief
-    if hasattr(belief, "slots"):
-        return math.fsum(math.log2(len(slot)) for slot in belief.slots.values())
-    return math.log2(len(belief))
-
-
-def invalid_turns(dialogue: Dialogue, environment: Any) -> list[int]:
-    """The turn of each call that is malformed, has bad arguments or names no tool.
-
-    Calls that were taken back count for the last turn.
-    """
-    turns = [*dialogue.unread]
-    turns += [turn for turn, text in dialogue.other if text.startswith((TRL_ERROR, ENVIRONMENT_ERROR))]
-    shown = sum(text.startswith(ENVIRONMENT_ERROR) for _, text in dialogue.other)
-    return turns + [max(dialogue.turns - 1, 0)] * max(environment._invalid - shown, 0)
+    return environments
 
 
 def turn_gains(row: Row, turns: int) -> Tensor:
@@ -363,37 +220,6 @@ def turn_gains(row: Row, turns: int) -> Tensor:
         if turns:
             gain_T[min(turn, turns - 1)] += gain
     return gain_T
-
-
-def metrics(dialogues: Sequence[Dialogue], environments: Sequence[Any], paid: Sequence[float]) -> dict[str, float]:
-    """Means over the rollouts; gains in bits over what was seen."""
-    found: dict[str, list[float]] = {}
-    for dialogue, env, gain in zip(dialogues, environments, paid, strict=True):
-        asked = [(e, seen) for e, seen in zip(env._events, dialogue.seen_E, strict=True) if e.correct is None]
-        seen = [e for e, was in asked if was and e.step is not None]
-        realised = math.fsum(e.step.realised for e in seen)
-        expected = math.fsum(e.step.expected or 0.0 for e in seen)
-        h0 = env._prior_entropy()
-        row = {
-            "paid": gain,
-            "realised": realised,
-            "expected": expected,
-            "luck": realised - expected,
-            "normalised": realised / h0 if h0 > 0 else 0.0,
-            "questions": float(len(asked)),
-            "gain_per_question": realised / len(seen) if seen else 0.0,
-            "repeats": float(sum(e.repeated for e, _ in asked)),
-            "contradictions": float(sum(e.contradiction for e, _ in asked)),
-            "invalid": float(len(invalid_turns(dialogue, env))),
-            "refused": float(env._refused),
-            "unseen": float(sum(not was for was in dialogue.seen_E)),
-            "submitted": float(env._correct is not None),
-            "success": float(env._correct is True),
-            "score": float(env._score or 0.0),
-        }
-        for name, value in row.items():
-            found.setdefault(name, []).append(value)
-    return {name: fmean(values) for name, values in found.items()}
 
 
 reward = InformationGain()

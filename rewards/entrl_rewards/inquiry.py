@@ -1,4 +1,5 @@
-"""What an environment's events look like from where the model sat: which answers it saw, and in which turn it asked.
+"""What an environment's events look like from where the model sat: which answers it saw, in which turn it asked or
+called wrongly, and what is logged of it.
 
 Events and tool messages are not one to one. TRL takes an over-long tool result back out of the completion after the
 tool has run (an event without a message), and answers unknown tools and wrong arguments itself (messages without an
@@ -9,8 +10,10 @@ Source:  TRL 1.16, GRPOTrainer._tool_call_loop; method card information-gain, se
 Needs:   numpy, through entrl.environments
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 from entrl.environments.events import malformed_call
@@ -62,3 +65,45 @@ def follow(completion: Any, events: Sequence[Any]) -> Dialogue:
         other=tuple(other),
         unread=tuple(unread),
     )
+
+
+def invalid_turns(dialogue: Dialogue, environment: Any) -> list[int]:
+    """The turn of each call that is malformed, has bad arguments or names no tool.
+
+    Calls that were taken back count for the last turn.
+    """
+    turns = [*dialogue.unread]
+    turns += [turn for turn, text in dialogue.other if text.startswith((TRL_ERROR, ENVIRONMENT_ERROR))]
+    shown = sum(text.startswith(ENVIRONMENT_ERROR) for _, text in dialogue.other)
+    return turns + [max(dialogue.turns - 1, 0)] * max(environment._invalid - shown, 0)
+
+
+def metrics(dialogues: Sequence[Dialogue], environments: Sequence[Any], paid: Sequence[float]) -> dict[str, float]:
+    """Means over the rollouts; gains in bits over what was seen."""
+    found: dict[str, list[float]] = {}
+    for dialogue, env, gain in zip(dialogues, environments, paid, strict=True):
+        asked = [(e, seen) for e, seen in zip(env._events, dialogue.seen_E, strict=True) if e.correct is None]
+        seen = [e for e, was in asked if was and e.step is not None]
+        realised = math.fsum(e.step.realised for e in seen)
+        expected = math.fsum(e.step.expected or 0.0 for e in seen)
+        h0 = env._prior_entropy()
+        row = {
+            "paid": gain,
+            "realised": realised,
+            "expected": expected,
+            "luck": realised - expected,
+            "normalised": realised / h0 if h0 > 0 else 0.0,
+            "questions": float(len(asked)),
+            "gain_per_question": realised / len(seen) if seen else 0.0,
+            "repeats": float(sum(e.repeated for e, _ in asked)),
+            "contradictions": float(sum(e.contradiction for e, _ in asked)),
+            "invalid": float(len(invalid_turns(dialogue, env))),
+            "refused": float(env._refused),
+            "unseen": float(sum(not was for was in dialogue.seen_E)),
+            "submitted": float(env._correct is not None),
+            "success": float(env._correct is True),
+            "score": float(env._score or 0.0),
+        }
+        for name, value in row.items():
+            found.setdefault(name, []).append(value)
+    return {name: fmean(values) for name, values in found.items()}

@@ -17,24 +17,18 @@ Differs: the limits come from the training rollouts since the last refresh rathe
 Needs:   EntropyGRPOTrainer (group_index, gather), whole groups on one rank, and what the verifier needs
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from bisect import bisect_left
+from collections import Counter
+from copy import deepcopy
+from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
 
-import torch
+from entrl.maths.difficulty import BUCKETS, group_buckets
+from entrl_rewards.correctness import ACCURACY, Gated, Verifier, judge
+from entrl_rewards.options import check_ranges
+from entrl_rewards.trainer_signals import Gather, LogMetric, optimiser_step, own_lengths
 
-from entrl.maths.difficulty import BUCKETS
-from entrl_rewards.correctness import ACCURACY, Gated, Verifier, columns_of, judge
-from entrl_rewards.groups import group_mean
-from entrl_rewards.model_length import model_lengths
-
-SOLVE_RATES = (2 / 3, 1 / 3)  # from here up easy, from here up medium
 ROUND_OFF = 1e-6  # sums of 1/group size depend on the order in which ranks arrive; must not move a limit
-
-
-def bucket_of(solve_rate: float) -> int:
-    """Index into `BUCKETS`."""
-    return sum(solve_rate < rate - ROUND_OFF for rate in SOLVE_RATES)
 
 
 def length_limit(counts: list[float], groups: float, grid: list[int]) -> int:
@@ -51,6 +45,27 @@ def length_limit(counts: list[float], groups: float, grid: list[int]) -> int:
     return grid[-1]
 
 
+@dataclass
+class LaserState:
+    """What a checkpoint holds; one entry per bucket."""
+
+    limits: list[int] = field(default_factory=list)  # L_d in force, tokens
+    refreshed: int | None = None  # optimiser step of the last refresh
+    groups: list[float] = field(default_factory=list)  # since then
+    counts: list[list[float]] = field(default_factory=list)  # correct completions by grid length, since then
+
+    def empty_pool(self, grid: list[int]) -> None:
+        self.groups, self.counts = [0.0] * len(BUCKETS), [[0.0] * len(grid) for _ in BUCKETS]
+
+    def refresh(self, step: int, grid: list[int]) -> None:
+        """A bucket nothing was seen of keeps its limit."""
+        for d, (groups, counts) in enumerate(zip(self.groups, self.counts, strict=True)):
+            if groups > 0:
+                self.limits[d] = length_limit(counts, groups, grid)
+        self.refreshed = step
+        self.empty_pool(grid)
+
+
 @dataclass(frozen=True, kw_only=True)
 class LaserD(Gated):
     """Correctness and length bonus in one number, as EntropyGRPOTrainer calls it; None where the verdict is unknown."""
@@ -65,21 +80,17 @@ class LaserD(Gated):
     refresh_steps: int = 20  # optimiser steps
     correctness: Verifier = ACCURACY
 
-    _state: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _state: LaserState = field(default_factory=LaserState, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if self.bonus < 0:
-            raise ValueError(f"bonus must be >= 0, got {self.bonus}; a negative one would pay for length")
-        if not 1 <= self.grid_step <= self.max_length:
-            raise ValueError(f"grid_step must be in [1, max_length={self.max_length}] tokens, got {self.grid_step}")
-        if self.refresh_steps < 1:
-            raise ValueError(f"refresh_steps must be >= 1 optimiser step, got {self.refresh_steps}")
-        self._state.update(limits=[self.max_length] * 3, refreshed=None, **self._empty_pool())
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """Data set columns training cannot do without."""
-        return columns_of(self.correctness)
+        rules = {
+            "bonus": (self.bonus >= 0, ">= 0; a negative one would pay for length"),
+            "grid_step": (1 <= self.grid_step <= self.max_length, f"in [1, max_length={self.max_length}] tokens"),
+            "refresh_steps": (self.refresh_steps >= 1, ">= 1 optimiser step"),
+        }
+        check_ranges(self, rules)
+        self._state.limits = [self.max_length] * len(BUCKETS)
+        self._state.empty_pool(self.grid)
 
     @property
     def grid(self) -> list[int]:
@@ -89,7 +100,7 @@ class LaserD(Gated):
     @property
     def limits(self) -> dict[str, int]:
         """L_d in force, tokens."""
-        return dict(zip(BUCKETS, self._state["limits"], strict=True))
+        return dict(zip(BUCKETS, self._state.limits, strict=True))
 
     def __call__(
         self,
@@ -98,9 +109,9 @@ class LaserD(Gated):
         completion_ids: list[list[int]],
         group_index: list[int] | None = None,
         token_mask: Any = None,
-        gather: Callable[[list[float]], list[float]] | None = None,
+        gather: Gather | None = None,
         trainer_state: Any = None,
-        log_metric: Callable[[str, float], None] | None = None,
+        log_metric: LogMetric | None = None,
         training: bool = True,
         **columns: Any,
     ) -> list[float | None]:
@@ -108,53 +119,38 @@ class LaserD(Gated):
             raise TypeError("laser_d needs group_index, which stock TRL does not pass; use EntropyGRPOTrainer")
         columns |= {"completion_ids": completion_ids, "log_metric": log_metric, "trainer_state": trainer_state}
         verdicts = judge(self.correctness, completions=completions, **columns)
-        lengths = model_lengths(completion_ids, token_mask)
-        buckets, shares = self._buckets(verdicts, torch.as_tensor(group_index))
+        lengths, groups = own_lengths(completion_ids, token_mask), [int(g) for g in group_index]
+        bucket_of = group_buckets(groups, verdicts)
+        buckets = [bucket_of[g] for g in groups]  # a group without any verdict is in the last: it is paid nothing
         if training:
-            facts = self._facts(verdicts, lengths, buckets, shares)
-            self._learn(gather(facts) if gather else facts, trainer_state)
-        within = [n <= self._state["limits"][b] for n, b in zip(lengths, buckets, strict=True)]
+            known = Counter(g for g, v in zip(groups, verdicts, strict=True) if v is not None)
+            facts = self._facts(verdicts, lengths, buckets, [known[g] for g in groups])
+            self._learn(gather(facts) if gather else facts, optimiser_step(trainer_state))
+        within = [n <= self._state.limits[b] for n, b in zip(lengths, buckets, strict=True)]
         if log_metric is not None:
             self._log(log_metric, within, verdicts)
-        paid = [1.0 + self.bonus * fits for fits in within]
-        return [None if v is None else r * v for v, r in zip(verdicts, paid, strict=True)]
-
-    def _buckets(self, verdicts: list[bool | None], group_B: torch.Tensor) -> tuple[list[int], list[float]]:
-        """Bucket of each completion, and the share of its group it stands for (1 / verdicts known in the group)."""
-        known_B = torch.tensor([v is not None for v in verdicts])
-        correct_B = torch.tensor([float(v is True) for v in verdicts])
-        rate_B = group_mean(correct_B, group_B, known_B)
-        known_in_group = [int((known_B & (group_B == g)).sum()) for g in group_B]
-        return [bucket_of(rate) for rate in rate_B.tolist()], [1.0 / max(1, n) for n in known_in_group]
+        return [None if v is None else v * (1.0 + self.bonus * w) for v, w in zip(verdicts, within, strict=True)]
 
     @staticmethod
-    def _facts(verdicts: list[bool | None], lengths: list[int], buckets: list[int], shares: list[float]) -> list[float]:
-        """Three floats per completion, so that every rank gathers equally many: bucket, share, length.
+    def _facts(verdicts: list[bool | None], lengths: list[int], buckets: list[int], known: list[int]) -> list[float]:
+        """Three floats per completion, so that every rank gathers equally many: bucket, share of a group, length.
 
         An unknown verdict has share 0 and teaches nothing; a wrong completion has length -1.
         """
-        facts: list[float] = []
-        for verdict, length, bucket, share in zip(verdicts, lengths, buckets, shares, strict=True):
-            facts += [bucket, 0.0 if verdict is None else share, length if verdict else -1]
-        return [float(x) for x in facts]
+        rows = zip(buckets, verdicts, known, lengths, strict=True)
+        facts = [(b, 0.0 if v is None else 1 / of, n if v else -1) for b, v, of, n in rows]
+        return [float(x) for fact in facts for x in fact]
 
-    def _empty_pool(self) -> dict[str, Any]:
-        return {"groups": [0.0] * 3, "counts": [[0.0] * len(self.grid) for _ in BUCKETS]}
-
-    def _learn(self, facts: list[float], trainer_state: Any) -> None:
-        state, grid = self._state, torch.tensor(self.grid)
+    def _learn(self, facts: list[float], step: int) -> None:
+        state, grid = self._state, self.grid
         for bucket, share, length in zip(facts[::3], facts[1::3], facts[2::3], strict=True):
-            state["groups"][int(bucket)] += share
+            state.groups[int(bucket)] += share
             if 0 <= length <= self.max_length:
-                state["counts"][int(bucket)][int(torch.searchsorted(grid, int(length)))] += 1.0
-        step = int(getattr(trainer_state, "global_step", 0) or 0)
-        if state["refreshed"] is None or step - state["refreshed"] >= self.refresh_steps:
-            for d in range(3):
-                if state["groups"][d] > 0:
-                    state["limits"][d] = length_limit(state["counts"][d], state["groups"][d], self.grid)
-            state.update(refreshed=step, **self._empty_pool())
+                state.counts[int(bucket)][bisect_left(grid, length)] += 1.0
+        if state.refreshed is None or step - state.refreshed >= self.refresh_steps:
+            state.refresh(step, self.grid)
 
-    def _log(self, log_metric: Callable[[str, float], None], within: list[bool], verdicts: list[bool | None]) -> None:
+    def _log(self, log_metric: LogMetric, within: list[bool], verdicts: list[bool | None]) -> None:
         for name, limit in self.limits.items():
             log_metric(f"laser_d/limit_{name}", float(limit))
         fits = [w for w, v in zip(within, verdicts, strict=True) if v]
@@ -162,9 +158,7 @@ class LaserD(Gated):
             log_metric("laser_d/correct_within_limit", sum(fits) / len(fits))
 
     def state_dict(self) -> dict[str, Any]:
-        return {**self._state, "limits": list(self._state["limits"]), "groups": list(self._state["groups"])} | {
-            "counts": [list(row) for row in self._state["counts"]]
-        }
+        return asdict(self._state)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if len(state["counts"][0]) != len(self.grid):
@@ -172,8 +166,7 @@ class LaserD(Gated):
                 f"the saved state has {len(state['counts'][0])} grid lengths, these options {len(self.grid)}; resume "
                 "with the max_length and grid_step of the run that saved it"
             )
-        self._state.update(state, limits=list(state["limits"]), groups=list(state["groups"]))
-        self._state["counts"] = [list(row) for row in state["counts"]]
+        vars(self._state).update(deepcopy(state))
 
 
 laser_d = LaserD()

@@ -19,9 +19,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from entrl_rewards.correctness import ACCURACY, Gated, Verifier, columns_of, judge
+from entrl_rewards.correctness import ACCURACY, Gated, Verifier, judge
 from entrl_rewards.laser import LaserD, laser_d
-from entrl_rewards.model_length import model_lengths
+from entrl_rewards.options import check_choices, check_ranges
+from entrl_rewards.trainer_signals import own_lengths
 
 __all__ = ["L1Exact", "L1Max", "LaserD", "SoftOverlong", "l1_exact", "l1_max", "laser_d", "reward", "soft_overlong"]
 
@@ -59,79 +60,65 @@ class SoftOverlong:
             raise ValueError(f"cache must be between 0 and max_length={self.max_length} tokens, got {self.cache}")
 
     def __call__(self, *, completion_ids: list[list[int]], token_mask: Any = None, **_: object) -> list[float]:
-        lengths = model_lengths(completion_ids, token_mask)
+        lengths = own_lengths(completion_ids, token_mask)
         return [overlong_punishment(n, max_length=self.max_length, cache=self.cache) for n in lengths]
 
 
 @dataclass(frozen=True, kw_only=True)
-class L1Exact(Gated):
-    """`l1_exact_reward` as TRL calls it; None where the verifier does not know."""
+class L1Options(Gated):
+    """What both forms of L1 take."""
 
-    __name__: ClassVar[str] = "l1_exact"
     needs: ClassVar[tuple[str, ...]] = ("token_mask",)
 
-    a: float = 3e-4  # reward per token of distance
-    target: int | None = None  # tokens; None: the dataset column
+    a: float = 3e-4  # reward per token of distance (exact), of room (max, see Differs)
+    target: int | None = None  # tokens, n_target or n_max; None: the dataset column
     column: str = "target_length"
     correctness: Verifier = ACCURACY
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        rules = {
+            "a": (self.a > 0, "> 0 reward per token"),
+            "target": (self.target is None or self.target >= 1, ">= 1 token, or null for the dataset column"),
+        }
+        check_ranges(self, rules)
 
     @property
     def columns(self) -> tuple[str, ...]:
         """Data set columns training cannot do without."""
-        return (*columns_of(self.correctness), *([self.column] if self.target is None else []))
+        return (*super().columns, *([self.column] if self.target is None else []))
 
-    def __post_init__(self) -> None:
-        _check_l1(self.a, self.target)
+    def rows(self, completions: list[Any], signals: dict[str, Any]) -> list[tuple[bool | None, int, int]]:
+        """(verdict, length, target) of each completion."""
+        if self.target is None and self.column not in signals:
+            raise ValueError(f"no target length: the dataset has no column {self.column!r}; add it, or set target")
+        goals: Sequence[int] = signals[self.column] if self.target is None else [self.target] * len(completions)
+        lengths = own_lengths(signals["completion_ids"], signals.get("token_mask"))
+        return list(zip(judge(self.correctness, completions=completions, **signals), lengths, goals, strict=True))
+
+
+@dataclass(frozen=True, kw_only=True)
+class L1Exact(L1Options):
+    """`l1_exact_reward` as TRL calls it; None where the verifier does not know."""
+
+    __name__: ClassVar[str] = "l1_exact"
 
     def __call__(self, *, completions: list[Any], **signals: Any) -> list[float | None]:
-        rows = _l1_rows(self.correctness, self.target, self.column, completions, signals)
+        rows = self.rows(completions, signals)
         return [None if c is None else l1_exact_reward(c, n, goal, a=self.a) for c, n, goal in rows]
 
 
 @dataclass(frozen=True, kw_only=True)
-class L1Max(Gated):
+class L1Max(L1Options):
     """`l1_max_reward` as TRL calls it; None where the verifier does not know."""
 
     __name__: ClassVar[str] = "l1_max"
-    needs: ClassVar[tuple[str, ...]] = ("token_mask",)
 
-    a: float = 3e-4  # reward per token of room, see Differs
-    target: int | None = None  # n_max in tokens; None: the dataset column
-    column: str = "target_length"
     combine: Literal["multiply", "add"] = "multiply"
-    correctness: Verifier = ACCURACY
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """Data set columns training cannot do without."""
-        return (*columns_of(self.correctness), *([self.column] if self.target is None else []))
-
-    def __post_init__(self) -> None:
-        _check_l1(self.a, self.target)
-        if self.combine not in ("multiply", "add"):
-            raise ValueError(f"combine must be 'multiply' or 'add', got {self.combine!r}")
 
     def __call__(self, *, completions: list[Any], **signals: Any) -> list[float | None]:
-        rows = _l1_rows(self.correctness, self.target, self.column, completions, signals)
+        rows = self.rows(completions, signals)
         return [None if c is None else l1_max_reward(c, n, m, a=self.a, combine=self.combine) for c, n, m in rows]
-
-
-def _check_l1(a: float, target: int | None) -> None:
-    if a <= 0:
-        raise ValueError(f"a must be > 0 reward per token, got {a}")
-    if target is not None and target < 1:
-        raise ValueError(f"target must be >= 1 token, or null for the dataset column, got {target}")
-
-
-def _l1_rows(
-    verifier: Verifier, target: int | None, column: str, completions: list[Any], signals: dict[str, Any]
-) -> list[tuple[bool | None, int, int]]:
-    """(verdict, length, target) of each completion."""
-    if target is None and column not in signals:
-        raise ValueError(f"no target length: the dataset has no column {column!r}; add it, or set target")
-    goals: Sequence[int] = signals[column] if target is None else [target] * len(completions)
-    lengths = model_lengths(signals["completion_ids"], signals.get("token_mask"))
-    return list(zip(judge(verifier, completions=completions, **signals), lengths, goals, strict=True))
 
 
 soft_overlong = SoftOverlong()

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from entrl.maths.phases import PhaseMasks, ThinkTags, Which, phase_masks
 from entrl.maths.signals import masked_mean, pad_rows
+from entrl_rewards.trainer_signals import own_tokens
 
 
 class Phases(NamedTuple):
@@ -44,9 +45,7 @@ def read_phases(
     drop_last_unclosed: a completion without a closing tag loses its last token, which stands in for the tag (k := T).
     max_answer_tokens: tokens of the answer beyond it count as thinking.
     """
-    if token_masks is None:
-        token_masks = [torch.ones(len(ids), dtype=torch.bool) for ids in completion_ids]
-    model = [torch.as_tensor(mask, dtype=torch.bool) for mask in token_masks]
+    model = own_tokens(completion_ids, token_masks)
     prompts: Sequence[Sequence[int]] = [()] * len(model) if prompt_ids is None else prompt_ids
     options: dict[str, Any] = {"which": which, "count_open": count_open, "exclude_ids": exclude_ids}
     cut = []

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from entrl.maths.phases import ThinkTags, opened_in_prompt, prompt_start, turn_ranges
+from entrl.verify.answers import prompt_end
 
 
 def well_formed_tokens(
@@ -119,17 +120,11 @@ class ThinkFormat:
         return well_formed_tokens(ids, tags, mask, **front, min_answer_tokens=self.min_answer_tokens)
 
     def _text(self, prompt: Any, completion: Any) -> bool:
-        opened = self._prompt_opened(prompt) if self.prompt_opened is None else self.prompt_opened
+        opened = self.prompt_opened
+        if opened is None and (end := prompt_end(prompt)) is not None:
+            opened = end.rstrip().endswith(self.tags[0])
         text = completion if isinstance(completion, str) else completion[-1].get("content") or ""
         return well_formed_text(text, open_tag=self.tags[0], close_tag=self.tags[1], prompt_opened=opened)
-
-    def _prompt_opened(self, prompt: Any) -> bool | None:
-        """None for messages, whose template is not in sight, unless the last one is a start the assistant was given."""
-        if isinstance(prompt, str):
-            return prompt.rstrip().endswith(self.tags[0])
-        if prompt and prompt[-1].get("role") == "assistant":
-            return (prompt[-1].get("content") or "").rstrip().endswith(self.tags[0])
-        return None
 
 
 reward = ThinkFormat()

@@ -34,7 +34,6 @@ USER_ERRORS = (
 ENDLESS_SIZE = 200  # problems of a task that generates them without end, unless --size says otherwise
 MUCH_TRUNCATED = 0.2  # share of completions from which on an accuracy says little, our choice
 TEMPLATE_HELP = "such as '{enable_thinking: false}' or enable_thinking=false (default: as its run)"
-RUN_OPTIONS = ("resume", "overwrite")  # key=value words of `train` that say how to run, not what
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -274,24 +273,9 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def split_overrides(words: Sequence[str]) -> tuple[list[str], dict[str, bool]]:
-    """(recipe overrides, run options) of the key=value words."""
-    from entrl.settings.groups import parse_yaml
-
-    overrides, options = [], {}
-    for word in words:
-        key, equals, text = word.partition("=")
-        if not equals or key not in RUN_OPTIONS:
-            overrides.append(word)
-            continue
-        options[key] = parse_yaml(text, name=word)
-        if not isinstance(options[key], bool):
-            raise ValueError(f"{key} must be true or false, got {text!r}")
-    return overrides, options
-
-
 def run_train(options: argparse.Namespace) -> int:
     from entrl.runs.recipe import load_recipe
+    from entrl.settings.overrides import split_overrides
 
     overrides, how = split_overrides(options.overrides)
     try:
@@ -309,6 +293,7 @@ def run_train(options: argparse.Namespace) -> int:
 def run_plan(options: argparse.Namespace) -> int:
     from entrl.runs.plan import Measured, plan
     from entrl.runs.recipe import load_recipe
+    from entrl.settings.overrides import split_overrides
 
     try:
         overrides, _ = split_overrides(options.overrides)
@@ -333,6 +318,7 @@ def run_plan(options: argparse.Namespace) -> int:
 
 def run_serve(options: argparse.Namespace) -> int:
     from entrl.runs.recipe import load_recipe
+    from entrl.settings.overrides import split_overrides
 
     overrides, _ = split_overrides(options.overrides)
     recipe = load_recipe(options.recipe, overrides)
@@ -356,8 +342,8 @@ def run_eval(options: argparse.Namespace) -> int:
     from entrl.models.load import load_policy
     from entrl.runs.folder import write_json
     from entrl.runs.log import be_quiet
-    from entrl.runs.recipe import EvalSpec, load_rows
-    from entrl.settings.groups import parse_yaml
+    from entrl.runs.specs import EvalSpec, load_rows
+    from entrl.settings.yaml import parse_yaml
     from entrl.tasks import is_endless
 
     ks = parse_ks(options.k)
@@ -482,6 +468,7 @@ def run_curate(options: argparse.Namespace) -> int:
 
 
 def run_cold_start(options: argparse.Namespace) -> int:
+    from entrl.settings.overrides import split_overrides
     from entrl.teach.cold_start import cold_start, load_cold_start
 
     overrides, how = split_overrides(options.overrides)
@@ -506,8 +493,8 @@ def run_play(options: argparse.Namespace) -> int:
 def run_replay(options: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from entrl.runs.folder import finite
     from entrl.runs.log import be_quiet
+    from entrl.settings.json_lines import finite
     from entrl_lab.replay import parse_settings, parse_target, print_replay, replay
 
     be_quiet()

@@ -5,7 +5,7 @@ import argparse
 
 def run_offline(options: argparse.Namespace) -> int:
     """What the command does with its parsed arguments."""
-    from entrl.cli.main import split_overrides
+    from entrl.settings.overrides import split_overrides
     from entrl.teach.offline.spec import load_offline
 
     overrides, how = split_overrides(options.overrides)

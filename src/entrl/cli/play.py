@@ -49,10 +49,11 @@ SHOWN = ("success", "questions", "gain_per_question", "normalised_gain", "entrop
 
 def run_play(options: argparse.Namespace) -> int:
     """What the command does with its parsed arguments; see `entrl.cli.main`."""
-    from entrl.runs.folder import finite, write_json
+    from entrl.runs.folder import write_json
     from entrl.runs.log import be_quiet
-    from entrl.settings.groups import parse_yaml
+    from entrl.settings.json_lines import finite
     from entrl.settings.provenance import entrl_commit
+    from entrl.settings.yaml import parse_yaml
     from entrl.tasks import load_task
 
     be_quiet()

@@ -9,6 +9,8 @@ from typing import Any
 from entrl.environments.diagram import DiagramShort, DiagramSpecification, ScoredDiagramSpecification
 from entrl.environments.events import InquiryEnv
 from entrl.environments.twenty_questions import ScoredTwentyQuestions, TwentyQuestions, TwentyQuestionsAny
+from entrl.settings.arguments import argument_hints
+from entrl.settings.groups import typed
 from entrl.settings.names import load_object, suggest
 
 ENVIRONMENTS: dict[str, type[InquiryEnv]] = {
@@ -30,12 +32,13 @@ def load_environment(use: str, args: Mapping[str, Any] | None = None, *, base: P
     than at the first generation. Raises ValueError, TypeError (no class), FileNotFoundError.
     """
     cls = _environment_class(use, base)
-    arguments = dict(args or {})
-    known = _constructor_arguments(cls)
-    for name in arguments:
-        if known is not None and name not in known:
+    known, open_ended = _constructor_arguments(cls)
+    arguments = {}
+    for name, value in (args or {}).items():
+        if name not in known and not open_ended:
             takes = ", ".join(sorted(known)) or "none"
             raise ValueError(f"environment {use!r} has no argument {name!r}.{suggest(name, known)} It takes: {takes}")
+        arguments[name] = typed(value, known.get(name, Any), f"environment {use!r}: {name}", as_written=False)
     check_tools(cls)
     factory = functools.partial(cls, **arguments)
     factory()
@@ -59,17 +62,16 @@ def _environment_class(use: str, base: Path | None) -> type:
     return loaded.value
 
 
-def _constructor_arguments(cls: type) -> set[str] | None:
-    """Keywords of __init__, over the classes that hand **options on; None when the last one takes anything."""
-    known: set[str] = set()
+def _constructor_arguments(cls: type) -> tuple[dict[str, Any], bool]:
+    """Keywords of __init__ with their annotations, over the classes that hand **options on; whether any other goes."""
+    known: dict[str, Any] = {}
     for ancestor in cls.__mro__:
         if "__init__" not in vars(ancestor) or ancestor is object:
             continue
-        parameters = list(inspect.signature(vars(ancestor)["__init__"]).parameters.values())[1:]
-        known |= {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
-        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
-            return known
-    return None if known else set()
+        known = argument_hints(ancestor) | known
+        if not any(p.kind is p.VAR_KEYWORD for p in inspect.signature(vars(ancestor)["__init__"]).parameters.values()):
+            return known, False
+    return known, bool(known)
 
 
 def tools(cls: type) -> list[str]:

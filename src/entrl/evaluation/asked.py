@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from entrl.settings.groups import parse_yaml
+from entrl.settings.yaml import parse_yaml
 
 KEYS = ("think_open", "think_close", "chat_template_kwargs")
 GROUPS = (

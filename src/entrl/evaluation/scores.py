@@ -30,7 +30,7 @@ def summary(problems: Sequence[Mapping[str, Any]], *, k: Sequence[int], seed: in
     reach = {str(j): [pass_at_k(n, c, j) for n, c in counts if n >= j] for j in k}
     return {
         "greedy_accuracy": fmean(greedy) if greedy else None,
-        "greedy_accuracy_ci": wilson_interval(sum(greedy), len(greedy)) if greedy else None,
+        "greedy_accuracy_ci": list(wilson_interval(sum(greedy), len(greedy))) if greedy else None,
         "sampled_accuracy": fmean(shares) if shares else None,
         "sampled_accuracy_ci": list(bootstrap_interval(np.array(shares), seed=seed)) if shares else None,
         "pass_at_k": {j: fmean(values) if values else None for j, values in reach.items()},

@@ -2,10 +2,10 @@
 
     at equal x    x = the smaller of the two last values, so that nothing is extrapolated; each curve is interpolated
                   linearly at x, and averaged over the tenth of the axis before x, since one step is one noisy batch
-    evaluations   the paired differences of `entrl.stats.intervals`, after training
+    evaluations   the paired differences of `entrl.stats.pairing`, after training
 
 Every difference is b - a. Differences of curves have no interval: the steps of one run are not independent, and
-two runs are one seed each; `seed_differences` is for several.
+two runs are one seed each; `entrl.stats.pairing.seed_differences` is for several.
 
 Source:  own design
 Needs:   run folders (entrl.report.read); a metric that only one run logged is listed, not compared
@@ -24,26 +24,7 @@ from rich.table import Table
 from rich.text import Text
 
 from entrl.report.read import RunFolder, metric_names, read_runs, series
-from entrl.stats.intervals import (
-    DIALOGUE_METRICS,
-    PROBLEM_METRICS,
-    PairedDifference,
-    SeedDifference,
-    non_inferior,
-    paired_difference,
-    seed_differences,
-)
-
-__all__ = [
-    "PairedDifference",
-    "SeedDifference",
-    "compare_runs",
-    "comparison_json",
-    "non_inferior",
-    "paired_difference",
-    "print_comparison",
-    "seed_differences",
-]
+from entrl.stats.pairing import DIALOGUE_METRICS, PROBLEM_METRICS, paired_difference
 
 EQUAL_AXES = {"step": "steps", "tokens": "tokens generated", "seconds": "seconds"}
 RECENT_SHARE = 0.1  # of the axis up to x, averaged beside the interpolated value

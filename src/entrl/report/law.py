@@ -3,7 +3,7 @@
 Drawn here as SVG rather than by the page's script: the picture is one scatter with a band, and it must also be there
 in a printed or saved page. Colours are classes of page.css, so they follow the reader's light or dark setting.
 
-Needs: `entrl.stats.law`; the rows of `entrl.report.read`
+Needs: `entrl.stats.law` and `entrl.stats.forecasts`; the rows of `entrl.report.read`
 """
 
 import math
@@ -14,8 +14,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from markupsafe import Markup, escape
 
-from entrl.report.read import RunFolder, is_number
-from entrl.stats.law import LawFit, LawIntervals, LawRefused, Series, bootstrap_law, fit_law, held_by, judge, law_series
+from entrl.report.read import RunFolder
+from entrl.settings.json_lines import is_number
+from entrl.stats.forecasts import judge
+from entrl.stats.law import LawFit, LawIntervals, LawRefused, Series, bootstrap_law, fit_law, held_by, law_series
 
 WIDTH, HEIGHT = 560, 320  # of the drawing, CSS pixels at full width
 LEFT, RIGHT, TOP, BOTTOM = 46, 16, 12, 40  # margins for ticks and titles

@@ -21,9 +21,10 @@ from markupsafe import Markup
 import entrl
 from entrl.report.charts import lay_out
 from entrl.report.law import law_card
-from entrl.report.read import X_AXES, RunFolder, is_number, metric_names, read_runs
+from entrl.report.read import X_AXES, RunFolder, metric_names, read_runs
 from entrl.report.staleness import staleness_table
 from entrl.report.summary import TableRow, before_after, run_facts, warnings_of
+from entrl.settings.json_lines import is_number
 
 MAX_POINTS = 1500  # per run and curve; more cannot be told apart on a screen
 COMPLETION_BYTES = 3_000_000  # all runs together, so that the page stays under 6 MB

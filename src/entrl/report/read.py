@@ -8,15 +8,14 @@ Needs: the run-folder format of run.py (manifest.json, recipe.yaml, metrics.json
 """
 
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
-from entrl.settings.groups import parse_yaml
-from entrl.settings.json_lines import numbered_lines
+from entrl.settings.json_lines import finite, is_number, numbered_lines
 from entrl.settings.secrets import mask, mask_text, mask_words
+from entrl.settings.yaml import parse_yaml
 
 X_AXES = ("step", "tokens", "seconds", "forward_passes")  # what a row counts, besides its metrics
 NOT_METRICS = {*X_AXES, "kind", "optimizer_steps"}
@@ -102,26 +101,11 @@ def read_json_lines(path: Path, notes: list[str]) -> list[dict[str, Any]]:
     return rows
 
 
-def finite(value: Any) -> Any:
-    """The same value with every NaN and infinity replaced by None."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: finite(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [finite(item) for item in value]
-    return value
-
-
 def series(rows: Sequence[dict[str, Any]], metric: str, axis: str = "step") -> tuple[list[float], list[float]]:
     """(x, y) of one metric, points without a number left out."""
     points = [(row.get(axis), row.get(metric)) for row in rows]
     kept = [(float(x), float(y)) for x, y in points if is_number(x) and is_number(y)]
     return [x for x, _ in kept], [y for _, y in kept]
-
-
-def is_number(value: Any) -> TypeGuard[float]:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def metric_names(rows: Sequence[dict[str, Any]]) -> list[str]:

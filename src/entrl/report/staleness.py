@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from entrl.report.read import is_number
+from entrl.settings.json_lines import is_number
 
 METRIC = re.compile(r"staleness/(\d+|unknown)/(\w+)")
 UNKNOWN = -1  # sorts last all the same, see `staleness_rows`

@@ -6,8 +6,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from entrl.report.read import RunFolder, is_number, metric_names, series
-from entrl.stats.intervals import paired_difference
+from entrl.report.read import RunFolder, metric_names, series
+from entrl.settings.json_lines import is_number
+from entrl.stats.pairing import paired_difference
 
 TRUNCATED_SHARE = 0.10  # above it, length and accuracy say more about the limit than about the policy
 ENTROPY_LEFT = 0.30  # below this share of the start, sampling has little left to explore

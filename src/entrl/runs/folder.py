@@ -8,7 +8,6 @@ its checkpoint: no step is written twice (`entrl.runs.checkpoints`).
 """
 
 import json
-import math
 import platform
 import sys
 from collections.abc import Callable, Iterable
@@ -25,9 +24,11 @@ from entrl.runs.log_lengths import cut_logs
 from entrl.runs.longer import only_longer, refuse_other_steps
 from entrl.runs.ours import clear, read_manifest, refuse_foreign, refuse_linked_model
 from entrl.runs.recipe import Recipe, make_recipe
-from entrl.settings.groups import parse_yaml
+from entrl.settings.groups import flat
+from entrl.settings.json_lines import finite
 from entrl.settings.provenance import git_state, versions
 from entrl.settings.secrets import mask, mask_words, without_masked
+from entrl.settings.yaml import parse_yaml
 from entrl.trainers.shared.completeness import read_marker, unmark
 
 OURS = (
@@ -49,15 +50,6 @@ def write_text(path: Path, text: str) -> None:
     part = path.with_name(path.name + ".part")
     part.write_text(text, encoding="utf-8")
     part.replace(path)
-
-
-def finite(value: Any) -> Any:
-    """The value as JSON can hold it: NaN and infinities become null."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, dict):
-        return {k: finite(v) for k, v in value.items()}
-    return [finite(v) for v in value] if isinstance(value, (list, tuple)) else value
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -199,17 +191,6 @@ class RunFolder:
         cut_logs(self.path, newest, say=say)
         say(f"training on after step {steps}")
         return newest
-
-
-def flat(content: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested mappings and lists as dotted names."""
-    if isinstance(content, dict) and content:
-        items: Iterable[tuple[Any, Any]] = content.items()
-    elif isinstance(content, list) and content:
-        items = enumerate(content)
-    else:
-        return {prefix: content}
-    return {k: v for key, value in items for k, v in flat(value, f"{prefix}.{key}" if prefix else str(key)).items()}
 
 
 def read_recipe(run_dir: Path) -> Recipe:

@@ -26,7 +26,7 @@ from entrl.models.load import load_model, load_policy, new_adapter
 from entrl.report import write_report
 from entrl.runs.contents import contents, refuse_changed
 from entrl.runs.ending import Ending
-from entrl.runs.folder import RunFolder, flat, make_manifest, now, read_json, write_json, write_text
+from entrl.runs.folder import RunFolder, make_manifest, now, read_json, write_json, write_text
 from entrl.runs.law_watch import DenseEvaluation, LawWatch, evaluation_steps, interventions
 from entrl.runs.lock import FolderLock
 from entrl.runs.log import ProgressLine, RunLog, be_quiet
@@ -36,8 +36,9 @@ from entrl.runs.serve import find_api_key
 from entrl.runs.together import hush, lost_ranks, main_first, together
 from entrl.runs.wording import escape_completion_tables, say
 from entrl.runs.writing import in_words
+from entrl.settings.groups import flat
 from entrl.settings.secrets import hand_over_hub_token, mask_text
-from entrl.stats.intervals import paired_difference
+from entrl.stats.pairing import paired_difference
 from entrl.trainers.grpo.trainer import EntropyGRPOTrainer
 from entrl.trainers.shared.checkpoint import complete
 from entrl.trainers.shared.completeness import read_marker, unmark

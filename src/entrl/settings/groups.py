@@ -1,22 +1,36 @@
-"""Settings of recipes, studies, cold starts and offline runs: strict YAML, overrides, typed groups.
+"""Groups of settings: frozen dataclasses, against whose annotations pydantic checks every value of a YAML file.
 
-A key that is not known, is written twice or was removed stops the file with the next move. YAML is read as YAML 1.2
-reads scalars: `1e-4` is a number, `no` is the word "no". Nothing is read from the environment.
+The dataclasses are plain ones, so that TRL's, peft's and a user's own are read by the same rule as ours. A key that is
+not known or was removed, and a value of another type, stop the file with the next move. Nothing is converted but what
+YAML has no other way to write: 1 where a float is asked, a mapping where a group is, and a word where a group
+{use: word} is.
 """
 
+import collections.abc
+import contextlib
 import dataclasses
+import hashlib
+import inspect
+import json
 import re
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 
-import yaml
+import pydantic
 
 from entrl.settings.names import suggest
+from entrl.settings.overrides import apply_override
+from entrl.settings.paths import expand_paths
+from entrl.settings.secrets import mask, refuse_masked
+from entrl.settings.yaml import dump_yaml, parse_yaml
 
-MOST_VALUES = 100_000  # of one file, what its aliases stand for included; our recipes have about a hundred
+# "8" is no number and 1 is not true: pydantic would convert them. Lists do become tuples, which YAML does not have.
+STRICT = {int: pydantic.StrictInt, float: pydantic.StrictFloat, bool: pydantic.StrictBool, str: pydantic.StrictStr}
+CONTAINERS = (list, tuple, dict, set, frozenset, collections.abc.Sequence, collections.abc.Mapping)
 
 
 def check(good: bool, message: str) -> None:
@@ -24,101 +38,8 @@ def check(good: bool, message: str) -> None:
         raise ValueError(message)
 
 
-class Loader(yaml.SafeLoader):
-    """SafeLoader with YAML 1.2 scalars and no duplicate keys."""
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key_node, _ in node.value:
-            key = str(key_node.value)
-            if key in seen and key != "<<":
-                raise ValueError(f"{self.name}: line {key_node.start_mark.line + 1}: key {key!r} is written twice")
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-    def construct_number(self, node: Any) -> int | float:
-        text = str(self.construct_scalar(node)).replace("_", "").lower()
-        if text.lstrip("+-") in (".inf", ".nan"):
-            return float(text.replace(".", ""))
-        if re.fullmatch(r"[-+]?0[xo][0-9a-f]+", text):
-            return int(text, 0)
-        return int(text) if re.fullmatch(r"[-+]?[0-9]+", text) else float(text)
-
-
-class Dumper(yaml.SafeDumper):
-    """Writes what `Loader` reads back: quotes exactly the strings `Loader` would take for something else."""
-
-
-_INT = r"[-+]?[0-9][0-9_]*|0x[0-9a-fA-F]+|0o[0-7]+"
-_FLOAT = r"[-+]?(?:\.[0-9]+|[0-9][0-9_]*(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)"
-for _class in (Loader, Dumper):
-    _class.yaml_implicit_resolvers = {}
-    _class.add_implicit_resolver("tag:yaml.org,2002:merge", re.compile(r"^(?:<<)$"), ["<"])
-    _class.add_implicit_resolver("tag:yaml.org,2002:null", re.compile(r"^(?:~|null|Null|NULL|)$"), ["~", "n", "N", ""])
-    _class.add_implicit_resolver(
-        "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
-    )
-    _class.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(f"^(?:{_INT})$"), list("-+0123456789"))
-    _class.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(f"^(?:{_FLOAT})$"), list("-+0123456789."))
-for _tag in ("int", "float"):
-    Loader.add_constructor(f"tag:yaml.org,2002:{_tag}", Loader.construct_number)
-
-
-def parse_yaml(text: str, *, name: str = "recipe") -> Any:
-    """YAML text -> plain objects; errors say where."""
-    try:
-        loader = Loader(text)
-    except yaml.YAMLError as error:  # a control character
-        raise ValueError(f"{name} is not valid YAML: {' '.join(str(error).split())}") from error
-    loader.name = name
-    try:
-        node = loader.get_single_node()
-        if node is None:
-            return None
-        if (count := count_values(node, {}, name)) > MOST_VALUES:
-            raise ValueError(
-                f"{name} stands for {count:,} values by its aliases (*name), at most {MOST_VALUES:,} are read"
-            )
-        return loader.construct_document(node)
-    except RecursionError:
-        raise ValueError(f"{name} is nested too deeply; a recipe has a handful of levels") from None
-    except yaml.YAMLError as error:
-        raise ValueError(f"{name} is not valid YAML: {' '.join(str(error).split())}") from error
-    finally:
-        loader.dispose()
-
-
-def count_values(node: yaml.Node, known: dict[int, int], name: str) -> int:
-    """Values a YAML node stands for once every alias is written out; ValueError for one that holds itself."""
-    if not isinstance(node, yaml.CollectionNode):
-        return 1
-    if id(node) in known:
-        check(known[id(node)] > 0, f"{name}: line {node.start_mark.line + 1} holds an alias of itself")
-        return known[id(node)]
-    known[id(node)] = 0  # being counted
-    inner = [part for entry in node.value for part in (entry if isinstance(entry, tuple) else (entry,))]
-    known[id(node)] = 1 + sum(count_values(part, known, name) for part in inner)
-    return known[id(node)]
-
-
-def read_settings(path: Path, overrides: Sequence[str], *, what: str) -> dict[str, Any]:
-    """The groups of a YAML file, with `key=value` overrides applied; `what` names its kind in an error."""
-    if not path.is_file():
-        raise FileNotFoundError(f"no {what} {path}{_nearby(path)}")
-    content = parse_yaml(path.read_text(encoding="utf-8"), name=str(path))
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a {type(content).__name__}, not a mapping of groups")
-    for override in overrides:
-        apply_override(content, override)
-    return content
-
-
-def _nearby(path: Path) -> str:
-    folder = path.parent
-    if not folder.is_dir():
-        return f": there is no folder {folder}"
-    known = [p.name for p in folder.glob("*.yaml")]
-    return f".{suggest(path.name, known)} There are {', '.join(sorted(known))}" if known else ""
+def at_least_one(name: str, value: int | None) -> None:
+    check(value is None or value >= 1, f"{name} must be at least 1, got {value}")
 
 
 def check_keys(
@@ -127,70 +48,149 @@ def check_keys(
     *,
     where: str,
     removed: Mapping[str, str] | None = None,
+    owned: Mapping[str, str] | None = None,
     elsewhere: Callable[[str], str] | None = None,
 ) -> None:
     """ValueError for a group that is no mapping or has a key that is not known.
 
-    removed: key -> the next move, for keys that other versions had. elsewhere: where else a key may belong, as words.
+    removed, owned: key -> the next move, for keys that other versions had and for those that are set in another group.
+    elsewhere: where else a key may belong, as words.
     """
     check(isinstance(group, Mapping), f"{where} must be a mapping, got {group!r}")
     for key in group:
+        if owned and key in owned:
+            raise ValueError(f"{where}.{key} is set elsewhere: {owned[key]}")
+        if key in known:
+            continue
         if removed and key in removed:
             raise ValueError(f"{where}.{key} is gone: {removed[key]}")
-        if key not in known:
-            hint = suggest(str(key), known)
-            hint = (elsewhere(str(key)) if elsewhere is not None else "") or hint
-            listing = f" Valid keys: {', '.join(known)}" if len(known) <= 30 else ""
-            raise ValueError(f"unknown key {key!r} in {where}.{hint}{listing}")
+        hint = (elsewhere(str(key)) if elsewhere is not None else "") or suggest(str(key), known)
+        listing = f" Valid keys: {', '.join(known)}" if len(known) <= 30 else ""
+        raise ValueError(f"unknown key {key!r} in {where}.{hint}{listing}")
 
 
-def build(cls: type, group: Any, where: str, removed: Mapping[str, str] | None = None) -> Any:
-    """A spec dataclass from a mapping, every value checked against its annotation."""
-    fields = {f.name: f for f in dataclasses.fields(cls)}
-    check_keys(group, list(fields), where=where, removed=removed)
-    hints = typing.get_type_hints(cls)
-    values = {key: typed(value, hints[key], f"{where}.{key}") for key, value in group.items()}
-    for f in fields.values():
-        required = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
-        check(not required or f.name in values, f"{where} needs a {f.name!r}")
-    return cls(**values)
+def field_hints(cls: type) -> dict[str, Any]:
+    """Field name -> annotation of what a dataclass is made with."""
+    hints = annotations(cls)
+    return {f.name: hints.get(f.name, Any) for f in dataclasses.fields(cls) if f.init}
 
 
-def build_list(cls: type, group: Any, where: str, at_least: int = 0) -> list[Any]:
-    """Rewards and controllers: a list; a bare word stands for {use: word}."""
-    check(isinstance(group, list), f"{where} must be a list like [{{use: name}}], got {group!r}")
-    check(len(group) >= at_least, f"{where} is empty; name at least one")
-    items = [{"use": item} if isinstance(item, str) else item for item in group]
-    return [build(cls, item, f"{where}.{i}") for i, item in enumerate(items)]
+def annotations(source: Any) -> dict[str, Any]:
+    """Of a class or function; none where a name in them is known to type checkers alone."""
+    try:
+        return typing.get_type_hints(source)
+    except (NameError, TypeError, AttributeError):
+        return {}
 
 
-def typed(value: Any, hint: Any, where: str) -> Any:
-    """`value` if it fits a simple annotation; int is welcome where float is asked; unknown annotations pass."""
-    options = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
-    for option in options:
-        kind = typing.get_origin(option) or option
-        if kind is float and isinstance(value, int) and not isinstance(value, bool):
-            return float(value)
-        if kind in (Any, typing.Literal) or not isinstance(kind, type):
-            return value
-        if isinstance(value, kind) and not (isinstance(value, bool) and kind is int):
-            _check_items(value, option, where)
-            return value
-    names = " or ".join(
-        "null" if o is type(None) else getattr(typing.get_origin(o) or o, "__name__", str(o)) for o in options
-    )
-    hint_text = (
-        f"; write {where.rsplit('.', 1)[-1]}: true or false" if bool in options and isinstance(value, str) else ""
-    )
-    raise ValueError(f"{where} must be {names}, got {value!r}{hint_text}")
+def build(cls: type, group: Any, where: str, **how: Any) -> Any:
+    """A group from a mapping, its values by `typed`; `REMOVED` of its class holds the keys that are gone."""
+    hints = field_hints(cls)
+    check_keys(group, list(hints), where=where, removed=getattr(cls, "REMOVED", None))
+    group = _without_empty(group, hints)
+    for name in required(cls):
+        check(name in group, f"{where} needs a {name!r}")
+    return cls(**{key: typed(value, hints[key], f"{where}.{key}", **how) for key, value in group.items()})
 
 
-def _check_items(value: Any, hint: Any, where: str) -> None:
-    """A list of plain values holds values of that kind; they are left as written."""
-    kinds = typing.get_args(hint)
-    if isinstance(value, list) and len(kinds) == 1 and kinds[0] in (int, float, str, bool):
-        for position, item in enumerate(value):
-            typed(item, kinds[0], f"{where}.{position}")
+def _without_empty(group: Mapping[str, Any], hints: Mapping[str, Any]) -> dict[str, Any]:
+    """A group inside that is null, where it may not be, has its default."""
+    return {key: value for key, value in group.items() if value is not None or not _is_inside(hints[key])}
+
+
+def _is_inside(hint: Any) -> bool:
+    return is_group(hint) or typing.get_origin(hint) in (list, dict)
+
+
+def required(cls: type) -> list[str]:
+    parameters = inspect.signature(cls).parameters.values()
+    return [p.name for p in parameters if p.default is p.empty]
+
+
+def config_group(
+    group: Any, hints: Mapping[str, Any], where: str, *, defaults: Mapping[str, Any] | None = None, **rules: Any
+) -> dict[str, Any]:
+    """Fields of somebody else's dataclass (TRL's, peft's), which is made later: with our defaults, by `check_keys`."""
+    check_keys(group, list(hints), where=where, **rules)
+    return {key: typed(value, hints[key], f"{where}.{key}") for key, value in {**(defaults or {}), **group}.items()}
+
+
+def typed(value: Any, hint: Any, where: str, *, as_written: bool = True) -> Any:
+    """`value` if it fits the annotation; ValueError naming value and rule. An annotation nobody can check passes.
+
+    as_written: lists and mappings that fit stay as they are, so that what is kept of a run equals its file.
+    """
+    for option in _options(hint):
+        (item,) = typing.get_args(option) if typing.get_origin(option) is list else (None,)
+        if is_group(item) and isinstance(value, list):
+            return [typed(entry, item, f"{where}.{i}", as_written=as_written) for i, entry in enumerate(value)]
+        if is_group(option) and isinstance(value, str) and "use" in field_hints(option):
+            return build(option, {"use": value}, where, as_written=as_written)
+        if is_group(option) and isinstance(value, Mapping):
+            return build(option, value, where, as_written=as_written)
+    try:
+        adapter = pydantic.TypeAdapter(_strict(hint))
+    except pydantic.errors.PydanticUserError:  # nothing that a file can hold, such as a tensor
+        return value
+    try:
+        fitting = adapter.validate_python(value)
+    except pydantic.ValidationError as error:
+        raise ValueError(_told(error, value, hint, where)) from None
+    return value if as_written and isinstance(value, (list, dict)) else fitting
+
+
+def _options(hint: Any) -> tuple[Any, ...]:
+    return typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+
+
+def is_group(hint: Any) -> bool:
+    """A dataclass that a mapping can be written for; not the base class of controllers, which has no fields."""
+    return isinstance(hint, type) and dataclasses.is_dataclass(hint) and bool(dataclasses.fields(hint))
+
+
+def _strict(hint: Any) -> Any:
+    """The annotation as pydantic reads it: strict scalars, and dataclasses as they are, for `build` makes them."""
+    if dataclasses.is_dataclass(hint):
+        return pydantic.InstanceOf[hint] if is_group(hint) else Any
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return typing.Union[tuple(map(_strict, inner))]  # noqa: UP007
+    return origin[tuple(map(_strict, inner))] if inner and origin in CONTAINERS else STRICT.get(hint, hint)
+
+
+def _told(error: pydantic.ValidationError, value: Any, hint: Any, where: str) -> str:
+    """What is wrong in our form, of the value that lies deepest: pydantic names the ways it tried as well."""
+    deepest: Any = max(error.errors(include_url=False), key=lambda one: len(one["loc"]))
+    kind = deepest["type"].removesuffix("_type").replace("string", "str")
+    wanted = " or ".join(_name(option) for option in _options(hint))
+    for step in deepest["loc"]:
+        if step in value if isinstance(value, Mapping) else isinstance(value, list) and step in range(len(value)):
+            value, where, wanted = value[step], f"{where}.{step}", deepest.get("ctx", {}).get("expected", kind)
+    return f"{where} must be {wanted}, got {value!r}{_advice(value, wanted.split(' or '), re.split('[. ]', where)[-1])}"
+
+
+def _name(option: Any) -> str:
+    origin, inner = typing.get_origin(option), typing.get_args(option)
+    if origin is list and is_group(inner[0]):
+        return "a list like [{use: name}]"
+    if origin is typing.Literal:
+        return f"one of {', '.join(map(str, inner))}"
+    if origin in (tuple, collections.abc.Sequence):
+        return f"a list of {', '.join(_name(one) for one in inner if one is not ...)}"
+    known = {type(None): "null"}
+    return "a mapping" if is_group(option) else known.get(option, getattr(origin or option, "__name__", str(option)))
+
+
+def _advice(value: Any, wanted: Sequence[str], name: str) -> str:
+    if not isinstance(value, str):
+        return ""
+    if "bool" in wanted:
+        return f"; write {name}: true or false"
+    with contextlib.suppress(ValueError):
+        number = type(parse_yaml(value))
+        if number in (int, float) and {number.__name__, "float"} & set(wanted):
+            return f"; write {name}: {value}, without quotes"
+    return ""
 
 
 def plain(value: Any) -> Any:
@@ -204,38 +204,87 @@ def plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-SHORT_OVERRIDES = {"world_size": "launch.world_size", "backend": "launch.backend"}
+def flat(content: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested mappings and lists as dotted names."""
+    if isinstance(content, dict) and content:
+        items: collections.abc.Iterable[tuple[Any, Any]] = content.items()
+    elif isinstance(content, list) and content:
+        items = enumerate(content)
+    else:
+        return {prefix: content}
+    return {k: v for key, value in items for k, v in flat(value, f"{prefix}.{key}" if prefix else str(key)).items()}
 
 
-def apply_override(content: dict[str, Any], override: str) -> None:
-    """Set `a.b.0.c=value` in place; missing groups are made, lists may grow by one."""
-    key, equals, text = override.partition("=")
-    key = key.strip()
-    check(bool(equals and key), f"override {override!r} should read key=value, such as trainer.learning_rate=1e-5")
-    parts = SHORT_OVERRIDES.get(key, key).split(".")
-    value = parse_yaml(text, name=f"override {override!r}")
-    target: Any = content
-    for i, part in enumerate(parts[:-1]):
-        child = _child(target, part, override)
-        if child is None:
-            child = [] if parts[i + 1].isdigit() else {}
-            _put(target, part, child, override)
-        target = child
-    _put(target, parts[-1], value, override)
+def content_hash(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
-def _child(target: Any, part: str, override: str) -> Any:
-    if isinstance(target, list):
-        check(part.isdigit(), f"override {override!r}: {part!r} should be a position in a list of {len(target)}")
-        return target[int(part)] if int(part) < len(target) else None
-    check(isinstance(target, dict), f"override {override!r}: nothing can be set below {target!r}")
-    return target.get(part)
+# --- a file of groups ---------------------------------------------------------------------------------------------
 
 
-def _put(target: Any, part: str, value: Any, override: str) -> None:
-    if isinstance(target, list):
-        check(part.isdigit() and int(part) <= len(target), f"override {override!r}: the list has {len(target)} entries")
-        target[int(part) : int(part) + 1] = [value]
-        return
-    check(isinstance(target, dict), f"override {override!r}: nothing can be set below {target!r}")
-    target[part] = value
+@dataclass(frozen=True, kw_only=True)
+class SettingsFile:
+    """The groups of one YAML file, which a recipe is, a cold start, an offline run or a study.
+
+    `base` is where its relative files are looked for.
+    """
+
+    WHAT: ClassVar[str] = "settings"  # its kind, in errors
+    DOCS: ClassVar[str] = "docs"  # where its groups are described
+
+    name: str
+    base: Path
+
+    @classmethod
+    def read(cls, path: str | Path, overrides: Sequence[str] = ()) -> Self:
+        """The file with `key=value` overrides applied, and everything checked that needs no model."""
+        path = Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(f"no {cls.WHAT} {path}{_nearby(path)}")
+        content = parse_yaml(path.read_text(encoding="utf-8"), name=str(path))
+        if not isinstance(content, dict):
+            raise ValueError(f"{path} holds a {type(content).__name__}, not a mapping of groups")
+        for override in overrides:
+            apply_override(content, override)
+        return cls.make(content, name=path.stem, base=path.resolve().parent)
+
+    @classmethod
+    def make(cls, content: Mapping[str, Any], *, name: str, base: Path) -> Self:
+        """The same of plain objects."""
+        hints = {key: hint for key, hint in field_hints(cls).items() if key not in ("name", "base")}
+        check_keys(content, list(hints), where=cls.WHAT, elsewhere=cls.elsewhere)
+        refuse_masked(content)
+        given = _without_empty(expand_paths(content), hints)
+        for group in required(cls):
+            if group in hints and given.get(group) is None:
+                what = f"{group!r} group" if _is_inside(hints[group]) else repr(group)
+                raise ValueError(f"the {cls.WHAT} {name} has no {what}; see {cls.DOCS}")
+        groups = cls.prepared(given, name=name, base=base)
+        return cls(name=name, base=base, **{key: typed(value, hints[key], key) for key, value in groups.items()})
+
+    @classmethod
+    def elsewhere(cls, key: str) -> str:
+        """Where a key belongs that is none of ours, as words."""
+        return ""
+
+    @classmethod
+    def prepared(cls, groups: dict[str, Any], *, name: str, base: Path) -> dict[str, Any]:
+        """The groups with those checked that are fields of somebody else's dataclass."""
+        return groups
+
+    def resolved(self) -> dict[str, Any]:
+        """With every default of ours filled in; reading it back gives the same."""
+        own = ("name", "base")
+        return {f.name: plain(getattr(self, f.name)) for f in dataclasses.fields(self) if f.name not in own}
+
+    def to_yaml(self) -> str:
+        """What is printed and kept: without tokens and keys."""
+        return dump_yaml(mask(self.resolved()))
+
+
+def _nearby(path: Path) -> str:
+    folder = path.parent
+    if not folder.is_dir():
+        return f": there is no folder {folder}"
+    known = [p.name for p in folder.glob("*.yaml")]
+    return f".{suggest(path.name, known)} There are {', '.join(sorted(known))}" if known else ""

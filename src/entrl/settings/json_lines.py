@@ -1,4 +1,4 @@
-"""Text files and JSON lines, read in one way everywhere.
+"""Text files, JSON lines and the numbers in them, read in one way everywhere.
 
 Lines end at line feeds (also CRLF and CR), and nowhere else: `str.splitlines` would cut at U+2028, U+0085 and their
 kind as well, which JSON allows inside a string and models write.
@@ -6,9 +6,10 @@ kind as well, which JSON allows inside a string and models write.
 
 import io
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 # What a file begins with when it is no UTF-8 text, and the next move. UTF-32 stands before UTF-16, whose mark it holds.
 FOREIGN = {
@@ -58,3 +59,17 @@ def json_lines(path: Path) -> Iterator[tuple[int, Any]]:
             yield number, json.loads(line)
         except ValueError as error:
             raise ValueError(f"{path}:{number} is not JSON: {error}") from error
+
+
+def finite(value: Any) -> Any:
+    """The value as JSON can hold it: NaN and infinities become null."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {k: finite(v) for k, v in value.items()}
+    return [finite(v) for v in value] if isinstance(value, (list, tuple)) else value
+
+
+def is_number(value: Any) -> TypeGuard[float]:
+    """A finite one; True and False are none."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

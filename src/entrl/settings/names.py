@@ -4,31 +4,20 @@
     trl.rewards:accuracy_reward      any importable module
     my_rewards.py:shorter            a file, looked for beside the recipe, then in the working directory
 
-`args` become fields of a dataclass (class or ready instance), arguments of a class, or bound keywords of a plain
-function. A function that takes none of the keywords TRL calls rewards with is a factory: it is called with `args`.
-Every name is checked against the signature, also where the function takes **kwargs: a misspelt key must not be
-swallowed. An argument of a controller that is itself written {use, args} becomes a controller first (`guard` wraps
-one that way). What was loaded always carries the file it came from, so a shadowing `rewards.py` can be seen.
+What was loaded always carries the file it came from, so a shadowing `rewards.py` can be seen.
 """
 
 import dataclasses
 import difflib
-import functools
 import hashlib
 import importlib
 import importlib.util
-import inspect
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
-
-# What TRL 1.16 passes to every reward function, besides the dataset's columns.
-TRL_KEYWORDS = frozenset(
-    {"prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric", "environments"}
-)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -128,106 +117,3 @@ def _attribute(module: ModuleType, wanted: str) -> Any:
             raise ValueError(f"{module.__name__} ({module.__file__}) has no {wanted!r}.{suggest(part, public)}")
         value = getattr(value, part)
     return value
-
-
-def load_reward(use: str, args: Mapping[str, Any], *, base: Path | None = None) -> Loaded:
-    """A reward function ready for the trainer, which logs it by its `__name__` or its class."""
-    loaded = load_object(use, base=base, package="entrl_rewards", attribute="reward")
-    value = configure(loaded.value, args, source=loaded.source)
-    if not callable(value):
-        raise TypeError(
-            f"reward {loaded.source} is a {type(value).__name__}, not callable; write a function or a class"
-        )
-    return dataclasses.replace(loaded, value=value)
-
-
-def load_controller(use: str, args: Mapping[str, Any], *, base: Path | None = None) -> Loaded:
-    """A `Controller` with its options set; an option written {use, args} is loaded the same way."""
-    from entrl.controllers.hooks import Controller
-
-    loaded = load_object(use, base=base, package="entrl.controllers", attribute="controller")
-    built = {k: _nested(v, f"{use}: argument {k!r}", base) if _is_nested(v) else v for k, v in args.items()}
-    value = configure(loaded.value, built, source=loaded.source)
-    if not isinstance(value, Controller):
-        raise TypeError(
-            f"controller {loaded.source} ({loaded.file}) is a {type(value).__name__}; "
-            "subclass entrl.controllers.hooks.Controller"
-        )
-    return dataclasses.replace(loaded, value=value)
-
-
-def _is_nested(value: Any) -> bool:
-    return isinstance(value, Mapping) and "use" in value
-
-
-def _nested(spec: Mapping[str, Any], where: str, base: Path | None) -> Any:
-    """The controller that {use: name, args: {...}} describes."""
-    extra = [k for k in spec if k not in ("use", "args")]
-    if extra:
-        raise ValueError(f"{where} has the key {extra[0]!r}; write it as {{use: name, args: {{...}}}}")
-    args = spec.get("args") or {}
-    if not isinstance(spec["use"], str) or not isinstance(args, Mapping):
-        raise ValueError(f"{where} should read {{use: name, args: {{...}}}}, got {dict(spec)!r}")
-    return load_controller(spec["use"], args, base=base).value
-
-
-def configure(target: Any, args: Mapping[str, Any], *, source: str) -> Any:
-    """Apply the recipe's `args` to a class, a ready dataclass instance, a factory or a plain function."""
-    if inspect.isclass(target):
-        _check_names(args, _parameters(target), source)
-        return target(**args)
-    if dataclasses.is_dataclass(target) and not isinstance(target, type):
-        _check_names(args, {f.name for f in dataclasses.fields(target) if f.init}, source)
-        return _made_anew(target, args)
-    if not callable(target):
-        raise TypeError(f"{source} is a {type(target).__name__}, neither callable nor a class")
-    if _is_factory(target):
-        _check_names(args, _parameters(target), source)
-        return target(**args)
-    return _bind(target, args, source) if args else target
-
-
-def _made_anew(ready: Any, args: Mapping[str, Any]) -> Any:
-    """A fresh object, so that state is not shared between runs: what `ready` was given, then `args`.
-
-    Not `dataclasses.replace`: it would hand on as given what the class filled in by itself, a mode's values say, and
-    another mode among `args` would then keep those of the first.
-    """
-    try:
-        plain = type(ready)()
-    except TypeError:  # it cannot be made from nothing, so everything it has was given
-        return dataclasses.replace(ready, **args)
-    fields = [f.name for f in dataclasses.fields(ready) if f.init]
-    given = {name: value for name in fields if (value := getattr(ready, name)) != getattr(plain, name)}
-    return type(ready)(**(given | dict(args)))
-
-
-def _parameters(target: Callable[..., Any]) -> set[str]:
-    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    return {p.name for p in inspect.signature(target).parameters.values() if p.kind in named}
-
-
-def _is_factory(target: Callable[..., Any]) -> bool:
-    """True when TRL could not call it as a reward: no **kwargs and none of TRL's keywords."""
-    parameters = inspect.signature(target).parameters.values()
-    open_ended = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)
-    return not open_ended and not TRL_KEYWORDS & {p.name for p in parameters}
-
-
-def _check_names(args: Mapping[str, Any], known: set[str], source: str) -> None:
-    for name in args:
-        if name not in known:
-            raise ValueError(
-                f"{source} takes no argument {name!r}.{suggest(name, known)} "
-                f"It takes {', '.join(sorted(known)) or 'none'}"
-            )
-
-
-def _bind(function: Callable[..., Any], args: Mapping[str, Any], source: str) -> Callable[..., Any]:
-    """functools.partial with the function's name and attributes; not __wrapped__, which signature() would follow."""
-    _check_names(args, _parameters(function) - TRL_KEYWORDS, source)
-    bound = functools.partial(function, **args)
-    bound.__dict__.update(getattr(function, "__dict__", {}))
-    bound.__dict__.pop("__wrapped__", None)
-    bound.__name__ = getattr(function, "__name__", type(function).__name__.lower())  # pyright: ignore[reportAttributeAccessIssue]
-    return bound

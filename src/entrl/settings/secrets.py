@@ -97,7 +97,7 @@ def mask_words(words: Sequence[str]) -> list[str]:
 
 def _mask_word(word: str) -> str:
     """`key=value`, the value read as the YAML that it is: a secret in it may hold blanks."""
-    from entrl.settings.groups import parse_yaml  # brings yaml, which `entrl --help` does without
+    from entrl.settings.yaml import parse_yaml  # brings yaml, which `entrl --help` does without
 
     key, equals, value = word.partition("=")
     if equals and value[:1] in ("{", "["):

@@ -1,38 +1,28 @@
-"""The law of entropy and accuracy, R = -a e^H + b, and the comparisons that can prove it wrong.
+"""The law of entropy and accuracy, R = -a e^H + b; what can prove it wrong is in `entrl.stats.forecasts`.
 
     R   accuracy on held-out problems, as a share          H   policy entropy on training prompts, nats per token
     ceiling = b - a, the accuracy at H = 0                  dR/dH = -a e^H
 
-Given e^H the law is linear in (a, b): ordinary least squares. Almost any saturating curve fits it in sample, because
-entropy falls and accuracy rises on the same clock; only forecasts of points that were not fitted say anything
-(`judge`), against the last value, a time-only saturation curve and ScaleRL's sigmoid.
+Given e^H the law is linear in (a, b): ordinary least squares.
 
-Source:  arXiv 2505.22617, Eq. 6 and section 2.4 (forecast of the later run from the first 15 %). The paper names no
-         fitting routine. Pseudo-residuals for the noise of an unevenly sampled series: Gasser, Sroka and
-         Jennen-Steinmetz 1986. Moving blocks: Kuensch 1989.
-Differs: the fit is refused where it would mean nothing (`LawRefused`), intervals are given, and the law is scored in
-         three forms that must not be mixed: told the later entropies (the paper's way, information no baseline has),
-         told only their smooth trend, and told nothing of the future.
-Needs:   numpy
-
-H and R measured on the *same* rollouts share their luck: a batch of hard prompts has high entropy and low accuracy
-whatever the policy does. `Judgement["shared_noise"]` measures that; above 0 in size, a law told later entropies is told
-part of the answer. Measure R on fixed held-out problems (`eval.at`) to be free of it.
+Source:  arXiv 2505.22617, Eq. 6; the paper names no fitting routine. Pseudo-residuals for the noise of an unevenly
+         sampled series: Gasser, Sroka and Jennen-Steinmetz 1986. Moving blocks: Kuensch 1989.
+Differs: the fit is refused where it would mean nothing (`LawRefused`), and intervals are given
+Needs:   numpy. scipy's bootstrap draws single values, which blocks of residuals are not, and its permutation test
+         takes every order of a short series one by one
 
 Letters: N points in time order, M predicted points, S resamples.
 """
 
 import math
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from entrl.stats.intervals import CONFIDENCE, seed_differences
-from entrl.stats.learning_curves import CurveRefused, fit_curve
+from entrl.stats.intervals import CONFIDENCE, tails
 
 MIN_POINTS = 3  # two coefficients and one residual
 MIN_SERIES = 6  # for an interval or a forecast: three blocks of two
@@ -47,8 +37,6 @@ MAX_CHANCE = 0.05
 SHUFFLES = 999
 ENTROPY = "policy_entropy/token_mean"
 ACCURACY = "rewards/accuracy/mean"
-LAW_FORMS = ("law_given_entropy", "law_given_trend", "law_forecast")
-BASELINES = ("last_value", "recent_mean", "saturation", "sigmoid")
 
 
 class LawRefused(ValueError):
@@ -90,7 +78,7 @@ class LawIntervals:
     def predict(self, entropy_M: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
         """Ends of the interval of the fitted *line* at each entropy; a new measurement scatters more."""
         line_SM = self.b_S[:, None] - self.a_S[:, None] * np.exp(np.asarray(entropy_M, dtype=np.float64))
-        lo_M, hi_M = np.quantile(line_SM, _tails(self.confidence), axis=0)
+        lo_M, hi_M = np.quantile(line_SM, tails(self.confidence), axis=0)
         return lo_M, hi_M
 
 
@@ -123,7 +111,7 @@ def fit_law(
     """
     columns = [entropy_N, accuracy_N] if weights is None else [entropy_N, accuracy_N, weights]
     columns += [] if times_N is None else [times_N]
-    (entropy_N, accuracy_N, *rest), dropped = _finite(*columns)
+    (entropy_N, accuracy_N, *rest), dropped = finite_rows(*columns)
     weight_N = np.ones(len(entropy_N)) if weights is None else rest.pop(0)
     if (weight_N < 0).any():
         raise ValueError(f"weights must be >= 0, got {weight_N.min():g}; weigh by problems or rows behind the accuracy")
@@ -157,10 +145,10 @@ def trend_share(x_N: np.ndarray, times_N: np.ndarray | None = None) -> float:
     bends within three points counts as noise, noise that lasts over neighbours counts as trend.
     """
     spread = float(np.var(x_N, ddof=1)) if len(x_N) > 2 else 0.0
-    return 0.0 if spread <= 0 else min(1.0, max(0.0, 1 - float(np.mean(_bumps(x_N, times_N) ** 2)) / spread))
+    return 0.0 if spread <= 0 else min(1.0, max(0.0, 1 - float(np.mean(noise_of(x_N, times_N) ** 2)) / spread))
 
 
-def _bumps(x_N: np.ndarray, times_N: np.ndarray | None = None) -> np.ndarray:
+def noise_of(x_N: np.ndarray, times_N: np.ndarray | None = None) -> np.ndarray:
     """Pseudo-residuals of the inner points, scaled so that independent noise of variance v has mean square v.
 
     x_N may have leading dimensions; points lie along the last one.
@@ -176,8 +164,8 @@ def trend_by_chance(x_N: np.ndarray, times_N: np.ndarray | None = None) -> float
     """Share of random orders of the values (this one counted) whose trend share is at least as large."""
     draw = np.random.default_rng(0)  # fixed: the same series is always refused, or never
     shuffled_SN = draw.permuted(np.tile(x_N, (SHUFFLES, 1)), axis=1)
-    rough_S = np.mean(_bumps(shuffled_SN, times_N) ** 2, axis=-1)
-    return float(1 + (rough_S <= np.mean(_bumps(x_N, times_N) ** 2)).sum()) / (1 + SHUFFLES)
+    rough_S = np.mean(noise_of(shuffled_SN, times_N) ** 2, axis=-1)
+    return float(1 + (rough_S <= np.mean(noise_of(x_N, times_N) ** 2)).sum()) / (1 + SHUFFLES)
 
 
 def _check_points(
@@ -224,7 +212,7 @@ def _least_squares(exp_N: np.ndarray, accuracy_N: np.ndarray, weight_N: np.ndarr
     return a, mean_y + a * mean_x
 
 
-def _finite(*columns: ArrayLike) -> tuple[list[np.ndarray], int]:
+def finite_rows(*columns: ArrayLike) -> tuple[list[np.ndarray], int]:
     """The rows in which every column is finite, and how many were left out."""
     arrays = [np.asarray(c, dtype=np.float64) for c in columns]
     if len({a.shape for a in arrays}) != 1 or arrays[0].ndim != 1:
@@ -259,7 +247,7 @@ def bootstrap_law(
     too narrow: measured with 60 points at 95 %, 93 % for independent noise, 85 % for AR(1) noise of 0.5 (73 % if single
     points were drawn).
     """
-    (entropy_N, accuracy_N), dropped = _finite(entropy_N, accuracy_N)
+    (entropy_N, accuracy_N), dropped = finite_rows(entropy_N, accuracy_N)
     n = len(entropy_N)
     if n < MIN_SERIES:
         raise LawRefused(
@@ -286,172 +274,12 @@ def bootstrap_law(
     b_S = (b - a * exp_N.mean()) + noise_SN.mean(1) + a_S * exp_N.mean()
 
     def ends(values_S: np.ndarray) -> tuple[float, float]:
-        lo, hi = np.quantile(values_S, _tails(confidence))
+        lo, hi = np.quantile(values_S, tails(confidence))
         return float(lo), float(hi)
 
     return LawIntervals(
         a=ends(a_S), b=ends(b_S), ceiling=ends(b_S - a_S), block=block, confidence=confidence, a_S=a_S, b_S=b_S
     )
-
-
-def _tails(confidence: float) -> list[float]:
-    return [(1 - confidence) / 2, (1 + confidence) / 2]
-
-
-# --- out of sample ----------------------------------------------------------------------------------------------
-
-
-def judge(
-    times: ArrayLike,
-    entropy: ArrayLike,
-    accuracy: ArrayLike,
-    *,
-    early: float = 0.15,
-    late: float = 0.6,
-    bounds: tuple[float, float] = (0.0, 1.0),
-    refuse: bool = True,
-) -> dict[str, Any]:
-    """Fit everything on the first `early` share of the run, score it on the last `late` share.
-
-    times: steps counted from 0, ascending. Shares are of time up to the last point, not of points: dense early
-    evaluation must not move the line between past and future. bounds: of an accuracy; every forecast is clipped to
-    them, the law's and the baselines' alike. refuse: False scores the law also where its early fit is refused.
-
-    Returns, ready for JSON:
-        forecasts      name -> {rmse, mae, final_error (forecast - measured at the last point)} or {refused: why}
-        in_sample_r2   name -> R^2 of the fit to *all* points (None where there is none)
-        law            coefficients of the early fit, or None
-        noise_floor    RMSE that a perfect forecast of the trend would still have on the late points, or None
-        shared_noise   correlation of the point-to-point noise of e^H and accuracy, or None
-        n, dropped, early_points, late_points, early_until, late_from
-    """
-    if not (0 < early < 1 and 0 < late < 1 and early + late <= 1):
-        raise ValueError(
-            f"early and late must lie in (0, 1) and add up to at most 1, got {early} and {late}; "
-            "a forecast is only scored on points that were not fitted"
-        )
-    (times_N, entropy_N, accuracy_N), dropped = _finite(times, entropy, accuracy)
-    if not len(times_N) or times_N[0] < 0 or (np.diff(times_N) < 0).any():
-        raise ValueError(f"times must be ascending from 0 on, got {times_N[:4].tolist()}...; sort the points by step")
-    if accuracy_N.min() < bounds[0] or accuracy_N.max() > bounds[1]:
-        raise ValueError(
-            f"accuracy runs from {accuracy_N.min():g} to {accuracy_N.max():g}, outside {bounds}; "
-            "give shares, or pass bounds=(0, 100) for points"
-        )
-    past_N, future_N = times_N <= early * times_N[-1], times_N > (1 - late) * times_N[-1]
-    past, whole = (Series(times_N[k], entropy_N[k], accuracy_N[k]) for k in (past_N, np.ones_like(past_N)))
-    future = Series(times_N[future_N], entropy_N[future_N], accuracy_N[future_N])
-    law, forecasts = _forecasts(past, whole, future, bounds, refuse)
-    floor_N = _bumps(future.accuracy, future.times) if len(future.times) > 2 else np.array([])
-    return {
-        "n": len(times_N),
-        "dropped": dropped,
-        "early_points": len(past.times),
-        "late_points": len(future.times),
-        "early_until": early * float(times_N[-1]),
-        "late_from": (1 - late) * float(times_N[-1]),
-        "law": None if law is None else asdict(law),
-        "forecasts": {name: _score(made, future, bounds) for name, made in forecasts.items()},
-        "in_sample_r2": _in_sample(whole, bounds),
-        "noise_floor": float(np.sqrt(np.mean(floor_N**2))) if len(floor_N) else None,
-        "shared_noise": shared_noise(whole),
-    }
-
-
-def _forecasts(
-    past: Series, whole: Series, future: Series, bounds: tuple[float, float], refuse: bool
-) -> tuple[LawFit | None, dict[str, np.ndarray | str]]:
-    """(the law on the past, name -> forecast of the future or why there is none)."""
-    made: dict[str, np.ndarray | str] = {}
-    fit: LawFit | None = None
-    try:
-        fit = fit_law(past.entropy, past.accuracy, times_N=past.times, min_points=MIN_SERIES, refuse=refuse)
-        made["law_given_entropy"] = fit.predict(future.entropy)
-    except LawRefused as refused:
-        made |= dict.fromkeys(LAW_FORMS, str(refused))
-    if fit is not None:
-        # The trend of the whole run is known to the one, of the past alone to the other; neither sees single points.
-        for name, known in (("law_given_trend", whole), ("law_forecast", past)):
-            try:
-                decay = fit_curve("saturation", known.times, known.entropy, bounds=(0.0, math.inf))
-                made[name] = fit.predict(np.maximum(decay.predict(future.times), 0.0))
-            except CurveRefused as refused:
-                made[name] = str(refused)
-    if len(past.times):
-        ones = np.ones(len(future.times))
-        made["last_value"] = ones * past.accuracy[-1]
-        made["recent_mean"] = ones * past.accuracy[-max(1, len(past.accuracy) // 3) :].mean()
-    else:
-        made |= dict.fromkeys(("last_value", "recent_mean"), "no point in the early share; evaluate earlier")
-    for kind in ("saturation", "sigmoid"):
-        try:
-            made[kind] = fit_curve(kind, past.times, past.accuracy, bounds=bounds).predict(future.times)
-        except CurveRefused as refused:
-            made[kind] = str(refused)
-    return fit, made
-
-
-def _score(made: np.ndarray | str, future: Series, bounds: tuple[float, float]) -> dict[str, Any]:
-    if isinstance(made, str):
-        return {"refused": made}
-    if not len(future.times):
-        return {"refused": "no point in the late share of the run; evaluate later as well"}
-    error_M = np.clip(made, *bounds) - future.accuracy
-    return {
-        "rmse": float(np.sqrt(np.mean(error_M**2))),
-        "mae": float(np.mean(np.abs(error_M))),
-        "final_error": float(error_M[-1]),
-    }
-
-
-def _in_sample(whole: Series, bounds: tuple[float, float]) -> dict[str, float | None]:
-    """R^2 of each fit to all points: high for nearly everything that saturates, which is the point of showing it."""
-    found: dict[str, float | None] = dict.fromkeys(("law", "saturation", "sigmoid"))
-    with suppress(LawRefused):  # one entropy only: nothing to show
-        found["law"] = fit_law(whole.entropy, whole.accuracy, refuse=False).r2
-    for kind in ("saturation", "sigmoid"):
-        with suppress(CurveRefused):
-            found[kind] = fit_curve(kind, whole.times, whole.accuracy, bounds=bounds).r2
-    return found
-
-
-def shared_noise(series: Series) -> float | None:
-    """Correlation of the point-to-point noise of e^H with that of accuracy; None below MIN_SERIES points."""
-    if len(series.times) < MIN_SERIES:
-        return None
-    x, y = _bumps(np.exp(series.entropy), series.times), _bumps(series.accuracy, series.times)
-    size = float(np.sqrt((x @ x) * (y @ y)))
-    return float(x @ y) / size if size > 0 else None
-
-
-def judge_many(runs: Sequence[Series | tuple[Any, Any, Any]], **options: Any) -> dict[str, Any]:
-    """`judge` for several seeds of one setting, and law minus baseline in RMSE with t intervals over the seeds.
-
-    Returns {"runs": [...], "refused": law form -> number of runs, "differences": law form -> baseline ->
-    {mean, lo, hi, n}}; negative means the law forecasts better, lo and hi are None with fewer than two runs. Runs in
-    which either side was refused are left out of that difference, so read `refused` beside it.
-    """
-    judged = [judge(*run, **options) for run in runs]
-    differences: dict[str, dict[str, Any]] = {}
-    for form in LAW_FORMS:
-        differences[form] = {}
-        for baseline in BASELINES:
-            pairs = [
-                (j["forecasts"][baseline]["rmse"], j["forecasts"][form]["rmse"])
-                for j in judged
-                if "rmse" in j["forecasts"][baseline] and "rmse" in j["forecasts"][form]
-            ]
-            differences[form][baseline] = _difference(pairs)
-    refused = {form: sum("refused" in j["forecasts"][form] for j in judged) for form in LAW_FORMS}
-    return {"runs": judged, "refused": refused, "differences": differences}
-
-
-def _difference(pairs: list[tuple[float, float]]) -> dict[str, Any]:
-    if len(pairs) < 2:
-        only = pairs[0][1] - pairs[0][0] if pairs else None
-        return {"mean": only, "lo": None, "hi": None, "n": len(pairs)}
-    found = seed_differences([p[0] for p in pairs], [p[1] for p in pairs])
-    return {"mean": found.mean, "lo": found.lo, "hi": found.hi, "n": len(pairs)}
 
 
 # --- interventions ----------------------------------------------------------------------------------------------
@@ -490,21 +318,17 @@ def law_series(
     the accuracy of the rollouts. A training row of step s was generated by the policy after s - 1 updates, and its
     time says so.
     """
-    known = [(row["step"] - 1, row[entropy]) for row in train if _is_number(row.get(entropy))]
-    tested = [(row["step"], row[accuracy]) for row in evals if _is_number(row.get(accuracy))]
-    if known and len(tested) >= MIN_SERIES:
-        times_M, entropy_M = np.array(known, dtype=np.float64).T
-        times_N, accuracy_N = np.array(tested, dtype=np.float64).T
-        nearest_N = np.abs(times_N[:, None] - times_M).argmin(1)
-        return Series(times_N, entropy_M[nearest_N], accuracy_N), True
-    both = [
-        (row["step"] - 1, row[entropy], row[accuracy])
-        for row in train
-        if _is_number(row.get(entropy)) and _is_number(row.get(accuracy))
-    ]
-    columns = np.array(both, dtype=np.float64).reshape(-1, 3).T
-    return Series(*columns), False
+    steps_N, entropy_N, accuracy_N = (_column(train, name) for name in ("step", entropy, accuracy))
+    times_N, known_N = steps_N - 1, np.isfinite(entropy_N)
+    at_M, tested_M = _column(evals, "step"), _column(evals, accuracy)
+    at_M, tested_M = at_M[np.isfinite(tested_M)], tested_M[np.isfinite(tested_M)]
+    if known_N.any() and len(at_M) >= MIN_SERIES:
+        nearest_M = np.abs(at_M[:, None] - times_N[known_N]).argmin(1)
+        return Series(at_M, entropy_N[known_N][nearest_M], tested_M), True
+    both_N = known_N & np.isfinite(accuracy_N)
+    return Series(times_N[both_N], entropy_N[both_N], accuracy_N[both_N]), False
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+def _column(rows: Sequence[Mapping[str, Any]], name: str) -> np.ndarray:
+    """NaN where a row has no number of that name."""
+    return np.array([row.get(name) for row in rows], dtype=np.float64)

@@ -18,6 +18,8 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
+from entrl.settings.arguments import argument_hints
+from entrl.settings.groups import typed
 from entrl.settings.names import suggest
 from entrl.tasks.files import FILE_TASKS, file_rows
 from entrl.tasks.hub import BENCHMARKS, benchmark_rows
@@ -92,9 +94,11 @@ def _builder(kind: str, argument: str, name: str) -> tuple[Callable[..., list[Ro
 
 
 def _check_options(name: str, builder: Callable[..., list[Row]], options: dict[str, Any]) -> None:
-    parameters = inspect.signature(builder).parameters.values()
+    """Names and types; the values stay as they are written, for rows and their ids hold them."""
+    parameters, hints = inspect.signature(builder).parameters.values(), argument_hints(builder)
     known = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in ("split", "size", "seed")]
-    for key in options:
+    for key, value in options.items():
         if key not in known:
             hint = suggest(key, known)
             raise ValueError(f"task {name!r} has no option {key!r}.{hint} It takes: {', '.join(known) or 'none'}")
+        typed(value, hints[key], f"task {name!r}: {key}")

@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+from entrl.settings.groups import field_hints, typed
 from entrl.settings.names import suggest
 from entrl.tasks.rows import Row, chat, digest, verifier_json
 from entrl.verify.gym_scorers import check_dataset
@@ -17,6 +18,9 @@ from entrl.verify.gym_scorers import check_dataset
 TEST_EVERY = 5  # one problem in five is a test problem; more would make slow generators slower still
 CHUNK = 256  # items generated per reasoning-gym dataset object
 MAX_BARREN = 4096  # items in a row that add nothing before we say that the problem space is used up
+
+# Options whose own default is of another type than their annotation.
+MISTYPED = {("intermediate_integration", "symbols"), ("polynomial_multiplication", "variables"), ("rearc", "diff_ub")}
 
 ANSWER_TAGS = "Put your final answer between <answer> and </answer> tags."
 
@@ -99,11 +103,13 @@ def create(name: str, config: dict[str, Any]) -> Any:
         hint = suggest(name, DATASETS)
         raise ValueError(f"reasoning-gym has no dataset {name!r}.{hint} It has {len(DATASETS)}: {sorted(DATASETS)}")
     check_dataset(name)
-    known = list(DATASETS[name][1].__dataclass_fields__)
-    for key in config:
+    known = field_hints(DATASETS[name][1])
+    for key, value in config.items():
         if key not in known:
             hint = suggest(key, known)
             raise ValueError(f"reasoning-gym {name!r} has no option {key!r}.{hint} It takes: {', '.join(known)}")
+        if (name, key) not in MISTYPED:
+            typed(value, known[key], f"reasoning-gym {name!r}: {key}")
     try:
         return reasoning_gym.create_dataset(name, **config)
     except AssertionError as error:  # its configs validate themselves with assert

@@ -20,6 +20,19 @@ def completion_text(completion: Any) -> str:
     return said[-1] if said else ""
 
 
+def prompt_end(prompt: Any) -> str | None:
+    """The text a completion follows; of messages, what the assistant was given to start with.
+
+    None for other messages: what the template adds behind them is not in sight.
+    """
+    if isinstance(prompt, str):
+        return prompt
+    if not prompt or prompt[-1].get("role") != "assistant":
+        return None
+    content = prompt[-1].get("content")
+    return content if isinstance(content, str) else ""
+
+
 def answer_part(
     text: str,
     *,

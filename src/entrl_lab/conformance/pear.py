@@ -6,32 +6,38 @@ from typing import Any
 
 import torch
 
-from entrl.maths.phases import locate_close
-from entrl.maths.signals import pad_rows
+from entrl.maths.phases import ThinkTags, locate_close
 from entrl_lab.conformance.comparison import Case, Comparison
 
 PEAR_FUNCTIONS = "entrl_rewards.pear"  # by name, because the library does not depend on the rewards
+WORD, TAG = 0, 1
+TAGS = ThinkTags(open_ids=(-1,), close_ids=(TAG,))
 
 
-def _phase_rewards(members: Sequence[Case], options: Case, *, floor: float | None) -> Any:
-    pear = importlib.import_module(PEAR_FUNCTIONS)
-    entropy_BT, mask_BT = pad_rows([torch.tensor(m["entropies"], dtype=torch.float64) for m in members])
-    return pear.phase_rewards(
-        entropy_BT,
-        mask_BT,
-        close_index=[m["close_index"] for m in members],
-        correct_B=torch.tensor([m["correct"] for m in members]),
-        alpha=options["alpha"],
-        s=options["s"],
-        r_fmt=options["r_fmt"],
+def _phases(members: Sequence[Case]) -> Any:
+    """Phase means of members whose tag is their token number `close_index`, counted from 1."""
+    rows = [torch.tensor(m["entropies"], dtype=torch.float64) for m in members]
+    ids = [[TAG if t + 1 == m["close_index"] else WORD for t in range(len(m["entropies"]))] for m in members]
+    return importlib.import_module(PEAR_FUNCTIONS).read_phases(rows, ids, TAGS)
+
+
+def _paid(phases: Any, members: Sequence[Case], options: Case, *, floor: float | None, weight: float = 1.0) -> Any:
+    numbers = {name: options[name] for name in ("alpha", "s", "r_fmt")}
+    return importlib.import_module(PEAR_FUNCTIONS).phase_rewards(
+        phases.h_think,
+        phases.h_answer,
+        torch.tensor([m["correct"] for m in members]),
+        **numbers,
         floor=floor,
+        weight=weight,
     )
 
 
 def pear_case(case: Case, check: Comparison) -> str:
-    got = _phase_rewards([case], case, floor=case["floor"])
+    phases = _phases([case])
+    got = {**phases._asdict(), **_paid(phases, [case], case, floor=case["floor"])._asdict()}
     for name, want in case["expect"].items():
-        check.close(name, getattr(got, name)[0], want)
+        check.close(name, got[name][0], want)
     return ""
 
 
@@ -45,10 +51,9 @@ def locate_case(case: Case, check: Comparison) -> str:
 
 
 def group_case(case: Case, check: Comparison) -> str:
-    pear = importlib.import_module(PEAR_FUNCTIONS)
-    got = _phase_rewards(case["members"], case, floor=None)
-    correct_B = torch.tensor([m["correct"] for m in case["members"]])
-    tenfold_B = pear.gated_reward(10 * got.penalty, correct_B, s=case["s"], r_fmt=case["r_fmt"], floor=None)
+    phases = _phases(case["members"])
+    got = _paid(phases, case["members"], case, floor=None)
+    tenfold_B = _paid(phases, case["members"], case, floor=None, weight=10.0).reward
     centred_B, std = got.reward - got.reward.mean(), got.reward.std()
     computed = {
         "reward": got.reward,

@@ -2,7 +2,6 @@
 
 import functools
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +9,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from entrl.runs.folder import flat
-from entrl.settings.groups import parse_yaml
-from entrl.settings.json_lines import json_lines
+from entrl.settings.groups import flat
+from entrl.settings.json_lines import is_number, json_lines
+from entrl.settings.yaml import parse_yaml
 
 ENTROPY = "policy_entropy/token_mean"
 ACCURACY = "rewards/accuracy/mean"
@@ -65,10 +64,6 @@ def series(folder: Path, metric: str, kind: str = "train") -> tuple[np.ndarray, 
     held = [(r["step"], r[metric]) for r in rows(folder, kind) if is_number(r.get(metric))]
     steps, values = np.array(held, dtype=np.float64).reshape(-1, 2).T
     return steps, values
-
-
-def is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def selected(folder: Path) -> tuple[np.ndarray, np.ndarray]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from entrl.stats.intervals import t_quantile
+from entrl.stats.intervals import mean_interval
 from entrl_lab.replicate.drawing import Frame, chart, colour, keys, span
 from entrl_lab.replicate.folders import ACCURACY, ENTROPY, TaskRuns, series
 
@@ -51,11 +51,10 @@ def _band(folders: Sequence[Path], metric: str) -> tuple[np.ndarray, np.ndarray,
         return None
     at = np.linspace(max(s[0] for s, _ in found), min(s[-1] for s, _ in found), POINTS)
     smooth_SN = np.array([_smoothed(steps, values, at) for steps, values in found])
-    mean = smooth_SN.mean(0)
     if len(found) < 2:
-        return at, mean, mean, mean
-    half = t_quantile(0.975, len(found) - 1) * smooth_SN.std(0, ddof=1) / math.sqrt(len(found))
-    return at, mean, mean - half, mean + half
+        return at, *[smooth_SN.mean(0)] * 3
+    mean, lo, hi = np.array([mean_interval(values_S) for values_S in smooth_SN.T]).T
+    return at, mean, lo, hi
 
 
 def _smoothed(steps: np.ndarray, values: np.ndarray, at: np.ndarray) -> np.ndarray:

@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from entrl.runs.contents import contents
-from entrl.runs.folder import flat
 from entrl.runs.ours import read_manifest
 from entrl.runs.recipe import Recipe
-from entrl.settings.groups import parse_yaml
+from entrl.settings.groups import flat
 from entrl.settings.secrets import mask
+from entrl.settings.yaml import parse_yaml
 from entrl.teach.cold_start import ColdStart, is_made, load_cold_start
 from entrl_lab.replicate.study import Run, Study
 

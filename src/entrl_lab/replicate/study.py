@@ -25,22 +25,16 @@ Arms share the schedule: `trainer` options may differ between arms only by what 
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from entrl.runs.folder import flat
 from entrl.runs.recipe import Recipe, load_recipe
-from entrl.settings.groups import parse_yaml
-from entrl.settings.paths import expand_paths
+from entrl.settings.groups import SettingsFile, build, check, check_keys, field_hints, flat
 from entrl.settings.secrets import mask
 
 NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")  # of arms and tasks: they become folders
-STUDY_KEYS = frozenset(
-    {"recipe", "out", "seeds", "reference", "margin", "eval", "tasks", "arms", "tuning", "analyses", "title", "prepare"}
-)
-OPTIONAL_KEYS = frozenset({"eval", "tasks", "tuning", "analyses", "title", "prepare"})
 ONLY_TASK = ""  # the task of a study that names none
 
 
@@ -54,11 +48,15 @@ class Arm:
 
     name: str
     recipe: Path | None = None
-    set: Mapping[str, Any] = field(default_factory=dict)
+    set: dict[str, Any] = field(default_factory=dict)
     why: str = ""
     seeds: list[int] | None = None
-    tune: Sequence[Mapping[str, Any]] = ()
+    tune: list[dict[str, Any]] = field(default_factory=list)
     offline: Path | None = None
+
+    def __post_init__(self) -> None:
+        good = all(self.tune)
+        check(good, f"tune of arm {self.name!r} must be a list of overrides like [{{key: value}}], got {self.tune}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +65,7 @@ class Task:
 
     name: str = ONLY_TASK
     recipe: Path | None = None
-    set: Mapping[str, Any] = field(default_factory=dict)
+    set: dict[str, Any] = field(default_factory=dict)
     arms: list[str] | None = None
     why: str = ""
 
@@ -79,7 +77,10 @@ class Tuning:
     seeds: list[int]
     criterion: str = "sampled_accuracy"
     task: str | None = None  # tune on this task alone and use its choice on every task; None = each task for itself
-    set: Mapping[str, Any] = field(default_factory=dict)  # overrides of tuning runs only, such as a smaller evaluation
+    set: dict[str, Any] = field(default_factory=dict)  # overrides of tuning runs only, such as a smaller evaluation
+
+    def __post_init__(self) -> None:
+        _check_seeds("tuning.seeds", self.seeds, least=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,10 +101,12 @@ class Run:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Study:
+class Study(SettingsFile):
     """A parsed study file."""
 
-    file: Path
+    WHAT: ClassVar[str] = "study"
+    DOCS: ClassVar[str] = "recipes/README.md"
+
     recipe: Path
     out: Path
     seeds: list[int]
@@ -111,11 +114,29 @@ class Study:
     margin: float
     arms: list[Arm]
     tasks: list[Task] = field(default_factory=lambda: [Task()])
-    eval: Mapping[str, Any] = field(default_factory=dict)
+    eval: dict[str, Any] = field(default_factory=dict)
     tuning: Tuning | None = None
-    analyses: list[Mapping[str, Any]] = field(default_factory=list)
+    analyses: list[dict[str, Any]] = field(default_factory=list)
     title: str = ""
     prepare: list[Path] = field(default_factory=list)  # files of entrl.teach.cold_start, made once for all runs
+
+    @classmethod
+    def prepared(cls, groups: dict[str, Any], *, name: str, base: Path) -> dict[str, Any]:
+        """Arms and tasks get their names, and files lie beside the study."""
+        starts = groups.get("prepare", [])
+        good = isinstance(starts, list) and all(isinstance(file, str) for file in starts)
+        check(good, f"prepare must be a list of files of cold starts, got {starts!r}")
+        inner = {
+            "arms": [_named(Arm, key, entry, base) for key, entry in _entries(groups, "arms")],
+            "tasks": [_named(Task, key, entry, base) for key, entry in _entries(groups, "tasks")] or [Task()],
+            "prepare": [base / file for file in starts],
+            "analyses": [_analysis(entry) for entry in groups.get("analyses", [])],
+        }
+        return _beside(base, groups) | inner
+
+    @property
+    def file(self) -> Path:
+        return self.base / f"{self.name}.yaml"
 
     def __post_init__(self) -> None:
         names = [a.name for a in self.arms]
@@ -238,99 +259,41 @@ class Study:
         return [f"{key}={json.dumps(value)}" for key, value in keys.items()]
 
 
-def _check_seeds(what: str, seeds: Sequence[Any], *, least: int = 2) -> None:
-    whole = all(isinstance(s, int) and not isinstance(s, bool) for s in seeds)
-    if not whole or len(seeds) < least or len(set(seeds)) != len(seeds):
+def _check_seeds(what: str, seeds: Sequence[int], *, least: int = 2) -> None:
+    if len(seeds) < least or len(set(seeds)) != len(seeds):
         count = "two or more" if least == 2 else "one or more"
         raise ValueError(f"{what} must be {count} different integers, got {list(seeds)}")
 
 
-def load_study(file: str | Path) -> Study:
-    """Read a study; ValueError for unknown keys."""
-    file = Path(file)
-    if not file.is_file():
-        raise FileNotFoundError(f"no study {file}; name a YAML file, or a study under recipes/")
-    content = expand_paths(parse_yaml(file.read_text(encoding="utf-8"), name=str(file)), str(file))
-    if not isinstance(content, dict) or content.keys() - STUDY_KEYS:
-        found = sorted(content.keys() - STUDY_KEYS) if isinstance(content, dict) else type(content).__name__
-        raise ValueError(f"{file}: unknown keys {found}; a study has {', '.join(sorted(STUDY_KEYS))}")
-    if missing := STUDY_KEYS - OPTIONAL_KEYS - content.keys():
-        raise ValueError(f"{file}: missing keys {sorted(missing)}")
-    return Study(
-        file=file,
-        recipe=file.parent / content["recipe"],
-        out=Path(content["out"]),
-        seeds=list(content["seeds"]),
-        reference=content["reference"],
-        margin=float(content["margin"]),
-        eval=content.get("eval") or {},
-        arms=[_read_arm(file, name, entry or {}) for name, entry in content["arms"].items()],
-        tasks=[_read_task(file, name, entry or {}) for name, entry in (content.get("tasks") or {}).items()] or [Task()],
-        tuning=_read_tuning(file, content.get("tuning")),
-        analyses=[_read_analysis(file, entry) for entry in content.get("analyses") or []],
-        title=content.get("title", ""),
-        prepare=_read_prepare(file, content.get("prepare") or []),
+load_study = Study.read
+
+
+def _entries(groups: Mapping[str, Any], key: str) -> Iterable[tuple[Any, Any]]:
+    """Of a group that is written name by name."""
+    entries = groups.get(key, {})
+    check(isinstance(entries, Mapping), f"{key} must be a mapping, name by name, got {entries!r}")
+    return entries.items()
+
+
+def _named(cls: type, name: Any, entry: Any, base: Path) -> Any:
+    what = cls.__name__.lower()
+    check(
+        isinstance(name, str) and NAME.fullmatch(name) is not None and name != "tuning",
+        f"{what} {name!r} becomes a folder: letters, digits and . _ + - only, and not `tuning`",
     )
+    check_keys(entry or {}, [key for key in field_hints(cls) if key != "name"], where=f"{what} {name!r}")
+    return build(cls, _beside(base, entry or {}) | {"name": name}, f"{what} {name!r}")
 
 
-def _read_prepare(file: Path, entry: Any) -> list[Path]:
-    if not isinstance(entry, list) or not all(isinstance(name, str) for name in entry):
-        raise ValueError(f"{file}: prepare must be a list of files of cold starts, got {entry!r}")
-    return [file.parent / name for name in entry]
+def _beside(base: Path, entry: Mapping[str, Any]) -> dict[str, Any]:
+    """Files that are named relative to the study."""
+    return {k: base / v if k in ("recipe", "offline") and isinstance(v, str) else v for k, v in entry.items()}
 
 
-def _known(where: str, entry: Any, known: Sequence[str]) -> None:
-    if not isinstance(entry, dict):
-        raise ValueError(f"{where} must be a mapping, got {entry!r}; known keys: {', '.join(known)}")
-    if unknown := entry.keys() - set(known):
-        raise ValueError(f"{where} has unknown keys {sorted(unknown)}; known: {', '.join(known)}")
-
-
-def _folder_name(where: str, name: Any) -> str:
-    if not isinstance(name, str) or not NAME.fullmatch(name) or name == "tuning":
-        raise ValueError(f"{where} {name!r} becomes a folder: letters, digits and . _ + - only, and not `tuning`")
-    return name
-
-
-def _read_arm(file: Path, name: str, entry: dict[str, Any]) -> Arm:
-    _known(f"{file}: arm {name!r}", entry, ("recipe", "set", "why", "seeds", "tune", "offline"))
-    tune = entry.get("tune") or []
-    if not isinstance(tune, list) or any(not isinstance(t, dict) or not t for t in tune):
-        raise ValueError(f"{file}: tune of arm {name!r} must be a list of overrides like [{{key: value}}], got {tune}")
-    return Arm(
-        name=_folder_name(f"{file}: arm", name),
-        recipe=file.parent / entry["recipe"] if "recipe" in entry else None,
-        set=entry.get("set") or {},
-        why=entry.get("why", ""),
-        seeds=list(entry["seeds"]) if "seeds" in entry else None,
-        tune=tune,
-        offline=file.parent / entry["offline"] if "offline" in entry else None,
-    )
-
-
-def _read_task(file: Path, name: str, entry: dict[str, Any]) -> Task:
-    _known(f"{file}: task {name!r}", entry, ("recipe", "set", "arms", "why"))
-    return Task(
-        name=_folder_name(f"{file}: task", name),
-        recipe=file.parent / entry["recipe"] if "recipe" in entry else None,
-        set=entry.get("set") or {},
-        arms=list(entry["arms"]) if "arms" in entry else None,
-        why=entry.get("why", ""),
-    )
-
-
-def _read_tuning(file: Path, entry: Any) -> Tuning | None:
-    if entry is None:
-        return None
-    _known(f"{file}: tuning", entry, ("seeds", "criterion", "task", "set"))
-    _check_seeds(f"{file}: tuning.seeds", entry.get("seeds") or [], least=1)
-    return Tuning(**entry)
-
-
-def _read_analysis(file: Path, entry: Any) -> Mapping[str, Any]:
+def _analysis(entry: Any) -> dict[str, Any]:
     entry = {"use": entry} if isinstance(entry, str) else entry
-    if not isinstance(entry, dict) or not isinstance(entry.get("use"), str):
-        raise ValueError(f"{file}: an analysis is written {{use: name, option: value}}, got {entry!r}")
+    good = isinstance(entry, dict) and isinstance(entry.get("use"), str)
+    check(good, f"an analysis is written {{use: name, option: value}}, got {entry!r}")
     return entry
 
 

@@ -13,7 +13,7 @@ from entrl.runs.folder import now
 from entrl.settings.json_lines import json_lines
 from entrl.settings.provenance import git_state
 from entrl.settings.secrets import mask
-from entrl.stats.intervals import non_inferior, seed_differences
+from entrl.stats.pairing import non_inferior, seed_differences
 from entrl_lab.replicate.study import Run, Study, Task
 
 ACCURACIES = ("greedy_accuracy", "sampled_accuracy", "pass_at_k")  # judged by the margin; higher is better

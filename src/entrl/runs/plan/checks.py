@@ -13,10 +13,11 @@ from typing import Any
 from entrl.models.load import model_problems
 from entrl.runs.law_watch import evaluation_steps
 from entrl.runs.recipe import Recipe
-from entrl.settings.names import TRL_KEYWORDS, Loaded, suggest
+from entrl.settings.arguments import TRL_KEYWORDS
+from entrl.settings.names import Loaded, suggest
 from entrl.trainers.config import EntropyGRPOConfig
+from entrl.trainers.refusals.checks import check_schedule
 from entrl.trainers.refusals.engine_rules import tool_problems
-from entrl.trainers.refusals.schedule import check_schedule
 from entrl.trainers.shared.rewards import SHARED_SIGNALS, SIGNALS, reward_name
 
 

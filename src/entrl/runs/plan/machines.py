@@ -9,7 +9,7 @@ from typing import Any
 
 from entrl.runs.plan.memory import Sharding
 from entrl.runs.recipe import Recipe
-from entrl.settings.groups import parse_yaml
+from entrl.settings.yaml import parse_yaml
 
 ONE_PER_DEVICE = ("MULTI_GPU", "MULTI_NPU", "MULTI_XPU", "MULTI_HPU", "MULTI_MLU", "FSDP", "DEEPSPEED")
 SIZES = ("num_machines", "num_processes")

@@ -11,7 +11,8 @@ from typing import Any
 from entrl.models.load import tokenizer_of
 from entrl.runs.plan.checks import Prepared, column_problems, first_line, opening_problems, required_names
 from entrl.runs.plan.estimates import model_config
-from entrl.runs.recipe import EvalSpec, Recipe
+from entrl.runs.recipe import Recipe
+from entrl.runs.specs import EvalSpec
 from entrl.tasks import is_endless
 from entrl.trainers.refusals.schedule import describe_schedule
 from entrl.verify.golds import check_golds, gold_kind

@@ -17,7 +17,7 @@ from entrl.evaluation.scoring import DEFAULT_SCORE, tags_of
 from entrl.evaluation.writer import Writer, as_sampler, encode
 from entrl.maths.phases import answer_text
 from entrl.models.load import load_policy
-from entrl.runs.recipe import DataSpec, load_rows
+from entrl.runs.specs import DataSpec, load_rows
 from entrl.settings.names import load_object
 from entrl.tasks import load_task
 from entrl.tasks.traces import lesson

@@ -18,13 +18,14 @@ from rich.console import Console
 
 from entrl import __version__
 from entrl.models.load import load_model, model_problems
-from entrl.runs.folder import flat, now, read_json, write_json, write_text
+from entrl.runs.folder import now, read_json, write_json, write_text
 from entrl.runs.lock import locked
 from entrl.runs.ours import clear, refuse_foreign
 from entrl.runs.wording import say
-from entrl.settings.groups import parse_yaml
+from entrl.settings.groups import flat
 from entrl.settings.provenance import git_state, versions
 from entrl.settings.secrets import mask, mask_text, mask_words
+from entrl.settings.yaml import parse_yaml
 from entrl.teach.answer_files import choose, print_choice, write_choice
 from entrl.teach.cold_start.spec import ColdStart
 

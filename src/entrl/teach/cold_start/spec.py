@@ -13,26 +13,16 @@ threads:   torch threads, null = torch's own choice; another count may give othe
 out:       the folder that is written
 """
 
-import dataclasses
-import hashlib
-import json
-import typing
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-import yaml
-
-from entrl.runs.contents import contents
-from entrl.runs.folder import flat
-from entrl.runs.recipe import REMOVED_MODEL_KEYS, ModelSpec
-from entrl.settings.groups import Dumper, build, check_keys, plain, read_settings, typed
+from entrl.runs.specs import ModelSpec
+from entrl.settings.groups import at_least_one, config_group, field_hints
 from entrl.settings.names import find_file
-from entrl.settings.paths import expand_paths
-from entrl.settings.secrets import mask, refuse_masked
 from entrl.tasks.traces import Mixture
 from entrl.teach.curation import CurationSpec
+from entrl.teach.made_model import MadeModel
 
 OWNED_SFT_KEYS = {
     "output_dir": "set `out`",
@@ -58,7 +48,7 @@ class LessonsSpec:
 
     def __post_init__(self) -> None:
         for name in ("problems", "per_problem"):
-            _at_least_one(f"answers.lessons.{name}", getattr(self, name))
+            at_least_one(f"answers.lessons.{name}", getattr(self, name))
         if self.checks is not None and not self.checks:
             raise ValueError("answers.lessons.checks is empty; list one share for each lesson of a problem")
         self.mixtures()
@@ -86,7 +76,7 @@ class SamplingSpec:
 
     def __post_init__(self) -> None:
         for name in ("samples", "max_new_tokens", "batch_size"):
-            _at_least_one(f"{type(self).__name__}.{name}", getattr(self, name))
+            at_least_one(f"{type(self).__name__}.{name}", getattr(self, name))
         if self.temperature <= 0:
             raise ValueError(f"temperature must be above 0, got {self.temperature}; greedy answers have no pass rate")
         if not 0 < self.top_p <= 1:
@@ -125,11 +115,12 @@ class AnswersSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ColdStart:
-    """Everything a cold start is made of. `base` is where its relative files are looked for."""
+class ColdStart(MadeModel):
+    """Everything a cold start is made of."""
 
-    name: str
-    base: Path
+    WHAT: ClassVar[str] = "cold start"
+    DOCS: ClassVar[str] = "docs/cold_start.md"
+
     model: ModelSpec
     answers: AnswersSpec
     out: str
@@ -138,95 +129,24 @@ class ColdStart:
     threads: int | None = None
 
     def __post_init__(self) -> None:
-        if self.threads is not None:
-            _at_least_one("threads", self.threads)
+        at_least_one("threads", self.threads)
 
-    @property
-    def folder(self) -> Path:
-        return Path(self.out)
+    @classmethod
+    def prepared(cls, groups: dict[str, Any], *, name: str, base: Path) -> dict[str, Any]:
+        from trl import SFTConfig  # brings torch
 
-    @property
-    def model_dir(self) -> Path:
-        """What a recipe names as model.path."""
-        return self.folder / "model"
+        given, hints = groups.get("sft", {}), field_hints(SFTConfig)
+        return {**groups, "sft": config_group(given, hints, "sft", defaults=SFT_DEFAULTS, owned=OWNED_SFT_KEYS)}
 
     def answers_file(self) -> Path | None:
         return None if self.answers.file is None else find_file(self.answers.file, self.base)
 
-    def resolved(self) -> dict[str, Any]:
-        """With our defaults filled in; reading it back gives the same cold start."""
-        skip = ("name", "base")
-        return {f.name: plain(getattr(self, f.name)) for f in dataclasses.fields(self) if f.name not in skip}
+    def own_files(self) -> dict[str, Path]:
+        file = self.answers_file()
+        return {} if file is None else {"answers.file": file}
 
-    def to_yaml(self) -> str:
-        return yaml.dump(mask(self.resolved()), Dumper=Dumper, sort_keys=False, allow_unicode=True)
-
-    def config_hash(self) -> str:
-        """Of everything that decides the weights, the content of an answers file included; not of `out`.
-
-        Settings that are null do not count: an option that did not exist when a folder was made leaves it valid.
-        """
-        content = {k: v for k, v in flat(mask(self.resolved())).items() if k != "out" and v is not None}
-        if file := self.answers_file():
-            content["answers.file"] = hashlib.sha256(file.read_bytes()).hexdigest()
-        content |= contents(flat(self.resolved()), self.base, only=lambda key: key.startswith("answers.sample"))
-        return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    def names_files(self, key: str) -> bool:
+        return key.startswith("answers.sample")
 
 
-def _at_least_one(name: str, value: int) -> None:
-    if value < 1:
-        raise ValueError(f"{name} must be at least 1, got {value}")
-
-
-# --- reading ------------------------------------------------------------------------------------------------------
-
-
-def load_cold_start(path: str | Path, overrides: Sequence[str] = ()) -> ColdStart:
-    """Read a cold start's file, apply `key=value` overrides, check everything that needs no model."""
-    path = Path(path)
-    content = read_settings(path, overrides, what="cold start")
-    return make_cold_start(content, name=path.stem, base=path.resolve().parent)
-
-
-def make_cold_start(content: Mapping[str, Any], *, name: str, base: Path) -> ColdStart:
-    """Plain objects -> `ColdStart`."""
-    known = [f.name for f in dataclasses.fields(ColdStart) if f.name not in ("name", "base")]
-    check_keys(content, known, where="cold start")
-    refuse_masked(content)
-    content = expand_paths(content)
-    for group in ("model", "answers", "out"):
-        if content.get(group) is None:
-            raise ValueError(f"the cold start {name} has no {group!r}; see docs/cold_start.md")
-    curation = content.get("curation")
-    return ColdStart(
-        name=name,
-        base=base,
-        model=build(ModelSpec, content["model"], "model", removed=REMOVED_MODEL_KEYS),
-        answers=_answers(content["answers"]),
-        curation=None if curation is None else build(CurationSpec, curation, "curation"),
-        out=typed(content["out"], str, "out"),
-        sft=_checked_sft(content.get("sft") or {}),
-        threads=typed(content.get("threads"), int | None, "threads"),
-    )
-
-
-def _answers(group: Any) -> AnswersSpec:
-    check_keys(group, [f.name for f in dataclasses.fields(AnswersSpec)], where="answers")
-    kinds = {"sample": SampleSpec, "lessons": LessonsSpec, "pass_rate": SamplingSpec}
-    built = {k: build(cls, group[k], f"answers.{k}") for k, cls in kinds.items() if group.get(k) is not None}
-    return AnswersSpec(file=typed(group.get("file"), str | None, "answers.file"), **built)
-
-
-def _checked_sft(group: Any) -> dict[str, Any]:
-    """The `sft` group with our defaults; values are checked against TRL's annotations."""
-    from trl import SFTConfig
-
-    if not isinstance(group, Mapping):
-        raise ValueError(f"sft must be a mapping of SFTConfig fields, got {group!r}")
-    for key in group:
-        if key in OWNED_SFT_KEYS:
-            raise ValueError(f"sft.{key} is set elsewhere: {OWNED_SFT_KEYS[key]}")
-    hints = typing.get_type_hints(SFTConfig)
-    known = [f.name for f in dataclasses.fields(SFTConfig) if f.init]
-    check_keys(group, known, where="sft")
-    return {key: typed(value, hints.get(key, Any), f"sft.{key}") for key, value in {**SFT_DEFAULTS, **group}.items()}
+load_cold_start, make_cold_start = ColdStart.read, ColdStart.make

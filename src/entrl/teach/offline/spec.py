@@ -16,35 +16,17 @@ out:          the folder that is written
 """
 
 import dataclasses
-import hashlib
-import json
-import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-import yaml
-
-from entrl.environments import load_environment
-from entrl.runs.contents import contents
-from entrl.runs.folder import flat
-from entrl.runs.recipe import (
-    OWNED_TRAINER_KEYS,
-    REMOVED_MODEL_KEYS,
-    REMOVED_TRAINER_KEYS,
-    ControllerSpec,
-    EnvironmentSpec,
-    ModelSpec,
-    build_environment_spec,
-    checked_lora,
-    load_rows,
-    trainer_fields,
-)
-from entrl.settings.groups import Dumper, build, build_list, check_keys, plain, read_settings, typed
-from entrl.settings.names import Loaded, find_file, load_controller, suggest
-from entrl.settings.paths import expand_paths
-from entrl.settings.secrets import mask, refuse_masked
+from entrl.runs.recipe import trainer_fields
+from entrl.runs.removed_keys import OWNED_TRAINER_KEYS, REMOVED_TRAINER_KEYS
+from entrl.runs.specs import ControllerSpec, EnvironmentSpec, ModelSpec, Parts, checked_lora, load_rows
+from entrl.settings.groups import at_least_one, build, check, config_group, field_hints
+from entrl.settings.names import find_file
+from entrl.teach.made_model import MadeModel
 from entrl.teach.offline.candidates import CandidateSpec, PrefixSpec
 from entrl.teach.offline.pairs import PairSpec
 
@@ -85,7 +67,7 @@ class OfflineData:
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)  # such as enable_thinking: false
 
     def __post_init__(self) -> None:
-        _at_least_one("data.size", self.size)
+        at_least_one("data.size", self.size)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,15 +83,16 @@ class HeldOut:
 
     def __post_init__(self) -> None:
         for name in ("size", "per_row", "batch_size", "max_new_tokens"):
-            _at_least_one(f"held_out.{name}", getattr(self, name))
+            at_least_one(f"held_out.{name}", getattr(self, name))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Offline:
-    """Everything an offline run is made of. `base` is where its relative files are looked for."""
+class Offline(MadeModel, Parts):
+    """Everything an offline run is made of."""
 
-    name: str
-    base: Path
+    WHAT: ClassVar[str] = "offline run"
+    DOCS: ClassVar[str] = "docs/offline.md"
+
     model: ModelSpec
     data: OfflineData
     method: str
@@ -123,8 +106,7 @@ class Offline:
     threads: int | None = None
 
     def __post_init__(self) -> None:
-        if self.threads is not None:
-            _at_least_one("threads", self.threads)
+        at_least_one("threads", self.threads)
         held, data = self.held_out, self.data
         if held is not None and (held.split, held.seed) == (data.split, data.seed):
             raise ValueError(
@@ -132,30 +114,23 @@ class Offline:
                 "set held_out.split: test, or another held_out.seed"
             )
 
-    @property
-    def folder(self) -> Path:
-        return Path(self.out)
-
-    @property
-    def model_dir(self) -> Path:
-        """What a recipe names as model.path."""
-        return self.folder / "model"
+    @classmethod
+    def prepared(cls, groups: dict[str, Any], *, name: str, base: Path) -> dict[str, Any]:
+        method = groups["method"]
+        check(method in METHODS, f"method must be one of {', '.join(METHODS)}, got {method!r}")
+        for group, owner in (("pairs", "dpo"), ("controllers", "grpo")):
+            check(
+                not groups.get(group) or method == owner,
+                f"{group} belongs to method: {owner}, and method is {method}; remove {group}, or set the method",
+            )
+        data = build(OfflineData, groups["data"], "data")
+        trainer = _trainer(groups.get("trainer", {}), method, data.candidates.count)
+        pairs = groups.get("pairs") or ({} if method == "dpo" else None)
+        return groups | {"data": data, "pairs": pairs, "lora": checked_lora(groups.get("lora")), "trainer": trainer}
 
     def build_environment(self) -> Callable[[], Any]:
         """A factory of environments."""
-        spec = self.environment or EnvironmentSpec(use=self.data.task.partition(":")[0])
-        return load_environment(spec.use, spec.args, base=self.base)
-
-    def build_controllers(self) -> list[Loaded]:
-        return [load_controller(c.use, c.args, base=self.base) for c in self.controllers]
-
-    def build_lora(self) -> Any:
-        """peft.LoraConfig, or None."""
-        if self.lora is None:
-            return None
-        from peft import LoraConfig
-
-        return LoraConfig(**{"task_type": "CAUSAL_LM", **self.lora})
+        return (self.environment or EnvironmentSpec(use=self.data.task.partition(":")[0])).load(self.base)
 
     def load_rows(self, *, held_out: bool = False) -> Any:
         """Rows of the task (datasets.Dataset)."""
@@ -164,134 +139,61 @@ class Offline:
         spec: Any = dataclasses.replace(self.data, split=part.split, size=part.size, seed=part.seed)
         return load_rows(self.data.task, spec, size=part.size, base=self.base)
 
-    def resolved(self) -> dict[str, Any]:
-        """With our defaults filled in; reading it back gives the same run."""
-        skip = ("name", "base")
-        return {f.name: plain(getattr(self, f.name)) for f in dataclasses.fields(self) if f.name not in skip}
-
-    def to_yaml(self) -> str:
-        return yaml.dump(mask(self.resolved()), Dumper=Dumper, sort_keys=False, allow_unicode=True)
-
-    def config_hash(self) -> str:
-        """Of everything that decides the weights, a user's own files included; not of `out`."""
-        content: dict[str, Any] = {k: v for k, v in flat(mask(self.resolved())).items() if k != "out" and v is not None}
-        for file in self._files():
-            content[str(file.name)] = hashlib.sha256(file.read_bytes()).hexdigest()
-        content |= contents(flat(self.resolved()), self.base, only=lambda key: key.endswith("use"))
-        return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
-
-    def _files(self) -> list[Path]:
+    def own_files(self) -> dict[str, Path]:
         """Tables that are files."""
         kind, _, name = str(self.data.args.get("tables", "")).partition(":")
-        return [find_file(name, self.base)] if kind == "loaded" and Path(name).suffix in (".json", ".csv") else []
+        if kind != "loaded" or Path(name).suffix not in (".json", ".csv"):
+            return {}
+        file = find_file(name, self.base)
+        return {file.name: file}
+
+    def names_files(self, key: str) -> bool:
+        return key.endswith("use")
 
 
-def _at_least_one(name: str, value: int) -> None:
-    if value < 1:
-        raise ValueError(f"{name} must be at least 1, got {value}")
+load_offline, make_offline = Offline.read, Offline.make
 
 
-# --- reading ------------------------------------------------------------------------------------------------------
+def _trainer(group: Any, method: str, count: int | None) -> dict[str, Any]:
+    """The `trainer` group with our defaults; values are checked against the annotations of the method's config.
 
+    count: candidates of a prefix, which are a group of GRPO's.
+    """
+    fields = {name: _fields(name) for name in METHODS}
 
-def load_offline(path: str | Path, overrides: Sequence[str] = ()) -> Offline:
-    """Read an offline run's file, apply `key=value` overrides, check everything that needs no model."""
-    path = Path(path)
-    content = read_settings(path, overrides, what="offline run")
-    return make_offline(content, name=path.stem, base=path.resolve().parent)
-
-
-def make_offline(content: Mapping[str, Any], *, name: str, base: Path) -> Offline:
-    """Plain objects -> `Offline`."""
-    known = [f.name for f in dataclasses.fields(Offline) if f.name not in ("name", "base")]
-    check_keys(content, known, where="offline run")
-    refuse_masked(content)
-    content = expand_paths(content)
-    for group in ("model", "data", "method", "out"):
-        if content.get(group) is None:
-            raise ValueError(f"the offline run {name} has no {group!r}; see docs/offline.md")
-    method = content["method"]
-    if method not in METHODS:
-        raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
-    for group, owner in (("pairs", "dpo"), ("controllers", "grpo")):
-        if content.get(group) and method != owner:
-            raise ValueError(
-                f"{group} belongs to method: {owner}, and method is {method}; remove {group}, or set the method"
-            )
-    data = _data(content["data"])
-    return Offline(
-        name=name,
-        base=base,
-        model=build(ModelSpec, content["model"], "model", removed=REMOVED_MODEL_KEYS),
-        data=data,
-        held_out=_held_out(content),
-        environment=build_environment_spec(content.get("environment")),
-        method=method,
-        pairs=build(PairSpec, content.get("pairs") or {}, "pairs") if method == "dpo" else None,
-        controllers=build_list(ControllerSpec, content.get("controllers") or [], "controllers"),
-        lora=checked_lora(content.get("lora")),
-        trainer=_trainer(content.get("trainer") or {}, method, data.candidates),
-        threads=typed(content.get("threads"), int | None, "threads"),
-        out=typed(content["out"], str, "out"),
-    )
-
-
-def _data(group: Any) -> OfflineData:
-    """The `data` group with its two inner ones."""
-    check_keys(group, [f.name for f in dataclasses.fields(OfflineData)], where="data")
-    inner = {"prefixes": PrefixSpec, "candidates": CandidateSpec}
-    built = {name: build(cls, group.get(name) or {}, f"data.{name}") for name, cls in inner.items()}
-    plain = build(OfflineData, {k: v for k, v in group.items() if k not in inner}, "data")
-    return dataclasses.replace(plain, **built)
-
-
-def _held_out(content: Mapping[str, Any]) -> HeldOut | None:
-    if "held_out" in content and content["held_out"] is None:
-        return None
-    return build(HeldOut, content.get("held_out") or {}, "held_out")
-
-
-def _trainer(group: Any, method: str, candidates: CandidateSpec) -> dict[str, Any]:
-    """The `trainer` group with our defaults; values are checked against the annotations of the method's config."""
-    if not isinstance(group, Mapping):
-        raise ValueError(f"trainer must be a mapping of {METHODS[method]} fields, got {group!r}")
-    owned, fields = OWNED | OWNED_BY[method], {name: _fields(name) for name in METHODS}
-    known = fields[method]
-    for key in group:
-        if key in owned:
-            raise ValueError(f"trainer.{key} is set elsewhere: {owned[key]}")
-        if key not in known:
-            _refuse(key, method, fields)
-    values = {**DEFAULTS, **group}
-    given = values.get("num_generations")
-    if method == "grpo" and candidates.count is not None:
-        if given not in (None, candidates.count):
-            raise ValueError(
-                f"trainer.num_generations is {given} and data.candidates.count is {candidates.count}; a group is the "
-                "candidates of a prefix, so leave num_generations out or make them equal"
-            )
-        values["num_generations"] = candidates.count
-    return {key: typed(value, known[key], f"trainer.{key}") for key, value in values.items()}
-
-
-def _refuse(key: str, method: str, fields: Mapping[str, Mapping[str, Any]]) -> None:
-    """An unknown trainer key, with where it does exist."""
-    for other, names in fields.items():
-        if key in names:
-            raise ValueError(
-                f"trainer.{key} is a field of {METHODS[other]} (method: {other}), and method is {method}, whose "
+    def elsewhere(key: str) -> str:
+        other = next((name for name in METHODS if key in fields[name]), None)
+        return (
+            ""
+            if other is None
+            else (
+                f" trainer.{key} is a field of {METHODS[other]} (method: {other}), and method is {method}, whose "
                 f"{METHODS[method]} has no such field; remove it, or set method: {other}"
             )
-    if key in REMOVED_TRAINER_KEYS and method == "grpo":
-        raise ValueError(f"trainer.{key} is gone: {REMOVED_TRAINER_KEYS[key]}")
-    raise ValueError(f"unknown key {key!r} in trainer of method {method}.{suggest(str(key), fields[method])}")
+        )
+
+    counted = {"num_generations": count} if method == "grpo" and count is not None else {}
+    values = config_group(
+        group,
+        fields[method],
+        "trainer",
+        defaults=DEFAULTS | counted,
+        removed=REMOVED_TRAINER_KEYS if method == "grpo" else None,
+        owned=OWNED | OWNED_BY[method],
+        elsewhere=elsewhere,
+    )
+    if counted and values["num_generations"] not in (None, count):
+        raise ValueError(
+            f"trainer.num_generations is {values['num_generations']} and data.candidates.count is {count}; a group is "
+            "the candidates of a prefix, so leave num_generations out or make them equal"
+        )
+    return values | counted
 
 
 def _fields(method: str) -> dict[str, Any]:
     """Field name -> annotation of the method's config."""
     if method == "grpo":
         return trainer_fields()
-    from trl import DPOConfig
+    from trl import DPOConfig  # brings torch
 
-    hints = typing.get_type_hints(DPOConfig)
-    return {f.name: hints.get(f.name, Any) for f in dataclasses.fields(DPOConfig) if f.init}
+    return field_hints(DPOConfig)

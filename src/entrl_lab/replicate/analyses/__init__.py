@@ -11,12 +11,13 @@ hold raises NotMeasured, which is recorded as such: no number is made up. A stud
 """
 
 import importlib
-import inspect
 import pkgutil
 from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
+from entrl.settings.arguments import argument_hints
+from entrl.settings.groups import typed
 from entrl.settings.names import suggest
 from entrl_lab.replicate.folders import NotMeasured, TaskRuns
 from entrl_lab.replicate.study import Run, Study
@@ -41,9 +42,11 @@ def check(study: Study) -> None:
     for entry in study.analyses:
         module = load(entry["use"])
         options = {k: v for k, v in entry.items() if k not in OWN_KEYS}
-        takes = [p for p in inspect.signature(module.analyse).parameters if p != "runs"]
-        if unknown := sorted(options.keys() - set(takes)):
+        takes = {name: hint for name, hint in argument_hints(module.analyse).items() if name != "runs"}
+        if unknown := sorted(options.keys() - takes.keys()):
             raise ValueError(f"analysis {entry['use']!r} has no option {unknown[0]!r}; options: {', '.join(takes)}")
+        for name, value in options.items():
+            typed(value, takes[name], f"analysis {entry['use']!r}: {name}")
         names = {a.name for a in study.arms}
         for arm in _arms_named(options):
             if arm not in names:

@@ -17,8 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from entrl.stats.intervals import holm, verdict
-from entrl_lab.replicate.analyses.comparison import by_problem_difference, clustered_entry, number, pass_at
+from entrl_lab.replicate.analyses.comparison import by_problem_difference, clustered_entry, judged, number, pass_at
 from entrl_lab.replicate.folders import NotMeasured, TaskRuns, evaluation
 
 TITLE = "Asking: success and questions"
@@ -59,11 +58,11 @@ def analyse(runs: TaskRuns, *, arms: list[str] | None = None, reference: str | N
     others = [n for n in names if n != runs.reference]
     scores = scores_of(evaluation(first)["problems"])
     against = {
-        metric: judged({n: by_problem_difference(runs, n, score) for n in others}, metric, runs.margin)
+        metric: judged({n: by_problem_difference(runs, n, score) for n in others}, margin_of(metric, runs))
         for metric, score in scores.items()
     }
     trained = {
-        metric: judged({n: _since_start(runs, n, score) for n in names}, metric, runs.margin)
+        metric: judged({n: _since_start(runs, n, score) for n in names}, margin_of(metric, runs))
         for metric, score in scores.items()
     }
     saw = "; ".join(f"{n}: {_cells(against, n)}" for n in others)
@@ -100,15 +99,8 @@ def _since_start(runs: TaskRuns, arm: str, score: Score) -> dict[str, Any] | Non
     return clustered_entry(a_SP, b_SP)
 
 
-def judged(found: Mapping[str, dict[str, Any] | None], metric: str, margin: float) -> dict[str, Any]:
-    """A metric of several arms: p adjusted by Holm over them, and a verdict for each that was measured."""
-    made = {name: one for name, one in found.items() if one is not None}
-    adjusted = holm({name: one["p"] for name, one in made.items()})
-    for name, one in made.items():
-        limit = margin if metric.startswith(SHARES) else None
-        one |= {"p_holm": adjusted[name], "verdict": verdict(one["diff"], one["lo"], adjusted[name], limit)}
-    base = next(iter(made.values()))["reference"] if made else None
-    return {"reference": base, "arms": made}
+def margin_of(metric: str, runs: TaskRuns) -> float | None:
+    return runs.margin if metric.startswith(SHARES) else None
 
 
 def _cells(metrics: Mapping[str, Any], arm: str) -> str:

@@ -18,8 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from entrl.stats.intervals import holm, verdict
-from entrl_lab.replicate.analyses.comparison import by_problem_difference, by_seed_difference, number, pass_at
+from entrl_lab.replicate.analyses.comparison import by_problem_difference, by_seed_difference, judged, number, pass_at
 from entrl_lab.replicate.folders import NotMeasured, TaskRuns, evaluation, rows
 
 TITLE = "By difficulty"
@@ -49,9 +48,9 @@ def analyse(
     for metric, score in SCORES.items():
         for level in levels:
             found = {n: by_problem_difference(runs, n, _on(level, score)) for n in names}
-            metrics[f"{metric}, level {level}"] = _block(found, runs.margin if metric != "length" else None)
+            metrics[f"{metric}, level {level}"] = judged(found, runs.margin if metric != "length" else None)
     spent = {n: by_seed_difference(runs, n, _tokens) for n in names}
-    metrics["tokens generated"] = _block(spent, None)
+    metrics["tokens generated"] = judged(spent, None)
     metrics = {name: block for name, block in metrics.items() if block["arms"]}
     answers = {n: _answer(metrics, n, levels, runs.margin) for n in names}
     return {
@@ -80,14 +79,6 @@ def _tokens(folder: Path) -> float | None:
     """Completion tokens written in training, a prefix that several completions share once."""
     train = rows(folder)
     return float(train[-1]["tokens"]) if train and "tokens" in train[-1] else None
-
-
-def _block(found: Mapping[str, dict[str, Any] | None], margin: float | None) -> dict[str, Any]:
-    made = {name: one for name, one in found.items() if one is not None}
-    adjusted = holm({name: one["p"] for name, one in made.items()})
-    for name, one in made.items():
-        one |= {"p_holm": adjusted[name], "verdict": verdict(one["diff"], one["lo"], adjusted[name], margin)}
-    return {"reference": next(iter(made.values()))["reference"] if made else None, "arms": made}
 
 
 def _of(metrics: Mapping[str, Any], metric: str, level: str, arm: str) -> dict[str, Any] | None:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from entrl.evaluation.scores import pass_at_k
-from entrl.stats.intervals import clustered_difference, holm, paired_p, seed_differences, verdict
+from entrl.stats.pairing import clustered_difference, holm, paired_p, seed_differences, verdict
 from entrl_lab.replicate.folders import LATE, NotMeasured, TaskRuns, evaluation, late_mean
 
 TITLE = "Arms against the reference"
@@ -38,13 +38,10 @@ def analyse(runs: TaskRuns, *, arms: list[str] | None = None) -> dict[str, Any]:
     table = {name: {"n_seeds": len(runs.common_seeds([runs.reference, name]))} for name in names}
     metrics: dict[str, dict[str, Any]] = {}
     for metric, compare in _metrics(runs).items():
-        found = {name: made for name in names if (made := compare(name)) is not None}
-        adjusted = holm({name: made["p"] for name, made in found.items()})
         margin = runs.margin if metric.startswith(ACCURACIES) else None
-        for name, made in found.items():
-            made |= {"p_holm": adjusted[name], "verdict": verdict(made["diff"], made["lo"], adjusted[name], margin)}
-        if found:
-            metrics[metric] = {"reference": next(iter(found.values()))["reference"], "arms": found}
+        found = judged({name: compare(name) for name in names}, margin)
+        if found["arms"]:
+            metrics[metric] = found
     return {
         "reference": runs.reference,
         "margin": runs.margin,
@@ -105,6 +102,20 @@ def by_problem_difference(
     if np.isfinite(b_SP - a_SP).any(1).sum() < 2 or np.isfinite(b_SP - a_SP).any(0).sum() < 2:
         return None
     return clustered_entry(a_SP, b_SP)
+
+
+def judged(found: Mapping[str, dict[str, Any] | None], margin: float | None) -> dict[str, Any]:
+    """A metric of several arms: p adjusted by Holm over them, and a verdict for each that was measured."""
+    made = {name: one for name, one in found.items() if one is not None}
+    add_verdicts(made, "diff", margin)
+    return {"reference": next(iter(made.values()))["reference"] if made else None, "arms": made}
+
+
+def add_verdicts(made: Mapping[str, dict[str, Any]], difference: str, margin: float | None = None) -> None:
+    """The adjusted p and the verdict, written into each entry of a family of comparisons."""
+    adjusted = holm({name: one["p"] for name, one in made.items()})
+    for name, one in made.items():
+        one |= {"p_holm": adjusted[name], "verdict": verdict(one[difference], one["lo"], adjusted[name], margin)}
 
 
 def clustered_entry(a_SP: np.ndarray, b_SP: np.ndarray) -> dict[str, Any]:

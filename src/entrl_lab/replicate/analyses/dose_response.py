@@ -11,7 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from entrl.stats.intervals import holm, paired_p, seed_mean, verdict
+from entrl.stats.intervals import mean_interval
+from entrl.stats.pairing import paired_p
+from entrl_lab.replicate.analyses.comparison import add_verdicts
 from entrl_lab.replicate.folders import EDGE, ENTROPY, NotMeasured, TaskRuns, evaluation, late_mean, selected
 
 TITLE = "Dose-response: selected tokens and entropy"
@@ -22,11 +24,7 @@ OUTCOMES = ("entropy", "sampled_accuracy", "greedy_accuracy")
 def analyse(runs: TaskRuns, *, groups: dict[str, list[str]]) -> dict[str, Any]:
     """groups: controller -> its arms in ascending dose."""
     found = {name: _group(runs, arms) for name, arms in groups.items()}
-    p = {f"{g}/{o}": s["p"] for g, group in found.items() for o, s in group["slopes"].items()}
-    for key, adjusted in holm(p).items():
-        group, outcome = key.split("/")
-        slope = found[group]["slopes"][outcome]
-        slope |= {"p_holm": adjusted, "verdict": verdict(slope["mean"], slope["lo"], adjusted)}
+    add_verdicts({f"{g}/{o}": s for g, group in found.items() for o, s in group["slopes"].items()}, "mean")
     return {
         "groups": found,
         "saw": "; ".join(_saw(name, group) for name, group in found.items()),
@@ -71,7 +69,7 @@ def _slope(doses: dict[str, list[float]], values: dict[str, list[float]], arms: 
     y_SA = np.array([values[a] for a in arms]).T
     centred_SA = x_SA - x_SA.mean(1, keepdims=True)
     slopes = ((centred_SA * y_SA).sum(1) / (centred_SA**2).sum(1)).tolist()
-    found = seed_mean(slopes)
+    found = mean_interval(slopes)
     p = paired_p([0.0] * len(slopes), slopes)
     return {"mean": found.mean, "lo": found.lo, "hi": found.hi, "p": p, "values": slopes}
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from entrl.stats.intervals import seed_differences
+from entrl.stats.pairing import seed_differences
 from entrl_lab.replicate.belief_independence import CHOICE, OVERPAID, independence_cost
 from entrl_lab.replicate.folders import NotMeasured, TaskRuns
 

@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from entrl.stats.intervals import seed_mean
-from entrl.stats.law import BASELINES, judge_many, law_series
+from entrl.stats.forecasts import BASELINES, judge_many
+from entrl.stats.intervals import interval_entry
+from entrl.stats.law import law_series
 from entrl_lab.replicate.folders import (
     ACCURACY,
     EDGE,
@@ -84,10 +85,7 @@ def _within(folders: list[Path]) -> dict[str, Any] | None:
 
 def _over_seeds(values: list[float]) -> dict[str, Any]:
     """Mean over seeds with its t interval; lo and hi None with fewer than two."""
-    if len(values) < 2:
-        return {"mean": values[0] if values else None, "lo": None, "hi": None, "values": values}
-    found = seed_mean(values)
-    return {"mean": found.mean, "lo": found.lo, "hi": found.hi, "values": values}
+    return {**interval_entry(values), "values": values}
 
 
 def _early_shares(folders: list[Path], metric: str) -> dict[str, Any]:

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from entrl.stats.intervals import holm, paired_p, seed_differences, verdict
+from entrl.stats.pairing import paired_p, seed_differences
+from entrl_lab.replicate.analyses.comparison import add_verdicts
 from entrl_lab.replicate.folders import (
     EDGE,
     ENTROPY,
@@ -38,9 +39,7 @@ def analyse(runs: TaskRuns, *, published: list[str], ours: list[str]) -> dict[st
     sides = {"published": _side(runs, published), "ours": _side(runs, ours)}
     for outcome in OUTCOMES:
         flat = {f"{side}/{arm}": d[outcome] for side, found in sides.items() for arm, d in found["differences"].items()}
-        adjusted = holm({key: d["p"] for key, d in flat.items()})
-        for key, d in flat.items():
-            d |= {"p_holm": adjusted[key], "verdict": verdict(d["mean"], d["lo"], adjusted[key])}
+        add_verdicts(flat, "mean")
     return {
         "sides": sides,
         "saw": "; ".join(_saw(name, side) for name, side in sides.items()),

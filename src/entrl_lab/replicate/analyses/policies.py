@@ -21,9 +21,9 @@ from entrl.environments.loader import load_environment
 from entrl.environments.play import play, score
 from entrl.environments.policies import PLAIN
 from entrl.runs.recipe import Recipe, load_recipe
-from entrl.stats.intervals import seed_mean
-from entrl_lab.replicate.analyses.asking import SCORES, judged
-from entrl_lab.replicate.analyses.comparison import clustered_entry
+from entrl.stats.intervals import mean_interval
+from entrl_lab.replicate.analyses.asking import SCORES, margin_of
+from entrl_lab.replicate.analyses.comparison import clustered_entry, judged
 from entrl_lab.replicate.folders import NotMeasured, TaskRuns, evaluation
 
 TITLE = "Trained models beside random, fixed-order and greedy exact questions"
@@ -100,7 +100,7 @@ def _over_seeds(found: Sequence[Mapping[str, Any] | None], way: str) -> dict[str
             continue
         lo = hi = values[0]
         if len(values) > 1:
-            _, lo, hi = seed_mean(values)
+            _, lo, hi = mean_interval(values)
         means[name] = {"mean": fmean(values), "lo": lo, "hi": hi, "n": len(values)}
     return means
 
@@ -115,7 +115,7 @@ def _against(runs: TaskRuns, metric: str, best: Mapping[Any, float], ids: Sequen
             continue
         arm_SP = np.array([[t[i] for i in ids] for t in tables])
         arms[arm] = clustered_entry(np.tile(base_P, (len(tables), 1)), arm_SP)
-    return judged(arms, metric, runs.margin) | {"reference": float(base_P.mean())}
+    return judged(arms, margin_of(metric, runs)) | {"reference": float(base_P.mean())}
 
 
 def _cell(found: Mapping[str, Any]) -> str:

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from entrl.stats.intervals import seed_mean
+from entrl.stats.intervals import interval_entry
 from entrl.trainers.grpo.window_log import LoggedWindow, logged_steps, windows_root
 from entrl_lab.replay import ESTIMATORS, read_windows, token_gain
 from entrl_lab.replay.agreement import Interval, over_windows, spearman
@@ -134,8 +134,8 @@ def _monitored(folders: Sequence[Path], metric: str) -> dict[str, Any] | None:
     signs = [sum((a > 0) == (b > 0) for a, b in zip(x, y, strict=True)) / len(x) for x, y in points]
     return {
         "runs": len(points),
-        "spearman": _over_seeds(ranks),
-        "same_sign": _over_seeds(signs),
+        "spearman": interval_entry(ranks),
+        "same_sign": interval_entry(signs),
         "points": [{"predicted": x, "measured": y} for x, y in points],
     }
 
@@ -155,13 +155,6 @@ def monitored_points(folder: Path, metric: str) -> tuple[list[float], list[float
             x.append(-sum(between))
             y.append(float(after - before))
     return (x, y) if len(x) >= LEAST_POINTS else None
-
-
-def _over_seeds(values: list[float]) -> dict[str, float | None]:
-    if len(values) < 2:
-        return {"mean": values[0] if values else None, "lo": None, "hi": None}
-    found = seed_mean(values)
-    return {"mean": found.mean, "lo": found.lo, "hi": found.hi}
 
 
 def _saw(arm: str, pairs: Sequence[WindowPair], windows: Any, metrics: Any) -> str:

@@ -12,7 +12,8 @@ from typing import Any
 from entrl.environments.loader import load_environment
 from entrl.environments.play import play, values_of
 from entrl.environments.pursuit import ConformalPursuit, InformationPursuit, exact_beliefs, pursuit_coverage
-from entrl.stats.intervals import non_inferior, seed_differences, seed_mean
+from entrl.stats.intervals import mean_interval
+from entrl.stats.pairing import non_inferior, seed_differences
 from entrl.tasks import load_task
 from entrl_lab.replicate.folders import NotMeasured, TaskRuns
 
@@ -83,7 +84,9 @@ def _one(policy: InformationPursuit, factory: Any, games: Sequence[Any], alpha: 
 
 
 def _means(found: Sequence[Mapping[str, float]]) -> dict[str, dict[str, float]]:
-    return {name: seed_mean([f[name] for f in found])._asdict() for name in found[0] if all(name in f for f in found)}
+    return {
+        name: mean_interval([f[name] for f in found])._asdict() for name in found[0] if all(name in f for f in found)
+    }
 
 
 def _differences(ip: Sequence[Mapping[str, float]], cip: Sequence[Mapping[str, float]]) -> dict[str, dict[str, float]]:

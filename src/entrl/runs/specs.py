@@ -1,0 +1,197 @@
+"""The groups that recipes, cold starts and offline runs are made of, and the objects they stand for."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+from entrl.environments import load_environment
+from entrl.runs.removed_keys import REMOVED_MODEL_KEYS
+from entrl.settings.arguments import configure
+from entrl.settings.groups import at_least_one, check, config_group, field_hints
+from entrl.settings.names import Loaded, find_file, load_object
+from entrl.tasks import FILE_TASKS, load_task
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    REMOVED: ClassVar[Mapping[str, str]] = REMOVED_MODEL_KEYS
+
+    path: str  # shipped asset by bare name (tiny-reasoner), folder, or hub id
+    dtype: str = "float32"  # of the weights; trainer.bf16 is the autocast on top. TRL's own default
+    attn_implementation: str | None = None
+    revision: str | None = None
+    trust_remote_code: bool = False
+    tokenizer: str | None = None  # None: the model's own
+
+    def __post_init__(self) -> None:
+        check(bool(self.path), "model.path is empty; give an asset name, a folder or a hub id")
+        check(self.dtype in DTYPES, f"model.dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSpec:
+    task: str  # sums, reasoning_gym:<name>, jsonl:<path>, csv:<path>, gsm8k, dapo-math, ... (entrl.tasks)
+    split: str = "train"
+    train_size: int | None = None  # None: everything the task has
+    seed: int = 0
+    args: dict[str, Any] = field(default_factory=dict)  # options of the task
+
+    def __post_init__(self) -> None:
+        at_least_one("data.train_size", self.train_size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardSpec:
+    use: str
+    weight: float = 1.0
+    args: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ControllerSpec:
+    use: str
+    args: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnvironmentSpec:
+    """What answers the model between its turns (entrl.environments); the task's rows go to its `reset`."""
+
+    use: str
+    args: dict[str, Any] = field(default_factory=dict)
+
+    def load(self, base: Path | None) -> Callable[[], Any]:
+        """TRL's `environment_factory`."""
+        return load_environment(self.use, self.args, base=base)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalSpec:
+    task: str
+    split: str = "test"
+    size: int | None = 200
+    samples: int = 8  # per problem, besides one greedy answer
+    k: list[int] = field(default_factory=lambda: [1])  # of pass@k
+    temperature: float = 1.0
+    top_p: float = 1.0
+    max_new_tokens: int | None = None  # None: trainer.max_completion_length
+    batch_size: int = 64
+    seed: int = 1
+    before: bool = True  # also evaluate the model training starts from
+    at: list[int] | str | None = None  # steps at which the trainer evaluates as well, or "early": dense at first
+    args: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("size", "samples", "batch_size"):
+            at_least_one(f"eval.{name}", getattr(self, name))
+        check(
+            self.temperature > 0, f"eval.temperature must be above 0, got {self.temperature}; greedy is always reported"
+        )
+        check(0 < self.top_p <= 1, f"eval.top_p must be in (0, 1], got {self.top_p}")
+        bad = [k for k in self.k if not 1 <= k <= self.samples]
+        check(not bad, f"eval.k must lie in 1..samples ({self.samples}), got {bad}; raise eval.samples")
+        if isinstance(self.at, list):
+            good = bool(self.at) and all(isinstance(s, int) and not isinstance(s, bool) and s >= 1 for s in self.at)
+            check(good, f"eval.at must list optimiser steps from 1 on, got {self.at}; eval.before covers step 0")
+        else:
+            check(self.at in (None, "early"), f"eval.at must be a list of steps or early, got {self.at!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LaunchSpec:
+    world_size: int | None = None  # None: take what the launcher started
+    backend: str | None = None
+
+    def __post_init__(self) -> None:
+        at_least_one("launch.world_size", self.world_size)
+        known = ("gloo", "nccl", "mpi", "xccl")
+        check(self.backend in (None, *known), f"launch.backend must be one of {', '.join(known)}, got {self.backend!r}")
+
+
+def load_rows(task: str, spec: "DataSpec | EvalSpec", *, size: int | None, base: Path | None) -> Any:
+    """entrl.tasks.load_task, a file of problems (`jsonl:PATH`) or a table (`loaded:PATH`) looked for beside the recipe.
+
+    A table's path becomes part of its rows, which environments open later, so it is made absolute here.
+    """
+    kind, _, path = task.partition(":")
+    if kind in FILE_TASKS and path:
+        task = f"{kind}:{find_file(path, base)}"
+    split: Any = spec.split
+    args = dict(spec.args)
+    kind, _, path = str(args.get("tables", "")).partition(":")
+    if kind == "loaded" and path.endswith((".json", ".csv")):
+        args["tables"] = f"loaded:{find_file(path, base)}"
+    return load_task({"task": task, **args}, split=split, size=size, seed=spec.seed)
+
+
+class Parts:
+    """What recipes and offline runs make of their groups alike."""
+
+    base: Path
+    controllers: list[ControllerSpec]
+    lora: dict[str, Any] | None
+
+    def build_controllers(self) -> list[Loaded]:
+        return [load_controller(c.use, c.args, base=self.base) for c in self.controllers]
+
+    def build_lora(self) -> Any:
+        """peft.LoraConfig, or None."""
+        if self.lora is None:
+            return None
+        from peft import LoraConfig
+
+        return LoraConfig(**{"task_type": "CAUSAL_LM", **self.lora})
+
+
+def checked_lora(group: Any) -> dict[str, Any] | None:
+    """The `lora` group as it is written; peft makes what it wants of it."""
+    if group is None:
+        return None
+    from peft import LoraConfig  # brings torch
+
+    # peft's own annotation holds the words "pissa_niter_[number of iters]" where any number may stand
+    config_group(group, field_hints(LoraConfig) | {"init_lora_weights": bool | str}, "lora")
+    return dict(group)
+
+
+def load_reward(use: str, args: Mapping[str, Any], *, base: Path | None = None) -> Loaded:
+    """A reward function ready for the trainer, which logs it by its `__name__` or its class."""
+    loaded = load_object(use, base=base, package="entrl_rewards", attribute="reward")
+    value = configure(loaded.value, args, source=loaded.source)
+    if not callable(value):
+        raise TypeError(
+            f"reward {loaded.source} is a {type(value).__name__}, not callable; write a function or a class"
+        )
+    return dataclasses.replace(loaded, value=value)
+
+
+def load_controller(use: str, args: Mapping[str, Any], *, base: Path | None = None) -> Loaded:
+    """A `Controller` with its options set; an option written {use, args} is loaded the same way (`guard` has one)."""
+    from entrl.controllers.hooks import Controller  # brings torch
+
+    loaded = load_object(use, base=base, package="entrl.controllers", attribute="controller")
+    built = {k: _inner(v, f"{use}: argument {k!r}", base) for k, v in args.items()}
+    value = configure(loaded.value, built, source=loaded.source)
+    if not isinstance(value, Controller):
+        raise TypeError(
+            f"controller {loaded.source} ({loaded.file}) is a {type(value).__name__}; "
+            "subclass entrl.controllers.hooks.Controller"
+        )
+    return dataclasses.replace(loaded, value=value)
+
+
+def _inner(value: Any, where: str, base: Path | None) -> Any:
+    """The controller that {use: name, args: {...}} describes; anything else as it is."""
+    if not isinstance(value, Mapping) or "use" not in value:
+        return value
+    extra = [k for k in value if k not in ("use", "args")]
+    if extra:
+        raise ValueError(f"{where} has the key {extra[0]!r}; write it as {{use: name, args: {{...}}}}")
+    args = value.get("args") or {}
+    if not isinstance(value["use"], str) or not isinstance(args, Mapping):
+        raise ValueError(f"{where} should read {{use: name, args: {{...}}}}, got {dict(value)!r}")
+    return load_controller(value["use"], args, base=base).value
