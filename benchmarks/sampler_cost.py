@@ -117,7 +117,8 @@ def engine(rounds: int, device: str, batches: list[int]) -> dict[str, Any]:
     from transformers import Qwen2Config
     from vllm import LLM, SamplingParams
 
-    from entrl.engines.records import TopHOptions, request_options, take
+    from entrl.engines.recording import TopHOptions, request_options
+    from entrl.engines.records import take
     from entrl.engines.sampler import RecorderV1
 
     inside = Inside(RecorderV1.apply)

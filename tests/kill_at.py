@@ -160,9 +160,9 @@ def install(places: Places) -> None:
         setattr(cls, name, places.during(getattr(cls, name), doing))
     plain_evaluate = entrl.runs.train.evaluate_into
 
-    def evaluate_into(folder: Any, load: Any, recipe: Any, prepared: Any, console: Any, when: str, **how: Any) -> None:
-        places.root = os.path.abspath(folder.path)
-        places.during(plain_evaluate, f"evaluation {when}")(folder, load, recipe, prepared, console, when, **how)
+    def evaluate_into(run: Any, load: Any, when: str, **how: Any) -> None:
+        places.root = os.path.abspath(run.folder.path)
+        places.during(plain_evaluate, f"evaluation {when}")(run, load, when, **how)
 
     entrl.runs.train.evaluate_into = evaluate_into
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, LoraModel, PromptTuningConfig, get_peft_model
+from adapters import SHAPE, close, logits, save_adapter
+from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from rich.console import Console
 from rounding import log_prob_gap, mean_gap
 from safetensors.torch import load_file
@@ -16,8 +17,6 @@ from transformers import AutoModelForCausalLM
 
 from entrl.cli.main import main
 from entrl.evaluation.answers import evaluate_path
-from entrl.models import fold as folding
-from entrl.models.fold import check_saved, fixed_prompts, fold, forward, tolerance
 from entrl.models.load import base_of, load_policy, load_tokenizer, load_weights
 from entrl.models.merge import merge_adapter
 from entrl.models.shipped import model_path
@@ -34,7 +33,6 @@ from entrl.teach.offline.spec import make_offline
 from entrl.trainers.grpo.window_log import joined, load_step
 
 RECIPES = Path(__file__).parents[1] / "recipes" / "tiny-reasoner"
-SHAPE = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear"}
 LORA = "lora={r: 4, lora_alpha: 8, target_modules: all-linear}"
 STILL = (  # one step that moves nothing
     "trainer.max_steps=1",
@@ -46,19 +44,6 @@ STILL = (  # one step that moves nothing
     "trainer.max_completion_length=96",
 )
 EVALUATION = "eval={task: sums, size: 24, samples: 1, k: [1], seed: 3}"
-
-
-def save_adapter(base: str, folder: Path, *, std: float = 0.02, **options: Any) -> str:
-    """An adapter whose every weight counts; `std` of its random part."""
-    model, tokenizer = load_policy(base, dtype="float32", device="cpu")
-    torch.manual_seed(1)
-    adapted = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **{**SHAPE, **options}))
-    with torch.no_grad():
-        for parameter in (p for p in adapted.parameters() if p.requires_grad):
-            parameter += std * torch.randn_like(parameter)
-    adapted.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return str(folder)
 
 
 @pytest.fixture(scope="module")
@@ -93,15 +78,6 @@ def reasoner(tmp_path_factory: pytest.TempPathFactory) -> str:
 def recipe(path: str, out: Path, *more: str) -> Any:
     words = (*STILL, f"model.path={path}", f"trainer.output_dir={out}", "eval=null", "lora=null", *more)
     return load_recipe(RECIPES / "grpo.yaml", words)
-
-
-def logits(path: str | Path) -> torch.Tensor:
-    model, _ = load_policy(str(path), dtype="float32", device="cpu")
-    return forward(model, fixed_prompts(model.get_input_embeddings()))
-
-
-def close(found: torch.Tensor, wanted: torch.Tensor, model: Any) -> bool:
-    return bool((found - wanted).abs().max() <= tolerance(model) * wanted.abs().max())
 
 
 # --- an adapter folder as model.path ---
@@ -298,85 +274,6 @@ def test_offline_runs_teach_the_folded_model_or_its_adapter(tmp_path):
     asked = {**content, "lora": None, "out": str(tmp_path / "other"), "trainer": content["trainer"] | {"beta": 0.1}}
     with pytest.raises(ValueError, match="TRL reads the reference from the base alone"):
         offline(make_offline(asked, name="other", base=tmp_path))
-
-
-# --- folding ---
-
-KINDS = {
-    "embeddings": {"target_modules": ["embed_tokens"]},
-    "head": {"target_modules": ["lm_head", "q_proj"]},
-    "both": {"target_modules": ["embed_tokens"], "ensure_weight_tying": True},
-    "saved embeddings": {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]},
-    "saved head": {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]},
-    "tokens": {"target_modules": ["q_proj"], "trainable_token_indices": [3, 4]},
-    "dora": {"use_dora": True},
-    "biases": {"target_modules": ["q_proj"], "bias": "lora_only"},
-    "linear": {},
-}
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_merged_as_it_lies_on_disk_is_base_and_adapter(kind, dtype, base, tmp_path):
-    made = save_adapter(base, tmp_path / "adapter", **KINDS[kind])
-    out = merge_adapter(Path(made), tmp_path / "merged", dtype=dtype)
-    model, _ = load_policy(str(out), device="cpu")
-    assert model.dtype == getattr(torch, dtype)
-    wanted, found = logits(made), logits(out)
-    assert (wanted - logits(base)).abs().max() > 0.1  # the adapter does something
-    # Stored in 16 bits every weight is off by up to 2^-9 of itself; the rows of a product add up at random.
-    allowed = tolerance(model) * (1.0 if dtype == "float32" else 2.0**-9 / 2.0**-24 / folding.SLACK)
-    assert (found - wanted).abs().max() <= allowed * wanted.abs().max()
-    tied = kind in ("tokens", "dora", "biases", "linear")  # the others tear the two apart, or may
-    assert model.config.tie_word_embeddings == tied or kind == "both"
-
-
-def test_a_folded_model_keeps_its_dtypes_and_ties(base, tmp_path):
-    made = save_adapter(base, tmp_path / "adapter")
-    model = load_weights(made, adapter="fold", dtype="bfloat16")
-    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
-    assert model.model.rotary_emb.inv_freq.dtype == torch.float32
-    assert model.get_input_embeddings().weight is model.get_output_embeddings().weight
-
-
-def test_a_merge_that_went_wrong_leaves_nothing(adapter, tmp_path, monkeypatch, capsys):
-    """Two real ways: peft merges something else, and what is written is not what was merged."""
-
-    def unmerged(self, **options):
-        return self.unload()
-
-    with monkeypatch.context() as patch:
-        patch.setattr(LoraModel, "merge_and_unload", unmerged)
-        assert main(["merge", adapter, "--out", str(tmp_path / "a")]) == 2
-    assert "folded in gives other logits: off by up to" in capsys.readouterr().err
-    assert not (tmp_path / "a").exists()
-
-    def moved(folder, *rest):
-        model = AutoModelForCausalLM.from_pretrained(folder)
-        with torch.no_grad():
-            model.model.layers[0].mlp.down_proj.weight *= 1.01
-        model.save_pretrained(folder)
-        return check_saved(folder, *rest)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(folding, "check_saved", moved)
-        assert main(["merge", adapter, "--out", str(tmp_path / "b")]) == 2
-    assert "loaded again from disk, gives other logits" in capsys.readouterr().err
-    assert not list((tmp_path / "b").glob("*"))
-
-
-def test_weights_beyond_the_range_of_float16_are_no_merge(base, tmp_path):
-    made = save_adapter(base, tmp_path / "adapter", std=300.0)
-    with pytest.raises(ValueError, match="gives other logits: off by up to nan"):
-        merge_adapter(Path(made), tmp_path / "merged", dtype="float16")
-    assert not list((tmp_path / "merged").glob("*"))
-
-
-def test_fold_without_parting_the_embeddings_is_noticed(base, tmp_path, monkeypatch):
-    made = save_adapter(base, tmp_path / "adapter", **KINDS["embeddings"])
-    monkeypatch.setattr(folding, "_part", lambda model: True)
-    with pytest.raises(ValueError, match="gives other logits"):
-        fold(load_policy(made, device="cpu")[0], made)
 
 
 # --- adapters on tied embeddings, in training ---

@@ -26,19 +26,10 @@ from entrl.tasks.inquiries import diagram_rows, twenty_questions_rows
 from entrl.tasks.rows import digest
 from entrl_lab.nursery.build import sha256
 from entrl_lab.nursery.inquirer import InquirerConfig, Script
-from entrl_lab.nursery.inquirer.build import (
-    IGNORED,
-    NAMES_OF_MODELS,
-    SPECIFIER_CURRICULUM,
-    Stage,
-    batches,
-    newborn,
-    sight,
-    taught_in,
-    tokenizer_of,
-    train,
-)
+from entrl_lab.nursery.inquirer.batches import IGNORED, batches, sight
+from entrl_lab.nursery.inquirer.build import taught_in, tokenizer_of, train, untrained_model
 from entrl_lab.nursery.inquirer.calibration import INQUIRER, SPECIFIER
+from entrl_lab.nursery.inquirer.config import NAMES_OF_MODELS, SPECIFIER_CURRICULUM, Stage
 from entrl_lab.nursery.inquirer.lessons import TOOLS as TWENTY
 from entrl_lab.nursery.inquirer.lessons import (
     call,
@@ -224,7 +215,7 @@ def test_lessons_come_from_the_train_side() -> None:
 def test_packed_parts_are_as_if_alone() -> None:
     """A part's logits in a pack equal those of prompt + part in a row of its own."""
     torch.manual_seed(0)
-    model = newborn(TOKENIZER, CONFIG).eval()
+    model = untrained_model(TOKENIZER, CONFIG).eval()
     taught = lessons(0, ((4, 4),), script=None, drills=2, dialogues=2)
     batch = next(batches(TOKENIZER, taught, 3))
     with torch.no_grad():

@@ -10,7 +10,8 @@ from tiny_model import tiny_model
 from entrl.runs.plan import prepare
 from entrl.runs.recipe import load_recipe
 from entrl.runs.train import train
-from entrl_lab.nursery.inquirer.build import InquirerConfig, tokenizer_of
+from entrl_lab.nursery.inquirer.build import tokenizer_of
+from entrl_lab.nursery.inquirer.config import InquirerConfig
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 TINY = (

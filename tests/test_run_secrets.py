@@ -12,7 +12,7 @@ from tiny_model import saved_model
 from entrl.cli.main import main
 from entrl.runs.folder import read_json, read_recipe, write_json
 from entrl.runs.recipe import load_recipe
-from entrl.runs.wording import shown, tame_completion_tables
+from entrl.runs.wording import escape_completion_tables, shown
 from entrl.settings.secrets import MASK, is_secret, mask, mask_text, mask_words
 from entrl.settings.yaml import parse_yaml
 
@@ -165,8 +165,8 @@ def test_control_characters_do_not_reach_the_terminal(model: str, tmp_path: Path
 def test_completions_of_a_model_are_shown_without_control_characters(capsys: pytest.CaptureFixture[str]):
     from trl.trainer import grpo_trainer
 
-    tame_completion_tables()
-    tame_completion_tables()
+    escape_completion_tables()
+    escape_completion_tables()
     said = [{"role": "user", "content": "p\x1b[2J"}]
     grpo_trainer.print_prompt_completions_sample([said], ["c\x1b]0;owned\x07"], {"r": [1.0]}, [0.5], 1)
     printed = capsys.readouterr().out

@@ -2,7 +2,7 @@
 
 Never in place. vLLM 0.31 keys its prefix cache on the adapter's name and path (older ones on the name), so an adapter
 that is replaced under both keeps answering from key-value blocks the old weights computed
-(`tests/test_rollouts_replicas_vllm.py` shows it).
+(`tests/test_engines_pool_vllm.py` shows it).
 What an adapter may contain, and how a sharded one is gathered and written, is TRL's: the guards of its asynchronous
 GRPO trainer are called, not copied.
 

@@ -41,7 +41,7 @@ from trl.experimental.async_grpo.async_rollout_worker import (
 )
 
 from entrl.engines.faults import RolloutError, StaleVersion
-from entrl.engines.records import request_options
+from entrl.engines.recording import request_options
 from entrl.maths.phases import ThinkTags, answer_text
 
 COMPLETIONS = "/v1/completions"

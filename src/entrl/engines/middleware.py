@@ -26,7 +26,8 @@ from entrl import __version__
 from entrl.engines.adapters import NAME, unpack_file
 from entrl.engines.faults import AdapterRefused
 from entrl.engines.fingerprint import model_fingerprint
-from entrl.engines.records import RecordError, match_all, read_options, unpack
+from entrl.engines.recording import read_options
+from entrl.engines.records import RecordError, match_all, unpack
 from entrl.engines.servers import ADAPTER_PATH, INFO_PATH
 
 STORE_VARIABLE = "ENTRL_ADAPTER_STORE"  # folder for uploads; without it a temporary one

@@ -14,19 +14,16 @@ current adapter. `retries` failures in a row give it up; when all are given up t
 
 import asyncio
 import contextlib
-import logging
 import secrets
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx
-
-from entrl.engines import servers
+from entrl.engines import liveness, servers
 from entrl.engines.adapters import adapter_name, check_folder
 from entrl.engines.completions import (
     Completion,
@@ -37,33 +34,14 @@ from entrl.engines.completions import (
     request_body,
 )
 from entrl.engines.faults import (
-    AdapterRefused,
-    NoReplicaLeft,
     ReplicaMismatch,
     RolloutError,
     StaleVersion,
 )
+from entrl.engines.liveness import Call, Counters, cancel
 from entrl.engines.servers import Replica, Unreachable
 
-__all__ = [
-    "AdapterRefused",
-    "Completion",
-    "NoReplicaLeft",
-    "Replica",
-    "ReplicaMismatch",
-    "ReplicaPool",
-    "RolloutError",
-    "StaleVersion",
-    "SyncReport",
-]
-
-MAX_PAUSE = 30.0  # seconds between two attempts to reach a replica
-PROBE_TIMEOUT = 20.0  # seconds for /health and the like
 RETURN_TIMEOUT = 3.0  # seconds `publish` waits for a replica that failed before: a dead machine must not hold it up
-WATCH_EVERY = 5.0  # seconds between looks at the health of replicas that are working
-MISSES = 2  # looks in a row without an answer before a working replica is taken for dead
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,32 +58,11 @@ class SyncReport:
     missing: list[str]  # replicas that could not be reached; they get it when they are back
 
 
-@dataclass
-class Counters:
-    """Over the life of the pool."""
-
-    requests: int = 0  # sent
-    completions: int = 0  # returned to the caller
-    repeated: int = 0  # requests sent again because the first one failed
-    failures: int = 0  # of replicas
-    returns: int = 0  # of replicas that had failed
-
-
 @dataclass(frozen=True, kw_only=True)
 class _Published:
     version: int
     name: str
     folder: Path
-
-
-@dataclass
-class _Call:
-    """One run of the event loop: the client and who waits for whom in it."""
-
-    client: httpx.AsyncClient
-    changed: asyncio.Condition = field(default_factory=asyncio.Condition)
-    revivals: dict[str, asyncio.Task[None]] = field(default_factory=dict)
-    deaths: dict[str, asyncio.Event] = field(default_factory=dict)  # url -> set when its watcher gave it up
 
 
 class ReplicaPool:
@@ -152,10 +109,22 @@ class ReplicaPool:
         self.max_concurrency = max_concurrency
         self.samples_per_request = samples_per_request
         self.run_id = run_id or secrets.token_hex(4)
-        self.counters = Counters()
         self._published: _Published | None = None
+        self._liveness = liveness.Liveness(
+            replicas=self.replicas,
+            retries=retries,
+            backoff=backoff,
+            request_timeout=request_timeout,
+            max_concurrency=max_concurrency,
+            bring_up=self._bring_up,
+        )
         self._lock = threading.Lock()
         adapter_name(self.run_id, 0)  # says what is wrong with it
+
+    @property
+    def counters(self) -> Counters:
+        """Requests, completions, failures; over the life of the pool."""
+        return self._liveness.counters
 
     @property
     def version(self) -> int | None:
@@ -211,7 +180,7 @@ class ReplicaPool:
         self.counters.completions += n * len(completions)
         return completions
 
-    def _run(self, work: Callable[[_Call], Coroutine[Any, Any, Any]]) -> Any:
+    def _run(self, work: Callable[[Call], Coroutine[Any, Any, Any]]) -> Any:
         """Run `work` in an event loop, in a thread of its own where this one already runs one (notebooks)."""
         with self._lock:
             try:
@@ -221,19 +190,19 @@ class ReplicaPool:
             with ThreadPoolExecutor(1) as pool:
                 return pool.submit(asyncio.run, self._with_call(work)).result()
 
-    async def _with_call(self, work: Callable[[_Call], Coroutine[Any, Any, Any]]) -> Any:
+    async def _with_call(self, work: Callable[[Call], Coroutine[Any, Any, Any]]) -> Any:
         async with servers.make_client(self.api_key) as client:
-            call = _Call(client)
+            call = Call(client)
             try:
                 return await work(call)
             finally:
-                await _cancel(call.revivals.values())
+                await cancel(call.revivals.values())
                 for replica in self.replicas:
                     replica.in_flight = 0
 
     # --- check and publish --------------------------------------------------------------------------------------
 
-    async def _check(self, call: _Call, deadline: float) -> list[dict[str, Any]]:
+    async def _check(self, call: Call, deadline: float) -> list[dict[str, Any]]:
         async def one(replica: Replica) -> None:
             while True:
                 try:
@@ -249,7 +218,7 @@ class ReplicaPool:
         await _all([one(replica) for replica in self.replicas])
         return [{"url": r.url, "base_model": r.base_id, **r.info} for r in self.replicas]
 
-    async def _publish(self, call: _Call, new: _Published, size: int) -> SyncReport:
+    async def _publish(self, call: Call, new: _Published, size: int) -> SyncReport:
         started = time.monotonic()
         before, seconds, sent = self._published, {}, []
 
@@ -257,16 +226,16 @@ class ReplicaPool:
             since = time.monotonic()
             try:
                 # Always: it may have been replaced by another server while nobody asked.
-                await self._examine(call, replica, RETURN_TIMEOUT if replica.failures else PROBE_TIMEOUT)
+                await self._examine(call, replica, RETURN_TIMEOUT if replica.failures else None)
                 sent.append(await self._load(call, replica, new))
             except Unreachable as error:
-                self._note_failure(replica, error)
+                self._liveness.note_failure(replica, error)
                 return
             except ReplicaMismatch as error:  # another server took its place; the others go on
                 replica.state, replica.last_error = "lost", str(error)
-                log.warning("replica %s is given up: %s", replica.url, error)
+                liveness.log.warning("replica %s is given up: %s", replica.url, error)
                 return
-            self._note_return(replica)
+            self._liveness.note_return(replica)
             seconds[replica.url] = time.monotonic() - since
 
         pause = self.backoff
@@ -274,10 +243,10 @@ class ReplicaPool:
             await _all([one(replica) for replica in self.replicas])
             if seconds or attempt == self.retries:
                 break
-            await asyncio.sleep(min(pause, MAX_PAUSE))
+            await asyncio.sleep(min(pause, liveness.MAX_PAUSE))
             pause *= 2
         if not seconds:
-            raise self._none_left()
+            raise self._liveness.none_left()
         self._published = new
         up = [replica for replica in self.replicas if replica.state == "up"]
         if before is not None:
@@ -293,15 +262,15 @@ class ReplicaPool:
             missing=[replica.url for replica in self.replicas if replica.state != "up"],
         )
 
-    async def _examine(self, call: _Call, replica: Replica, timeout: float = PROBE_TIMEOUT) -> list[str]:
+    async def _examine(self, call: Call, replica: Replica, timeout: float | None = None) -> list[str]:
         """The adapters it has; raises unless it is alive and the server this run needs."""
-        adapters = await servers.look(call.client, replica, timeout=timeout)
+        adapters = await servers.look(call.client, replica, timeout=timeout or liveness.PROBE_TIMEOUT)
         servers.check_identity(replica, base_model=self.base_model, lora_rank=self.lora_rank)
         if replica.info.get("logprobs_mode") is None:
             await servers.check_processed(call.client, replica, timeout=self.request_timeout)
         return adapters
 
-    async def _bring_up(self, call: _Call, replica: Replica) -> None:
+    async def _bring_up(self, call: Call, replica: Replica) -> None:
         """Examine it and see that it holds the current adapter and none of this run's old ones."""
         adapters = await self._examine(call, replica)
         now = self._published
@@ -310,9 +279,9 @@ class ReplicaPool:
         for name in adapters:
             if name.startswith(f"entrl-{self.run_id}-v") and (now is None or name != now.name):
                 await self._unload(call, replica, name)
-        self._note_return(replica)
+        self._liveness.note_return(replica)
 
-    async def _load(self, call: _Call, replica: Replica, adapter: _Published) -> int:
+    async def _load(self, call: Call, replica: Replica, adapter: _Published) -> int:
         return await servers.load_adapter(
             call.client,
             replica,
@@ -322,49 +291,49 @@ class ReplicaPool:
             timeout=self.request_timeout,
         )
 
-    async def _unload(self, call: _Call, replica: Replica, name: str) -> None:
+    async def _unload(self, call: Call, replica: Replica, name: str) -> None:
         with contextlib.suppress(Unreachable):  # it will be examined before it gets work again
-            await servers.unload_adapter(call.client, replica, name, timeout=PROBE_TIMEOUT)
+            await servers.unload_adapter(call.client, replica, name, timeout=liveness.PROBE_TIMEOUT)
 
     # --- generate -----------------------------------------------------------------------------------------------
 
     async def _generate(
-        self, call: _Call, items: Sequence[WorkItem], sampling: Mapping[str, Any], version: int | None
+        self, call: Call, items: Sequence[WorkItem], sampling: Mapping[str, Any], version: int | None
     ) -> dict[str, list[Completion]]:
         found: dict[str, list[Completion]] = {}
 
         async def one(item: WorkItem) -> None:
             avoid: Replica | None = None
             while item.key not in found:
-                replica = await self._acquire(call, avoid)
+                replica = await self._liveness.acquire(call, avoid)
                 try:
                     found[item.key] = await self._ask(call, replica, item, sampling, version)
                 except Unreachable:
                     avoid = replica
                     self.counters.repeated += 1
                 finally:
-                    await self._release(call, replica)
+                    await self._liveness.release(call, replica)
 
         new = [replica for replica in self.replicas if replica.state == "unchecked"]
         for replica in self.replicas:
             if replica.state != "up":
                 replica.failures = min(replica.failures, self.retries)  # one that was given up gets one more look
-                self._revive(call, replica, at_once=True)
+                self._liveness.revive(call, replica, at_once=True)
         if new:  # one that is a moment faster should not get all the work
-            await asyncio.wait([call.revivals[replica.url] for replica in new], timeout=PROBE_TIMEOUT)
-        async with self._watched(call):
+            await asyncio.wait([call.revivals[replica.url] for replica in new], timeout=liveness.PROBE_TIMEOUT)
+        async with self._liveness.watched(call):
             await _all([one(item) for item in items])
         return found
 
     async def _ask(
-        self, call: _Call, replica: Replica, item: WorkItem, sampling: Mapping[str, Any], version: int | None
+        self, call: Call, replica: Replica, item: WorkItem, sampling: Mapping[str, Any], version: int | None
     ) -> list[Completion]:
         """One attempt at one replica. Raises Unreachable, having noted the failure against the replica."""
         life = replica.lives
         model = replica.base_id if version is None or self._published is None else self._published.name
         self.counters.requests += 1
         try:
-            answer = await self._while_alive(
+            answer = await self._liveness.while_alive(
                 call,
                 replica,
                 servers.complete(
@@ -373,131 +342,14 @@ class ReplicaPool:
             )
         except Unreachable as error:
             if replica.state == "up" and replica.lives == life:  # many requests fail with one replica; it counts once
-                self._note_failure(replica, error)
+                self._liveness.note_failure(replica, error)
                 if replica.state == "down":
-                    self._revive(call, replica)
+                    self._liveness.revive(call, replica)
             raise
         replica.failures = 0
         replica.answered += item.samples
         recorded = bool((sampling.get("entrl") or {}).get("record"))
         return read_answer(answer, item, model=model, version=version, recorded=recorded, url=replica.url)
-
-    async def _while_alive(self, call: _Call, replica: Replica, request: Coroutine[Any, Any, Any]) -> Any:
-        """The request's result, or Unreachable as soon as the replica's watcher gives it up."""
-        asking = asyncio.ensure_future(request)
-        dying = asyncio.ensure_future(call.deaths.setdefault(replica.url, asyncio.Event()).wait())
-        try:
-            await asyncio.wait({asking, dying}, return_when=asyncio.FIRST_COMPLETED)
-            if not asking.done():
-                raise Unreachable(f"no answer to GET /health for {MISSES} looks in a row while requests were running")
-            return asking.result()
-        finally:
-            await _cancel([asking, dying])
-
-    async def _acquire(self, call: _Call, avoid: Replica | None) -> Replica:
-        """The least busy replica that is up, another than `avoid` if there is one. Raises NoReplicaLeft."""
-        async with call.changed:
-            while True:
-                free = [r for r in self.replicas if r.state == "up" and r.in_flight < self.max_concurrency]
-                if free:
-                    chosen = min([r for r in free if r is not avoid] or free, key=lambda r: r.in_flight)
-                    chosen.in_flight += 1
-                    return chosen
-                if all(r.state == "lost" for r in self.replicas):
-                    raise self._none_left()
-                await call.changed.wait()
-
-    async def _release(self, call: _Call, replica: Replica) -> None:
-        async with call.changed:
-            replica.in_flight -= 1
-            call.changed.notify_all()
-
-    # --- failure and return -------------------------------------------------------------------------------------
-
-    def _note_failure(self, replica: Replica, error: Unreachable) -> None:
-        replica.failures += 1
-        replica.last_error = str(error)
-        replica.state = "down" if replica.failures <= self.retries else "lost"
-        self.counters.failures += 1
-        log.warning(
-            "replica %s failed (%d in a row, given up after %d): %s",
-            replica.url,
-            replica.failures,
-            self.retries + 1,
-            error,
-        )
-
-    def _note_return(self, replica: Replica) -> None:
-        if replica.state != "up":
-            if replica.lives:
-                self.counters.returns += 1
-                log.warning("replica %s is back", replica.url)
-            replica.state = "up"
-            replica.lives += 1
-
-    def _revive(self, call: _Call, replica: Replica, *, at_once: bool = False) -> None:
-        running = call.revivals.get(replica.url)
-        if running is None or running.done():
-            replica.state = "down"
-            call.revivals[replica.url] = asyncio.create_task(self._retry(call, replica, at_once=at_once))
-
-    async def _retry(self, call: _Call, replica: Replica, *, at_once: bool) -> None:
-        """Try to bring a replica up, with doubling pauses, until it is up or given up."""
-        while replica.state == "down":
-            if not at_once:
-                await asyncio.sleep(min(self.backoff * 2 ** max(0, replica.failures - 1), MAX_PAUSE))
-            at_once = False
-            try:
-                await self._bring_up(call, replica)
-                call.deaths[replica.url] = asyncio.Event()
-            except Unreachable as error:
-                replica.failures += 1
-                replica.last_error = str(error)
-                if replica.failures > self.retries:
-                    replica.state = "lost"
-                    log.warning("replica %s is given up: %s", replica.url, error)
-            except RolloutError as error:  # it came back as something else
-                replica.state, replica.last_error = "lost", str(error)
-                log.warning("replica %s is given up: %s", replica.url, error)
-            except Exception as error:  # an answer nobody expected, a folder that is gone: nobody may wait for ever
-                replica.state, replica.last_error = "lost", f"{type(error).__name__}: {error}"
-                log.warning("replica %s is given up: %s", replica.url, replica.last_error)
-        async with call.changed:
-            call.changed.notify_all()
-
-    def _none_left(self) -> NoReplicaLeft:
-        reasons = "; ".join(f"{replica.url}: {replica.last_error}" for replica in self.replicas)
-        return NoReplicaLeft(
-            f"no replica left of {len(self.replicas)}, each failed {self.retries + 1} times in a row or is not usable "
-            f"({reasons}). Start them again with `entrl serve` and resume; where they are only slow, raise "
-            f"request_timeout ({self.request_timeout:g} s)"
-        )
-
-    @contextlib.asynccontextmanager
-    async def _watched(self, call: _Call) -> AsyncIterator[None]:
-        """While requests run, look at the replicas' health: a machine that is gone resets no connection."""
-
-        async def watch(replica: Replica) -> None:
-            misses = 0
-            while True:
-                await asyncio.sleep(WATCH_EVERY)
-                if replica.state != "up" or not replica.in_flight:
-                    misses = 0
-                    continue
-                try:
-                    await servers.call(call.client, replica, "GET", "/health", timeout=PROBE_TIMEOUT)
-                    misses = 0
-                except Unreachable:
-                    misses += 1
-                if misses >= MISSES:
-                    call.deaths.setdefault(replica.url, asyncio.Event()).set()
-                    misses = 0
-
-        watchers = [asyncio.create_task(watch(replica)) for replica in self.replicas]
-        try:
-            yield
-        finally:
-            await _cancel(watchers)
 
 
 def checked_urls(urls: Sequence[str]) -> list[str]:
@@ -521,9 +373,3 @@ async def _all(work: Sequence[Coroutine[Any, Any, None]]) -> None:
                 group.create_task(coroutine)
     except BaseExceptionGroup as errors:
         raise errors.exceptions[0] from None
-
-
-async def _cancel(tasks: Any) -> None:
-    for task in (tasks := list(tasks)):
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,7 +1,7 @@
 """A vLLM sampler plugin: exact entropy and kept mass of every sampled token, and Top-H. Loaded by vLLM only.
 
 vLLM loads it by itself wherever entrl is installed (entry point `vllm.logits_processors`); a request that asks for
-nothing (`entrl.engines.records.request_options`) is not touched. vLLM 0.31 has two samplers with two plugin
+nothing (`entrl.engines.recording.request_options`) is not touched. vLLM 0.31 has two samplers with two plugin
 interfaces and refuses to start when an installed plugin does not know the one in use, so `EntropyRecorder` is both:
 
 - the V1 model runner calls it after temperature and min-p, before top-k and top-p. Where the engine schedules ahead
@@ -36,7 +36,8 @@ from vllm.v1.worker.gpu.sample.logits_processor import (  # pyright: ignore[repo
     LogitsProcessor as ProcessorV2,
 )
 
-from entrl.engines.records import STORE, TopHOptions, Trace, read_options
+from entrl.engines.recording import TopHOptions, read_options
+from entrl.engines.records import STORE, Trace
 from entrl.maths.truncation import entropy_and_kept_mass, rows_at_once, top_h_keep, top_k_keep, top_p_keep
 
 NO_IDS = (

@@ -19,41 +19,25 @@ Source:  pass@k: Chen et al. 2021 (arXiv 2107.03374), section 2.1. Interval: Wil
 Needs:   one process; entropies come out of the sampling pass itself, no second forward pass
 """
 
-import contextlib
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-import numpy as np
 import torch
 from rich.progress import Progress
-from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 import entrl
-from entrl.evaluation.scores import pass_at_k
+from entrl.evaluation.scores import summary
 from entrl.evaluation.scoring import DEFAULT_SCORE, Score, checked_golds, scorer, scores, tags_of, warn_of_silence
+from entrl.evaluation.writer import Completion, Writer, as_sampler, encode
 from entrl.maths.diversity import group_diversity
 from entrl.maths.phases import ThinkTags, answer_text, phase_masks
-from entrl.maths.signals import entropy_from_logits
 from entrl.models.load import load_policy
 from entrl.settings.provenance import entrl_commit
-from entrl.stats.intervals import bootstrap_interval, wilson_interval
 from entrl.tasks import load_task
-
-
-@dataclass(frozen=True, kw_only=True)
-class Completion:
-    """One generated answer; ids up to and with the first end token."""
-
-    ids: list[int]
-    text: str
-    truncated: bool
-    entropies: Tensor | None  # (T,) nats, None for greedy
 
 
 def evaluate(
@@ -83,9 +67,9 @@ def evaluate(
     started = time.monotonic()
     check, tags = scorer(score), tags_of(tokenizer, think_open, think_close)
     golds = checked_golds(check, dataset)
-    prompts = [_encode(tokenizer, prompt, chat_template_kwargs or {}) for prompt in dataset["prompt"]]
-    with _as_sampler(model, tokenizer, seed), Progress(transient=True, disable=not progress) as bar:
-        writer = _Writer(model, tokenizer, max_new_tokens, batch_size, bar)
+    prompts = [encode(tokenizer, prompt, chat_template_kwargs or {}) for prompt in dataset["prompt"]]
+    with as_sampler(model, tokenizer, seed), Progress(transient=True, disable=not progress) as bar:
+        writer = Writer(model, tokenizer, max_new_tokens, batch_size, bar)
         greedy = writer.write("greedy", prompts, [len(ids) for ids in prompts])
         # Rows of a batch wait for its longest one: batch those that were long before.
         hints = [len(ids) + len(g.ids) for ids, g in zip(prompts, greedy, strict=True) for _ in range(samples)]
@@ -152,133 +136,6 @@ def task_label(task: str | Mapping[str, Any]) -> str:
     if isinstance(task, str):
         return task
     return str(task["task"]) if set(task) == {"task"} else json.dumps(dict(task), sort_keys=True)
-
-
-def summary(problems: Sequence[Mapping[str, Any]], *, k: Sequence[int], seed: int) -> dict[str, Any]:
-    """The aggregates of a list of problems; None where no problem is verified."""
-    greedy = [p["greedy_correct"] for p in problems if p["greedy_correct"] is not None]
-    shares = [p["n_correct"] / p["n_samples"] for p in problems if p["n_samples"]]
-    counts = [(p["n_samples"], p["n_correct"]) for p in problems if p["n_samples"]]
-    reach = {str(j): [pass_at_k(n, c, j) for n, c in counts if n >= j] for j in k}
-    return {
-        "greedy_accuracy": fmean(greedy) if greedy else None,
-        "greedy_accuracy_ci": list(wilson_interval(sum(greedy), len(greedy))) if greedy else None,
-        "sampled_accuracy": fmean(shares) if shares else None,
-        "sampled_accuracy_ci": list(bootstrap_interval(np.array(shares), seed=seed)) if shares else None,
-        "pass_at_k": {j: fmean(values) if values else None for j, values in reach.items()},
-        "mean_length_greedy": fmean(p["greedy_length"] for p in problems),
-        "mean_length_sampled": fmean(p["mean_length"] for p in problems),
-    }
-
-
-class _Entropies(LogitsProcessor):
-    """Writes down each decode step's entropy and changes nothing; generate calls it before temperature and top_p."""
-
-    def __init__(self, temperature: float) -> None:
-        self.temperature = temperature
-        self.steps: list[Tensor] = []  # (B,) each
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        self.steps.append(entropy_from_logits(scores, temperature=self.temperature))
-        return scores
-
-
-@dataclass
-class _Writer:
-    """Batched generation: rows sorted by a length hint, answers in the order they were asked for."""
-
-    model: Any
-    tokenizer: Any
-    max_new_tokens: int
-    batch_size: int
-    bar: Progress
-
-    def write(
-        self, title: str, prompts: list[list[int]], hints: list[int], *, temperature: float = 0.0, top_p: float = 1.0
-    ) -> list[Completion]:
-        """temperature 0 is greedy."""
-        found: list[Completion | None] = [None] * len(prompts)
-        order = sorted(range(len(prompts)), key=lambda i: (hints[i], i))
-        task = self.bar.add_task(title, total=len(prompts))
-        for start in range(0, len(order), self.batch_size):
-            batch = order[start : start + self.batch_size]
-            for i, completion in zip(batch, self._batch([prompts[i] for i in batch], temperature, top_p), strict=True):
-                found[i] = completion
-            self.bar.advance(task, len(batch))
-        return [c for c in found if c is not None]
-
-    def _batch(self, prompts: list[list[int]], temperature: float, top_p: float) -> list[Completion]:
-        ids_BT, mask_BT = _left_pad(prompts, self.tokenizer.pad_token_id, self.model.device)
-        recorder = _Entropies(temperature) if temperature > 0 else None
-        how = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
-        out_BT = self.model.generate(
-            input_ids=ids_BT,
-            attention_mask=mask_BT,
-            max_new_tokens=self.max_new_tokens,
-            logits_processor=LogitsProcessorList([recorder] if recorder else []),
-            **(how if recorder else {"do_sample": False}),
-        )
-        rows = out_BT[:, ids_BT.shape[1] :].tolist()
-        entropy_BT = torch.stack(recorder.steps, dim=1).float().cpu() if recorder else [None] * len(rows)
-        return [self._cut(row, entropy_T) for row, entropy_T in zip(rows, entropy_BT, strict=True)]
-
-    def _cut(self, row: list[int], entropy_T: Tensor | None) -> Completion:
-        ends = _end_ids(self.model, self.tokenizer)
-        length = next((i + 1 for i, token in enumerate(row) if token in ends), None)
-        ids = row[:length]
-        return Completion(
-            ids=ids,
-            text=self.tokenizer.decode(ids, skip_special_tokens=True),
-            truncated=length is None,
-            entropies=None if entropy_T is None else entropy_T[: len(ids)],
-        )
-
-
-@contextlib.contextmanager
-def _as_sampler(model: Any, tokenizer: Any, seed: int) -> Iterator[None]:
-    """Evaluation mode, a seeded random state of our own, and none of the model's own sampling defaults."""
-    if tokenizer.pad_token_id is None:
-        raise ValueError("the tokenizer has no pad token; set tokenizer.pad_token, for instance to its eos_token")
-    devices = [model.device] if model.device.type == "cuda" else []
-    # A peft model copies its own generation config onto its base in `generate`.
-    owners = [model, model.get_base_model()] if hasattr(model, "get_base_model") else [model]
-    configs, training = [owner.generation_config for owner in owners], model.training
-    ends = sorted(_end_ids(model, tokenizer))
-    model.eval()
-    try:
-        with torch.random.fork_rng(devices=devices), torch.no_grad():
-            torch.manual_seed(seed)
-            # Its top_k, repetition penalty and the like would be filled in where we stay silent.
-            model.generation_config = GenerationConfig(eos_token_id=ends, pad_token_id=tokenizer.pad_token_id)
-            yield
-    finally:
-        for owner, config in zip(owners, configs, strict=True):
-            owner.generation_config = config
-        model.train(training)
-
-
-def _end_ids(model: Any, tokenizer: Any) -> set[int]:
-    given = getattr(model.generation_config, "eos_token_id", None)
-    ids = set(given if isinstance(given, list) else [given]) | {tokenizer.eos_token_id}
-    return {i for i in ids if i is not None}
-
-
-def _encode(tokenizer: Any, prompt: Any, chat_template_kwargs: Mapping[str, Any]) -> list[int]:
-    """As TRL does: a string as it is, messages through the chat template with the generation prompt."""
-    if isinstance(prompt, str):
-        return list(tokenizer(text=prompt)["input_ids"])
-    return list(
-        tokenizer.apply_chat_template(
-            prompt, add_generation_prompt=True, tokenize=True, return_dict=True, **chat_template_kwargs
-        )["input_ids"]
-    )
-
-
-def _left_pad(rows: list[list[int]], pad: int, device: Any) -> tuple[Tensor, Tensor]:
-    width = max(len(row) for row in rows)
-    ids_BT = torch.tensor([[pad] * (width - len(row)) + row for row in rows], device=device)
-    mask_BT = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
-    return ids_BT, mask_BT
 
 
 def _problems(

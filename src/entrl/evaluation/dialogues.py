@@ -16,7 +16,7 @@ from typing import Any
 import entrl
 from entrl.environments.model_policy import ModelPolicy
 from entrl.environments.play import Episode, play, score
-from entrl.evaluation.answers import summary
+from entrl.evaluation.scores import summary
 from entrl.settings.provenance import entrl_commit
 
 

@@ -7,7 +7,8 @@ rank starts, or stops with the same error.
 import contextlib
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -33,7 +34,7 @@ from entrl.runs.plan import Prepared, check_rows, missing_engine, prepare
 from entrl.runs.recipe import Recipe
 from entrl.runs.serve import find_api_key
 from entrl.runs.together import hush, lost_ranks, main_first, together
-from entrl.runs.wording import say, tame_completion_tables
+from entrl.runs.wording import escape_completion_tables, say
 from entrl.runs.writing import in_words
 from entrl.settings.groups import flat
 from entrl.settings.secrets import hand_over_hub_token, mask_text
@@ -77,101 +78,109 @@ def on_main(action: Callable[[], T]) -> T:
     return outcome[0]
 
 
+@dataclass(kw_only=True)
+class Run:
+    """A run under way: what was asked for, where it is written, who listens."""
+
+    recipe: Recipe
+    prepared: Prepared
+    folder: RunFolder
+    console: Console
+    ending: Ending
+    dataset: Any
+    start: Path | None = None  # the checkpoint it goes on from, or its own trained model
+    manifest: dict[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def evaluation_rows(self) -> Any:
+        """Of the `eval` group; read once."""
+        return self.recipe.load_eval_data()
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether the files of a whole model were there at the start: evaluation and report are left."""
+        return self.start == self.folder.model
+
+    def say(self, text: str) -> None:
+        say(self.console, text)
+
+    def note(self, **changes: Any) -> None:
+        """Write the manifest anew, with changes."""
+        self.manifest.update(changes)
+        if PartialState().is_main_process:
+            write_json(self.folder.path / "manifest.json", self.manifest)
+
+
 def train(
     recipe: Recipe, *, resume: bool = False, overwrite: bool = False, console: Console | None = None
 ) -> RunResult:
     """Run a recipe to its end; see the module docstring for what it leaves behind."""
     be_quiet()
-    tame_completion_tables()
+    escape_completion_tables()
     prepared = prepare(recipe)  # joins the process group, if there is one
-    state = PartialState()
     together(lambda: refuse_problems(prepared))
-    console = console or Console(quiet=not state.is_main_process, soft_wrap=True)
+    console = console or Console(quiet=not PartialState().is_main_process, soft_wrap=True)
     dataset = together(lambda: load_checked_data(recipe, prepared, console))
     folder, files = RunFolder(path=recipe.run_dir), contents(flat(recipe.resolved()), recipe.base)
-    lock, ending = FolderLock(folder.path), Ending()
+    run = Run(recipe=recipe, prepared=prepared, folder=folder, console=console, ending=Ending(), dataset=dataset)
+    lock = FolderLock(folder.path)
 
     def begin() -> tuple[Path | None, bool]:
         with in_words(folder.path):
             folder.refuse_foreign()
-            lock.take(lambda text: say(console, text))
+            lock.take(run.say)
             if resume:
                 refuse_changed((folder.manifest() or {}).get("contents"), files, folder.path)
             if resume and folder.is_finished(recipe):
                 return None, True
-            return folder.open(recipe, resume=resume, overwrite=overwrite, say=lambda text: say(console, text)), False
+            return folder.open(recipe, resume=resume, overwrite=overwrite, say=run.say), False
 
     try:
-        start, finished = on_main(begin)
+        run.start, finished = on_main(begin)
         if finished:
-            say(console, f"{folder.path} is finished with these settings: nothing is left to do")
+            run.say(f"{folder.path} is finished with these settings: nothing is left to do")
             return read_result(folder, folder.path / "report.html")
-        manifest = make_manifest(recipe, prepared.args, start) | {"contents": files}
-        with ending.listening():
-            return _noted(folder, recipe, prepared, dataset, start, console, ending, manifest)
+        run.manifest = make_manifest(recipe, prepared.args, run.start) | {"contents": files}
+        with run.ending.listening():
+            return _noted(run)
     finally:
         lock.release()
 
 
-def _noted(
-    folder: RunFolder,
-    recipe: Recipe,
-    prepared: Prepared,
-    dataset: Any,
-    start: Path | None,
-    console: Console,
-    ending: Ending,
-    manifest: dict[str, Any],
-) -> RunResult:
+def _noted(run: Run) -> RunResult:
     """The run, with its manifest kept up to date however it ends."""
-    state = PartialState()
-
-    def note(**changes: Any) -> None:
-        manifest.update(changes)
-        if state.is_main_process:
-            write_json(folder.path / "manifest.json", manifest)
-
     try:
-        with in_words(folder.path):
-            note()  # first of all files: a folder without it would be taken for somebody else's
-            if state.is_main_process:
-                write_text(folder.path / "recipe.yaml", recipe.to_yaml())
-                describe_start(console, recipe, prepared, start)
-            return _train_in(folder, recipe, prepared, dataset, start, console, ending, note)
+        with in_words(run.folder.path):
+            run.note()  # first of all files: a folder without it would be taken for somebody else's
+            if PartialState().is_main_process:
+                write_text(run.folder.path / "recipe.yaml", run.recipe.to_yaml())
+                describe_start(run)
+            return _train_in(run)
     except BaseException as error:
         status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
         lost = "lost the other ranks, one of which failed: " if lost_ranks(error) else ""
         with contextlib.suppress(OSError):  # a disk that takes nothing is what the error says
-            note(status=status, finished=now(), error=mask_text(f"{lost}{type(error).__name__}: {error}"))
+            run.note(status=status, finished=now(), error=mask_text(f"{lost}{type(error).__name__}: {error}"))
         raise
 
 
-def _train_in(
-    folder: RunFolder,
-    recipe: Recipe,
-    prepared: Prepared,
-    dataset: Any,
-    start: Path | None,
-    console: Console,
-    ending: Ending,
-    note: Callable[..., None],
-) -> RunResult:
-    trained = start == folder.model  # the files of a whole model are there: evaluation and report are left
-    untrained = lambda: load_model(recipe.model, prepared.lora)  # noqa: E731
-    evaluate_into(folder, untrained, recipe, prepared, console, "before", keep=start is not None)
-    if not trained:
-        train_model(folder, recipe, prepared, dataset, start, console, ending)
+def _train_in(run: Run) -> RunResult:
+    folder = run.folder
+    untrained = lambda: load_model(run.recipe.model, run.prepared.lora)  # noqa: E731
+    evaluate_into(run, untrained, "before", keep=run.start is not None)
+    if not run.is_trained:
+        train_model(run)
     try:
-        evaluate_into(folder, lambda: load_trained(folder, recipe), recipe, prepared, console, "after", keep=trained)
+        evaluate_into(run, lambda: load_trained(folder, run.recipe), "after", keep=run.is_trained)
     except USER_ERRORS as error:
         raise ValueError(
             f"training is over and its model is in {folder.model}, but the evaluation after it failed: {error}; once "
             "that is mended, resume=true evaluates and writes the report, and trains nothing again"
         ) from error
-    note(status="finished", finished=now(), steps=read_marker(folder.model).step)
+    run.note(status="finished", finished=now(), steps=read_marker(folder.model).step)
     report = on_main(lambda: write_report([folder.path], folder.path / "report.html"))
     result = read_result(folder, report)
-    describe_end(console, result)
+    describe_end(run.console, result)
     return result
 
 
@@ -187,32 +196,25 @@ def refuse_problems(prepared: Prepared) -> None:
         raise ValueError(problem)
 
 
-def train_model(
-    folder: RunFolder,
-    recipe: Recipe,
-    prepared: Prepared,
-    dataset: Any,
-    checkpoint: Path | None,
-    console: Console,
-    ending: Ending,
-) -> None:
+def train_model(run: Run) -> None:
     """Train, or go on from a checkpoint, and leave the whole model in the folder."""
-    if checkpoint is not None:
-        prepared.args.eval_on_start = False  # it has been done
-    trainer, progress = build_trainer(recipe, prepared, dataset, folder, console, ending)
+    if run.start is not None:
+        run.prepared.args.eval_on_start = False  # it has been done
+    trainer, progress = build_trainer(run)
     try:
-        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        trainer.train(resume_from_checkpoint=None if run.start is None else str(run.start))
     finally:
         progress.stop()
-    if ending.saved is not None:
-        ending.raise_if_asked()
+    if run.ending.saved is not None:
+        run.ending.raise_if_asked()
     check_trained(trainer.state.global_step, trainer.state.max_steps)
-    on_main(lambda: unmark(folder.model))
-    trainer.save_model(str(folder.model))
+    model = run.folder.model
+    on_main(lambda: unmark(model))
+    trainer.save_model(str(model))
     if trainer.accelerator.is_main_process:
-        trainer.processing_class.save_pretrained(folder.model)
-    complete(folder.model, trainer.accelerator, step=trainer.state.global_step)
-    ending.saved_model()
+        trainer.processing_class.save_pretrained(model)
+    complete(model, trainer.accelerator, step=trainer.state.global_step)
+    run.ending.saved_model()
 
 
 def load_checked_data(recipe: Recipe, prepared: Prepared, console: Console) -> Any:
@@ -241,10 +243,9 @@ def load_trained(folder: RunFolder, recipe: Recipe) -> tuple[Any, Any]:
     return load_policy(str(folder.model), dtype=recipe.model.dtype, device="cpu")
 
 
-def build_trainer(
-    recipe: Recipe, prepared: Prepared, dataset: Any, folder: RunFolder, console: Console, ending: Ending
-) -> tuple[Any, ProgressLine]:
+def build_trainer(run: Run) -> tuple[Any, ProgressLine]:
     """The trainer with our logging in place of TRL's."""
+    recipe, prepared, folder = run.recipe, run.prepared, run.folder
     if prepared.args.vllm_replicas:
         variable = prepared.args.vllm_api_key_env
         if key := find_api_key(recipe.run_dir, variable):  # what `entrl serve` made for this recipe, where none is set
@@ -252,25 +253,25 @@ def build_trainer(
     hand_over_hub_token(prepared.args)
     set_seed(prepared.args.seed)  # before the adapter draws its first weights
     model, tokenizer = together(lambda: load_model(recipe.model, prepared.lora))
-    log, progress = RunLog(folder.path), ProgressLine(console)
+    log, progress = RunLog(folder.path), ProgressLine(run.console)
     watch = LawWatch(
         active=interventions(prepared.args, prepared.controller_objects, prepared.reward_funcs),
         history=folder.path / "metrics.jsonl",
-        say=lambda text: say(console, f"warning: {text}"),
+        say=lambda text: run.say(f"warning: {text}"),
     )
     dense = evaluation_steps(None if recipe.eval is None else recipe.eval.at, prepared.args.max_steps)
     trainer = EntropyGRPOTrainer(
         model,
         prepared.reward_funcs,
         prepared.args,
-        dataset,
-        recipe.load_eval_data() if prepared.args.eval_strategy != "no" else None,
+        run.dataset,
+        run.evaluation_rows if prepared.args.eval_strategy != "no" else None,
         processing_class=tokenizer,
         peft_config=new_adapter(model, prepared.lora),
         controllers=prepared.controller_objects,
         environment_factory=prepared.environment,
         # the watch writes into what the log then saves
-        callbacks=[watch, DenseEvaluation(dense), log, progress, ending],
+        callbacks=[watch, DenseEvaluation(dense), log, progress, run.ending],
     )
     if dense and recipe.eval is not None:
         trainer.evaluation_seed = recipe.eval.seed
@@ -281,35 +282,27 @@ def build_trainer(
     return trainer, progress
 
 
-def evaluate_into(
-    folder: RunFolder,
-    load: Callable[[], tuple[Any, Any]],
-    recipe: Recipe,
-    prepared: Prepared,
-    console: Console,
-    when: str,
-    *,
-    keep: bool,
-) -> None:
+def evaluate_into(run: Run, load: Callable[[], tuple[Any, Any]], when: str, *, keep: bool) -> None:
     """Evaluate what `load` gives on rank 0 and write eval_<when>.json; the other ranks wait. `keep`: once is enough."""
-    if recipe.eval is None or (when == "before" and not recipe.eval.before):
+    spec = run.recipe.eval
+    if spec is None or (when == "before" and not spec.before):
         return
-    file = folder.path / f"eval_{when}.json"
+    file = run.folder.path / f"eval_{when}.json"
 
-    def run() -> None:
+    def evaluated() -> None:
         if keep and file.is_file():
             return
-        say(console, f"evaluating {when} training ...")
+        run.say(f"evaluating {when} training ...")
         model, tokenizer = load()
-        name = recipe.model.path if when == "before" else str(folder.model)
-        write_json(file, evaluate_spec(model, tokenizer, recipe, prepared, name=name))
+        name = run.recipe.model.path if when == "before" else str(run.folder.model)
+        write_json(file, evaluate_spec(run, model, tokenizer, name=name))
 
-    on_main(run)
+    on_main(evaluated)
 
 
-def evaluate_spec(model: Any, tokenizer: Any, recipe: Recipe, prepared: Prepared, *, name: str) -> dict[str, Any]:
+def evaluate_spec(run: Run, model: Any, tokenizer: Any, *, name: str) -> dict[str, Any]:
     """The recipe's `eval` group: problems answered in one go, or dialogues with its environment."""
-    spec, args = recipe.eval, prepared.args
+    spec, args = run.recipe.eval, run.prepared.args
     assert spec is not None
     common: dict[str, Any] = {
         "samples": spec.samples,
@@ -322,22 +315,22 @@ def evaluate_spec(model: Any, tokenizer: Any, recipe: Recipe, prepared: Prepared
         "labels": {"model": name, "task": spec.task, "split": spec.split},
     }
     length = spec.max_new_tokens or args.max_completion_length
-    model, rows = model.to(PartialState().device), recipe.load_eval_data()
-    if prepared.environment is not None:
+    model, rows = model.to(PartialState().device), run.evaluation_rows
+    if run.prepared.environment is not None:
         limits = {"max_completion_length": length, "max_tool_calling_iterations": args.max_tool_calling_iterations}
-        return evaluate_dialogues(model, tokenizer, rows, prepared.environment, **common, **limits)
+        return evaluate_dialogues(model, tokenizer, rows, run.prepared.environment, **common, **limits)
     tags = {"think_open": args.think_open, "think_close": args.think_close}
     return evaluate(model, tokenizer, rows, max_new_tokens=length, **common, **tags)
 
 
-def describe_start(console: Console, recipe: Recipe, prepared: Prepared, start: Path | None) -> None:
-    say(console, recipe.to_yaml())
-    for loaded in (*prepared.rewards, *prepared.controllers):
-        say(console, f"using {loaded.source} from {loaded.file}")
-    for note in prepared.notes:
-        say(console, note)
-    where = "from the start" if start is None else f"from {start.name}"
-    say(console, f"run folder {recipe.run_dir}, {where}")
+def describe_start(run: Run) -> None:
+    run.say(run.recipe.to_yaml())
+    for loaded in (*run.prepared.rewards, *run.prepared.controllers):
+        run.say(f"using {loaded.source} from {loaded.file}")
+    for note in run.prepared.notes:
+        run.say(note)
+    where = "from the start" if run.start is None else f"from {run.start.name}"
+    run.say(f"run folder {run.recipe.run_dir}, {where}")
 
 
 def describe_end(console: Console, result: RunResult) -> None:

@@ -29,20 +29,20 @@ def say(console: "Console", text: Any) -> None:
     console.print(shown(str(text)), highlight=False, markup=False)
 
 
-def tame_completion_tables() -> None:
+def escape_completion_tables() -> None:
     """TRL's table of completions (`log_completions`) prints what a model wrote as it is: here without control codes."""
     from trl.trainer import grpo_trainer
 
     print_table = grpo_trainer.print_prompt_completions_sample
-    if getattr(print_table, "tame", False):
+    if getattr(print_table, "escapes", False):
         return
 
     @functools.wraps(print_table)
-    def tamed(prompts: Sequence[Any], completions: Sequence[Any], *rest: Any, **more: Any) -> None:
+    def escaped(prompts: Sequence[Any], completions: Sequence[Any], *rest: Any, **more: Any) -> None:
         print_table([_printable(p) for p in prompts], [_printable(c) for c in completions], *rest, **more)
 
-    tamed.tame = True  # pyright: ignore[reportAttributeAccessIssue]
-    grpo_trainer.print_prompt_completions_sample = tamed
+    escaped.escapes = True  # pyright: ignore[reportAttributeAccessIssue]
+    grpo_trainer.print_prompt_completions_sample = escaped
 
 
 def _printable(value: Any) -> Any:

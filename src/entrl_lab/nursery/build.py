@@ -68,7 +68,7 @@ class NurseryConfig:
                 raise ValueError(f"{name} must be > 0, got {getattr(self, name)}")
 
 
-def newborn(tokenizer: PreTrainedTokenizerFast, config: NurseryConfig) -> Qwen3ForCausalLM:
+def untrained_model(tokenizer: PreTrainedTokenizerFast, config: NurseryConfig) -> Qwen3ForCausalLM:
     """A Qwen3 with random weights from torch's generator."""
     vocabulary = tokenizer.get_vocab()
     return Qwen3ForCausalLM(
@@ -106,7 +106,7 @@ def train(config: NurseryConfig) -> tuple[Qwen3ForCausalLM, PreTrainedTokenizerF
     torch.set_num_threads(config.threads)
     set_seed(config.seed)
     tokenizer = character_tokenizer(max_length=config.max_positions)
-    model = newborn(tokenizer, config)
+    model = untrained_model(tokenizer, config)
     practice, mixture = lessons(config)
     if config.practice_steps:
         teach(model, tokenizer, practice, config, steps=config.practice_steps, rate=config.practice_learning_rate)

@@ -18,7 +18,7 @@ Sharding = Literal["none", "fsdp2", "zero3"]
 
 # Bytes that autograd keeps per token and layer, as (a, b, c, d) for (data type, bf16 autocast, LoRA on all linears).
 # Fitted to what `torch.autograd.graph.saved_tensors_hooks` saw of transformers 5.17's Qwen3 with sdpa on the CPU, six
-# shapes each; `tests/test_memory.py` sees it again. Other architectures and attention kernels will differ somewhat.
+# shapes each; `tests/test_plan_memory.py` sees it again. Other architectures and attention kernels differ somewhat.
 ACTIVATIONS = {
     ("float32", False, False): (24, 24, 8, 16),
     ("float32", True, False): (26, 14, 6, 8),

@@ -11,9 +11,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from entrl.evaluation.answers import DEFAULT_SCORE, _as_sampler, _encode, _Writer, evaluate
+from entrl.evaluation.answers import evaluate
 from entrl.evaluation.asked import KEYS, settled
-from entrl.evaluation.scoring import tags_of
+from entrl.evaluation.scoring import DEFAULT_SCORE, tags_of
+from entrl.evaluation.writer import Writer, as_sampler, encode
 from entrl.maths.phases import answer_text
 from entrl.models.load import load_policy
 from entrl.runs.specs import DataSpec, load_rows
@@ -81,9 +82,9 @@ def sample_rows(spec: SampleSpec, problems: Any, student: Policy) -> list[Row]:
     model, tokenizer = student if spec.policy is None else load_policy(spec.policy)
     asked = {"think_open": "<think>", "think_close": "</think>", "chat_template_kwargs": {}, **_asked(spec, tokenizer)}
     extra = asked["chat_template_kwargs"]
-    prompts = [_encode(tokenizer, prompt, extra) for prompt in problems["prompt"] for _ in range(spec.samples)]
-    with _as_sampler(model, tokenizer, spec.seed), Progress(transient=True, disable=True) as bar:
-        writer = _Writer(model, tokenizer, spec.max_new_tokens, spec.batch_size, bar)
+    prompts = [encode(tokenizer, prompt, extra) for prompt in problems["prompt"] for _ in range(spec.samples)]
+    with as_sampler(model, tokenizer, spec.seed), Progress(transient=True, disable=True) as bar:
+        writer = Writer(model, tokenizer, spec.max_new_tokens, spec.batch_size, bar)
         drawn = writer.write(
             "answers", prompts, [len(p) for p in prompts], temperature=spec.temperature, top_p=spec.top_p
         )

@@ -27,8 +27,10 @@ from trl.generation.vllm_generation import VLLMGeneration
 
 from entrl.engines import records as engine_records
 from entrl.engines.adapters import SavedAdapter, adapter_rank, check_servable, remove_versions, save_version
+from entrl.engines.completions import Completion
 from entrl.engines.cpu_weights import prepare_cpu_engine, unpacked_linear_weights
-from entrl.engines.pool import Completion, ReplicaPool, RolloutError
+from entrl.engines.faults import RolloutError
+from entrl.engines.pool import ReplicaPool
 from entrl.trainers.seam import GENERATION, check_trl
 from entrl.trainers.shared.rollout import Sampled
 

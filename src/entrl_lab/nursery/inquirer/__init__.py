@@ -7,7 +7,8 @@
 `build` teaches and writes. The shipped models lie in `entrl/models/shipped`.
 """
 
-from entrl_lab.nursery.inquirer.build import InquirerConfig, Stage, main
+from entrl_lab.nursery.inquirer.build import main
+from entrl_lab.nursery.inquirer.config import InquirerConfig, Stage
 from entrl_lab.nursery.inquirer.lessons import Script
 
 __all__ = ["InquirerConfig", "Script", "Stage", "main"]

@@ -13,7 +13,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
@@ -27,115 +27,25 @@ import entrl
 from entrl.environments.tables import ATTRIBUTES, NAMES
 from entrl.settings.provenance import built_from
 from entrl_lab.nursery.build import sha256
-from entrl_lab.nursery.inquirer.calibration import INQUIRER, SPECIFIER, Measured, calibrate
+from entrl_lab.nursery.inquirer.batches import IGNORED, Batch, batches, sight
+from entrl_lab.nursery.inquirer.calibration import calibrate
+from entrl_lab.nursery.inquirer.config import CURRICULUM, NAMES_OF_MODELS, SPECIFIER_CURRICULUM, InquirerConfig, Stage
 from entrl_lab.nursery.inquirer.lessons import (
     DIAGRAM_TOOLS,
     SENTENCES,
     SLOT_PHRASES,
     TOOLS,
     Lesson,
-    Script,
     Tools,
     diagram_lessons,
     lessons,
     words,
 )
-from entrl_lab.nursery.inquirer.tokenizer import END, RESULT_END, SPACE, call_opening, inquirer_tokenizer
+from entrl_lab.nursery.inquirer.tokenizer import SPACE, call_opening, inquirer_tokenizer
 
-NAMES_OF_MODELS = ("tiny-inquirer", "tiny-specifier")
 LIBRARIES = ("torch", "transformers", "trl", "tokenizers", "numpy")
-IGNORED = -100
 CALM = 0.15  # of the last norm at birth: a copier that is sure of itself takes long to unlearn
 COPY_GAIN = 0.5  # a layer adds a quarter of what it looked at
-
-
-@dataclass(frozen=True, kw_only=True)
-class Stage:
-    """A part of the curriculum: tables of these sizes (rows, columns) for so many optimiser steps."""
-
-    steps: int
-    batch: int  # tables a step
-    sizes: tuple[tuple[int, int], ...]
-    drills: int  # per table
-    dialogues: int  # per table
-    diagrams: float  # share of lessons about a diagram instead
-    questions: int = 99  # of a drill at most; 0: look-ups
-    practice: bool  # dialogues of random length instead of the script's
-
-
-SMALL = ((4, 4), (6, 6), (8, 8))
-CURRICULUM = (
-    Stage(steps=1200, batch=12, sizes=SMALL, drills=12, dialogues=0, diagrams=0.0, practice=True),
-    Stage(steps=1200, batch=8, sizes=SMALL, drills=6, dialogues=6, diagrams=0.0, practice=True),
-    Stage(steps=1600, batch=8, sizes=((6, 6), (8, 8)), drills=4, dialogues=6, diagrams=0.1, practice=False),
-)
-
-
-SPECIFIER_CURRICULUM = (Stage(steps=1000, batch=8, sizes=(), drills=0, dialogues=6, diagrams=1.0, practice=False),)
-
-
-@dataclass(frozen=True, kw_only=True)
-class InquirerConfig:
-    """How the model is built. Widths, rates and the curriculum are ours, chosen for about 20 minutes on one core.
-
-    name: `tiny-inquirer` learns twenty questions, `tiny-specifier` the diagram game (about 5 minutes).
-    """
-
-    name: str = NAMES_OF_MODELS[0]
-    seed: int = 0
-    curriculum: tuple[Stage, ...] = CURRICULUM
-    learning_rate: float = 3e-3  # AdamW's
-    embedding_std: float = 0.1
-    warmup_steps: int = 50
-    decay_share: float = 0.3  # of all steps, at the end: linear to 0
-    max_norm: float = 1.0  # gradients are clipped to it
-    layers: int = 3
-    width: int = 64
-    heads: int = 4  # an even number
-    head_dim: int = 32
-    intermediate: int = 192
-    max_positions: int = 2048
-    threads: int = 1  # part of the config: another count sums in another order and gives other weights
-    script: Script = field(default_factory=Script)
-    games: int = 300  # of the measurement, on test tables
-
-    def __post_init__(self) -> None:
-        for name in ("threads", "games", "layers", "width", "heads"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
-        if self.name not in NAMES_OF_MODELS:
-            raise ValueError(f"name must be one of {', '.join(NAMES_OF_MODELS)}; got {self.name!r}")
-        if not self.curriculum:
-            raise ValueError("the curriculum is empty; give it at least one stage")
-        for name in ("learning_rate", "embedding_std"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} must be > 0, got {getattr(self, name)}")
-
-    @property
-    def specifies(self) -> bool:
-        return self.name == "tiny-specifier"
-
-    @property
-    def taught_tools(self) -> Tools:
-        """Whose calls are taught from the first token of a dialogue on."""
-        return DIAGRAM_TOOLS if self.specifies else TOOLS
-
-    @property
-    def measured(self) -> Measured:
-        return SPECIFIER if self.specifies else INQUIRER
-
-    @property
-    def steps(self) -> int:
-        return sum(stage.steps for stage in self.curriculum)
-
-
-class Batch(NamedTuple):
-    """Padded on the right. A row is a prompt and its parts; each part sees the prompt and itself."""
-
-    ids_BT: Tensor
-    labels_BT: Tensor  # the ids to be predicted, IGNORED elsewhere
-    positions_BT: Tensor  # every part begins right behind the prompt
-    parts_BT: Tensor  # 0: the prompt, 1 ..: its parts, -1: padding
 
 
 def tokenizer_of(config: InquirerConfig) -> PreTrainedTokenizerFast:
@@ -143,7 +53,7 @@ def tokenizer_of(config: InquirerConfig) -> PreTrainedTokenizerFast:
     return inquirer_tokenizer(words(), TOOLS + DIAGRAM_TOOLS, sentences, max_length=config.max_positions)
 
 
-def newborn(tokenizer: Any, config: InquirerConfig) -> Qwen3ForCausalLM:
+def untrained_model(tokenizer: Any, config: InquirerConfig) -> Qwen3ForCausalLM:
     """A Qwen3 that begins as a copier: what it must learn is where to look.
 
     A word begins alike with and without a space before it. In each layer queries equal keys, so a token looks at its
@@ -194,66 +104,6 @@ def newborn(tokenizer: Any, config: InquirerConfig) -> Qwen3ForCausalLM:
     return model
 
 
-def batches(tokenizer: Any, taught: Iterator[Lesson], size: int, *, tools: Tools = TOOLS) -> Iterator[Batch]:
-    """Lessons `size` at a time, with what they teach: the model's tokens, and the answers.
-
-    tools: a part that begins with a call of one of these is a dialogue, and its first call is taught as well.
-    """
-
-    def one(text: str) -> int:
-        (token,) = tokenizer.encode(text, add_special_tokens=False)
-        return token
-
-    opens = {one(call_opening(*tool)) for tool in tools}
-    marks = Marks(
-        opens=opens,
-        answers={one(" yes"), one(" no")},
-        starts={one(RESULT_END)},
-        end=tokenizer.convert_tokens_to_ids(END),
-    )
-    while True:
-        part = list(islice(taught, size))
-        texts = [text for lesson in part for text in (lesson.prompt, *lesson.parts)]
-        spelt = iter(tokenizer(texts, add_special_tokens=False)["input_ids"])
-        rows = [[next(spelt) for _ in range(1 + len(lesson.parts))] for lesson in part]
-        yield _packed(rows, marks, tokenizer.pad_token_id)
-
-
-class Marks(NamedTuple):
-    """Token ids that say what is taught."""
-
-    opens: set[int]
-    answers: set[int]
-    starts: set[int]
-    end: int
-
-
-def _packed(rows: list[list[list[int]]], marks: Marks, pad: int) -> Batch:
-    longest = max(sum(map(len, row)) for row in rows)
-    batch = Batch(*(torch.full((len(rows), longest), fill) for fill in (pad, IGNORED, 0, -1)))
-    for i, (prompt, *parts) in enumerate(rows):
-        start = len(prompt)
-        ids, labels, positions, numbers = list(prompt), [IGNORED] * start, list(range(start)), [0] * start
-        for number, part in enumerate(parts, 1):
-            ids += part
-            labels += _labels(part, marks)
-            positions += range(start, start + len(part))
-            numbers += [number] * len(part)
-        for tensor, values in zip(batch, (ids, labels, positions, numbers), strict=True):
-            tensor[i, : len(ids)] = torch.tensor(values)
-    return batch
-
-
-def _labels(ids: list[int], marks: Marks) -> list[int]:
-    """What is taught of one part. The first token of a part is predicted from the prompt: the trainer sees to that."""
-    own = ids[0] in marks.opens  # a dialogue; a drill teaches its answers and what follows the call's opening
-    labels = []
-    for token in ids:
-        labels.append(token if own or token in marks.answers else IGNORED)
-        own = token in marks.starts or token in marks.opens or (own and token != marks.end)
-    return labels
-
-
 def train(
     config: InquirerConfig, *, say: Callable[[str], None] = print, checkpoints: Path | None = None
 ) -> tuple[Qwen3ForCausalLM, PreTrainedTokenizerFast]:
@@ -261,7 +111,7 @@ def train(
     torch.set_num_threads(config.threads)
     set_seed(config.seed)
     tokenizer = tokenizer_of(config)
-    model = newborn(tokenizer, config)
+    model = untrained_model(tokenizer, config)
     optimiser = _optimiser(model, config)
     started, step, losses = time.perf_counter(), 0, []
     for number, stage in enumerate(config.curriculum):
@@ -356,14 +206,6 @@ def _learn(
         group["lr"] = config.learning_rate * factor
     optimiser.step()
     return Learnt(loss_N.detach(), labels_N, batch.ids_BT[row_N, before_BT[row_N, column_N]])
-
-
-def sight(batch: Batch) -> Tensor:
-    """(B, T, T) bool: who sees whom. Earlier tokens of the prompt and of the same part; padding sees itself."""
-    parts_BT, length = batch.parts_BT, batch.parts_BT.shape[1]
-    causal_TT = torch.ones(length, length, dtype=torch.bool).tril()
-    same_BTT = parts_BT[:, :, None] == parts_BT[:, None, :]
-    return causal_TT & (same_BTT | (parts_BT == 0)[:, None, :])
 
 
 def build(out: Path, config: InquirerConfig, *, say: Callable[[str], None] = print) -> dict[str, Any]:

@@ -7,18 +7,8 @@ import sys
 import pytest
 
 from entrl.engines import records
-from entrl.engines.records import (
-    RecordError,
-    RecordStore,
-    RequestOptions,
-    SamplerRecord,
-    TopHOptions,
-    match,
-    match_all,
-    read_options,
-    request_options,
-    unpack,
-)
+from entrl.engines.recording import RequestOptions, TopHOptions, read_options, request_options
+from entrl.engines.records import RecordError, RecordStore, SamplerRecord, match, match_all, unpack
 
 
 def sequence(store, key, prompt, ids, *, values=None, output=None):

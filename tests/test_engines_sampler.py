@@ -10,7 +10,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import entrl
-from entrl.engines.records import STORE, RecordError, TopHOptions, Trace, match_all, request_options, take, unpack
+from entrl.engines.recording import TopHOptions, request_options
+from entrl.engines.records import STORE, RecordError, Trace, match_all, take, unpack
 from entrl.maths.truncation import top_h_keep
 
 pytestmark = pytest.mark.vllm

@@ -1,6 +1,6 @@
 """The replica pool's bookkeeping, against scripted servers that misbehave on demand.
 
-What real vLLM servers do is in test_rollouts_replicas_vllm.py; these stand for the orders of failure that cannot be
+What real vLLM servers do is in test_engines_pool_vllm.py; these stand for the orders of failure that cannot be
 produced there at will: an answer one request later than its timeout, a cut-off body, another model's name.
 """
 
@@ -15,17 +15,11 @@ from pathlib import Path
 
 import pytest
 
-from entrl.engines import pool as replicas
+from entrl.engines import liveness
 from entrl.engines.adapters import CONFIG, WEIGHTS, adapter_name
 from entrl.engines.completions import checked_sampling, item_seed, make_items, read_answer, request_body
-from entrl.engines.pool import (
-    NoReplicaLeft,
-    ReplicaMismatch,
-    ReplicaPool,
-    RolloutError,
-    StaleVersion,
-    checked_urls,
-)
+from entrl.engines.faults import NoReplicaLeft, ReplicaMismatch, RolloutError, StaleVersion
+from entrl.engines.pool import ReplicaPool, checked_urls
 
 SAMPLING = {"max_tokens": 4, "seed": 7}
 
@@ -161,7 +155,7 @@ def two() -> Iterator[list[Scripted]]:
 
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(replicas, "MAX_PAUSE", 0.05)
+    monkeypatch.setattr(liveness, "MAX_PAUSE", 0.05)
 
 
 def make_pool(servers: list[Scripted], **options) -> ReplicaPool:

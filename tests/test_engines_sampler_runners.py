@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from entrl.engines.records import STORE, RecordError, TopHOptions, match, request_options, take
+from entrl.engines.recording import TopHOptions, request_options
+from entrl.engines.records import STORE, RecordError, match, take
 from entrl.maths.truncation import entropy_and_kept_mass, top_h_keep
 
 pytestmark = pytest.mark.vllm

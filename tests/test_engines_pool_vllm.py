@@ -27,10 +27,10 @@ from tiny_model import saved_model
 from transformers import AutoModelForCausalLM
 
 from entrl.cli.main import main
-from entrl.engines import pool as replicas
-from entrl.engines import servers
+from entrl.engines import liveness, servers
 from entrl.engines.adapters import WEIGHTS, SavedAdapter, adapter_name, save_version
-from entrl.engines.pool import AdapterRefused, NoReplicaLeft, ReplicaMismatch, ReplicaPool, StaleVersion
+from entrl.engines.faults import AdapterRefused, NoReplicaLeft, ReplicaMismatch, StaleVersion
+from entrl.engines.pool import ReplicaPool
 from entrl.models.shipped import model_path
 from entrl.runs.serve import find_api_key
 
@@ -199,7 +199,7 @@ def test_check_reads_what_the_servers_are(two: Servers) -> None:
 def test_processed_logprobs_can_be_told_by_trying(two: Servers) -> None:
     pool = two.pool()
 
-    async def without_being_told(call: replicas._Call) -> None:
+    async def without_being_told(call: liveness.Call) -> None:
         for replica in pool.replicas:
             await servers.look(call.client, replica, timeout=60)
             del replica.info["logprobs_mode"]
@@ -295,7 +295,7 @@ def test_truncated_adapter_file(two: Servers, tmp_path: Path) -> None:
     with pytest.raises(AdapterRefused, match=r"its header says .*cut short"):
         pool.publish(0, saved.folder)
 
-    async def unchecked(call: replicas._Call, upload: bool) -> int:
+    async def unchecked(call: liveness.Call, upload: bool) -> int:
         return await servers.load_adapter(
             call.client, pool.replicas[0], saved.name, saved.folder, upload=upload, timeout=60
         )
@@ -373,8 +373,8 @@ def test_a_stalled_replica_loses_its_work_to_the_other_and_comes_back(
     two: Servers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Long before any request times out: a machine that is gone resets no connection, its health is looked at."""
-    monkeypatch.setattr(replicas, "WATCH_EVERY", 1.0)
-    monkeypatch.setattr(replicas, "PROBE_TIMEOUT", 8.0)
+    monkeypatch.setattr(liveness, "WATCH_EVERY", 1.0)
+    monkeypatch.setattr(liveness, "PROBE_TIMEOUT", 8.0)
     pool = two.pool(request_timeout=3000.0, adapter_folder=tmp_path, retries=8)
     saved = adapter(tmp_path, pool.run_id, 0)
     pool.publish(0, saved.folder)

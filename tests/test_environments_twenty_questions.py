@@ -9,12 +9,10 @@ from hypothesis import strategies as st
 
 from entrl.beliefs import Contradiction, ExactBayes
 from entrl.environments import (
-    InquiryEnv,
     ScoredTwentyQuestions,
     TwentyQuestions,
     TwentyQuestionsAny,
     find_table,
-    load_environment,
 )
 from entrl.environments.events import draw, pick
 from entrl.tasks import load_task
@@ -36,18 +34,8 @@ def started(cls=TwentyQuestions, *, options=None, **changes):
 
 
 STATE = (
-    "_events",
-    "_target",
-    "_done",
-    "_budget",
-    "_asked",
-    "_correct",
-    "_score",
-    "_invalid",
-    "_refused",
-    "_seed",
-    "_noise",
-)
+    "_events", "_target", "_done", "_budget", "_asked", "_correct", "_score", "_invalid", "_refused", "_seed", "_noise",
+)  # fmt: skip
 
 
 def state(env):
@@ -384,135 +372,6 @@ def test_own_reward_by_hand():
     env.submit(env._target)
     assert env.get_reward() == pytest.approx(1 + 2 * gain / 3 - 0.2)
     assert not hasattr(TwentyQuestions, "get_reward")
-
-
-# Rows
-
-
-def test_rows_hold_what_reset_needs():
-    games = load_task({"task": "twenty_questions", "rows": 8, "columns": 8}, size=20, seed=3)
-    assert len(games) == 20
-    for game in games:
-        env = TwentyQuestions()
-        env.reset(**game)
-        assert env._target == game["answer"] == game["target"]
-        text = game["prompt"][0]["content"]
-        assert text.startswith("Find the hidden one. Ask about one attribute at a time, then submit its name.\n\n")
-        lines = dict(line.split(":") for line in text.split("\n\n")[1].splitlines())
-        assert list(lines) == list(env._table.hypotheses)
-        for name, values in zip(env._table.hypotheses, env._table.values, strict=True):
-            true = [word for word, value in zip(env._table.questions, values, strict=True) if value]
-            assert lines[name].split() == true
-    assert load_task({"task": "twenty_questions", "rows": 8, "columns": 8}, size=5, seed=3)[4] == games[4]
-
-
-def test_train_and_test_share_no_table():
-    sides = [
-        set(
-            load_task({"task": "twenty_questions", "rows": 8, "columns": 8}, split=split, size=300, seed=seed)[
-                "table_id"
-            ]
-        )
-        for split in ("train", "test")
-        for seed in (0, 1)
-    ]
-    assert not (sides[0] | sides[1]) & (sides[2] | sides[3])
-    assert not sides[0] & sides[1], "other seeds, other tables"
-
-
-def test_targets_are_spread_over_the_rows():
-    games = load_task({"task": "twenty_questions", "tables": "animals"}, size=1000)
-    counts = np.unique(games["target"], return_counts=True)[1]
-    assert len(counts) == 32
-    assert counts.max() < 70, "31 expected each"
-
-
-def test_names_only_prompt_lists_attributes_and_names():
-    game = load_task({"task": "twenty_questions", "tables": "animals", "show": "names"}, size=1)[0]
-    text = game["prompt"][0]["content"]
-    table = find_table("animals")
-    assert text.endswith(f"Attributes: {' '.join(table.questions)}\nNames: {' '.join(table.hypotheses)}")
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"show": "all"}, "show must be 'table' or 'names'"),
-        ({"user_noise": 2}, "user_noise must be in"),
-        ({"max_questions": 0}, "max_questions must be >= 1"),
-        ({"tables": "birds"}, "unknown table 'birds'"),
-        ({"rows": 1000}, "rows must be in 1..320"),
-        ({"row": 8}, "has no option 'row'"),
-    ],
-)
-def test_task_options_that_make_no_sense(options, message):
-    with pytest.raises(ValueError, match=message):
-        load_task({"task": "twenty_questions", **options}, size=2)
-
-
-def test_the_task_needs_a_size():
-    with pytest.raises(ValueError, match="say how many"):
-        load_task("twenty_questions")
-
-
-# The loader of environments
-
-
-def test_load_environment_binds_options():
-    factory = load_environment("twenty_questions", {"on_contradiction": "reset", "assumed_noise": 0.1})
-    first, second = factory(), factory()
-    assert first is not second
-    assert first._on_contradiction == "reset"
-    assert load_environment("twenty_questions_scored", {"gain_weight": 0.5, "assumed_noise": 0.0})()._weights[1] == 0.5
-
-
-def own(folder, body):
-    (folder / "mine.py").write_text(f"from entrl.environments import TwentyQuestions\n{body}")
-    return "mine.py:Mine"
-
-
-def test_load_environment_from_a_file(tmp_path):
-    use = own(tmp_path, "class Mine(TwentyQuestions):\n    pass\n")
-    assert isinstance(load_environment(use, {}, base=tmp_path)(), InquiryEnv)
-
-
-HINT = "class Mine(TwentyQuestions):\n    def hint"
-
-
-@pytest.mark.parametrize(
-    ("body", "error", "message"),
-    [
-        ("Mine = 3\n", TypeError, "is a int, not a class"),
-        ("class Mine:\n    pass\n", TypeError, "no method reset"),
-        (
-            "class Mine(TwentyQuestions):\n    def hint(self, x):\n        '''Hint.'''\n",
-            TypeError,
-            "Mine.hint: argument 'x'",
-        ),
-        (
-            "class Mine(TwentyQuestions):\n    def hint(self, x: int):\n        '''Hint.'''\n",
-            TypeError,
-            "under 'Args:'",
-        ),
-        (
-            "class Mine(TwentyQuestions):\n    def hint(self) -> str:\n        return ''\n",
-            TypeError,
-            "needs a docstring",
-        ),
-    ],
-)
-def test_environments_that_trl_would_choke_on(tmp_path, body, error, message):
-    with pytest.raises(error, match=message):
-        load_environment(own(tmp_path, body), {}, base=tmp_path)
-
-
-def test_unknown_environments_and_arguments():
-    with pytest.raises(ValueError, match="Did you mean 'diagram'"):
-        load_environment("diagrams")
-    with pytest.raises(ValueError, match=r"no argument 'on_contradictions'.*Did you mean 'on_contradiction'"):
-        load_environment("twenty_questions_scored", {"on_contradictions": "ignore"})
-    with pytest.raises(ValueError, match="on_contradiction must be"):
-        load_environment("twenty_questions", {"on_contradiction": "forget"})
 
 
 def test_what_is_ruled_out_is_named_once_and_is_never_the_target():

@@ -9,11 +9,13 @@ import pytest
 import torch
 from entrl_rewards.accuracy import reward
 from peft import LoraConfig, get_peft_model
+from rich.progress import Progress
 from transformers import GenerationConfig, Qwen3Config, Qwen3ForCausalLM
 
 from entrl.evaluation import answers as module
-from entrl.evaluation.answers import evaluate, evaluate_path, summary
-from entrl.evaluation.scores import pass_at_k
+from entrl.evaluation.answers import evaluate, evaluate_path
+from entrl.evaluation.scores import pass_at_k, summary
+from entrl.evaluation.writer import Writer, as_sampler
 from entrl.models.load import adapter_base, load_policy
 from entrl.models.shipped import model_path
 from entrl.tasks import load_task
@@ -121,8 +123,8 @@ def test_result_adds_up(model, tokenizer, dataset):
 def test_entropies_equal_a_teacher_forced_float64_pass(model, tokenizer, dataset):
     """Exact means exact: padding, temperature, phases and the cut at the end token included."""
     prompts = [tokenizer(text=p)["input_ids"] for p in dataset["prompt"] for _ in range(3)]
-    with module._as_sampler(model, tokenizer, 0), module.Progress(disable=True) as bar:
-        writer = module._Writer(model, tokenizer, 12, 5, bar)
+    with as_sampler(model, tokenizer, 0), Progress(disable=True) as bar:
+        writer = Writer(model, tokenizer, 12, 5, bar)
         drawn = writer.write("t", prompts, [len(p) for p in prompts], temperature=0.7, top_p=0.9)
     reference = tiny(tokenizer).double()
     expected = []
