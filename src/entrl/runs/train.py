@@ -39,6 +39,7 @@ from entrl.settings.groups import flat
 from entrl.settings.secrets import hand_over_hub_token, mask_text
 from entrl.stats.pairing import paired_difference
 from entrl.trainers.grpo.trainer import EntropyGRPOTrainer
+from entrl.trainers.refusals.schedule import describe_schedule
 from entrl.trainers.shared.checkpoint import complete
 from entrl.trainers.shared.completeness import read_marker, unmark
 
@@ -336,6 +337,9 @@ def describe_start(console: Console, recipe: Recipe, prepared: Prepared, start: 
         say(console, f"using {loaded.source} from {loaded.file}")
     for note in prepared.notes:
         say(console, note)
+    s = describe_schedule(prepared.args, prepared.args.world_size)
+    parts = f"{s.per_device_rows} rows x {s.gradient_accumulation_steps} micro-steps x {s.world_size} process(es)"
+    say(console, f"optimiser step: {parts} = {s.rows_per_step} rows")  # whoever starts more processes should see it
     where = "from the start" if start is None else f"from {start.name}"
     say(console, f"run folder {recipe.run_dir}, {where}")
 
