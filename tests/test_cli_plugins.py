@@ -89,6 +89,14 @@ def test_a_broken_plugin_is_named_and_harms_nobody(
     assert main(["plan", "no-such.yaml"]) == 1
 
 
+def test_the_printed_example_is_a_command():
+    page = (Path(__file__).parents[1] / "docs" / "stability.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    names: dict[str, object] = {}
+    exec(code, names)
+    assert isinstance(names["autopsy"], entrl.Command)
+
+
 def test_our_commands_cannot_be_taken(package: Path, capsys: pytest.CaptureFixture[str]):
     assert main(["train", "no-such.yaml"]) == 2
     assert "no recipe no-such.yaml" in capsys.readouterr().err

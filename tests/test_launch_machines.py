@@ -6,6 +6,7 @@ joined over gloo are at the end; a job with a real server is in test_launch_slur
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -17,6 +18,8 @@ from pathlib import Path
 import pytest
 import torch
 from launch_stand_ins import put_python, put_slurm
+
+from entrl.runs.recipe import load_recipe
 
 ROOT = Path(__file__).parents[1]
 RECIPE = "recipes/tiny-reasoner/lora.yaml"
@@ -276,6 +279,17 @@ def test_slurm_leaves_a_recipe_without_servers_alone(stand_ins, tmp_path):
     (trainer,) = logged(tmp_path / "log")
     assert not any("vllm" in word for word in trainer["argv"])
     assert not (tmp_path / "log.servers").exists()
+
+
+def test_the_printed_slurm_example_keeps_the_recipes_batch():
+    """One machine of eight processes trains; the recipe's own batch is that of the paper (B11)."""
+    (line,) = re.findall(r"^sbatch .*$", (ROOT / "launch" / "README.md").read_text(), re.MULTILINE)
+    recipe, *words = line.partition("launch/slurm.sh ")[2].split()
+    rows = []
+    for more, processes in (([], 1), (words, 8)):
+        found = load_recipe(ROOT / recipe, [*more, f"launch.world_size={processes}"]).trainer
+        rows.append(found["per_device_train_batch_size"] * found["gradient_accumulation_steps"] * processes)
+    assert rows == [128, 128]
 
 
 def test_slurm_with_no_machine_left_to_train(stand_ins, tmp_path):

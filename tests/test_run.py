@@ -1,6 +1,7 @@
 """entrl.runs.train: the run folder, resume, and two-step runs of every kind of recipe with a random model."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -308,6 +309,7 @@ def test_lines_instead_of_a_bar_where_there_is_no_terminal(model: str, tmp_path:
     assert "step 4/4" in text
     assert "reward" in text.split("step 4/4")[1]  # also at a step whose rollout was logged before
     assert "using entrl_rewards.accuracy:reward from" in text
+    assert re.search(r"optimiser step: (\d+) rows x (\d+) micro-steps x 1 process\(es\) = \d+ rows", text)
 
 
 def test_json_holds_no_nan(tmp_path: Path):

@@ -1,4 +1,4 @@
-"""The built wheel, in an environment where nothing else can stand in for it.
+"""The built wheel, in an environment where nothing else can stand in for it: imported, run, extended by a plugin.
 
 An editable install puts the repository on the path, so a file the wheel forgot is only missed elsewhere. Here the
 wheel is unpacked into an empty environment that sees the packages of this one but not its editable `entrl`.
@@ -9,11 +9,13 @@ import os
 import subprocess
 import sys
 import sysconfig
+import tarfile
 import venv
 import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.slow
@@ -29,18 +31,62 @@ print(json.dumps({
     "reward": type(entrl_rewards.pear.reward).__name__,
     "asset": sorted(one.name for one in asset.iterdir()),
     "version": importlib.metadata.version("entrl"),
+    "typed": [(files(name) / "py.typed").is_file() for name in ("entrl", "entrl_lab", "entrl_rewards")],
+    "public": sorted(name for name in entrl.__all__ if not getattr(entrl, name).__module__.startswith("entrl.")),
     "recipes": any((__import__("pathlib").Path(p) / "recipes").is_dir() for p in sys.path),
 }))
 """
 
 
+PLUGIN = {
+    "pyproject.toml": """
+[build-system]
+requires = ["hatchling"]
+build-backend = "hatchling.build"
+[project]
+name = "morgue"
+version = "1.0"
+[project.entry-points."entrl.commands"]
+autopsy = "morgue:autopsy"
+""",
+    "morgue.py": """
+from entrl import Command, read_run
+from entrl.cli.parsers import path
+
+def run(options):
+    print("steps taken:", len(read_run(options.run).train))
+    return 0
+
+def arguments(parser):
+    parser.add_argument("run", type=path)
+
+autopsy = Command(help="Say how far a run came.", group="study", arguments=arguments, run=run)
+""",
+}
+
+
+def clean() -> dict[str, str]:
+    """This process's environment without what would let it see the repository."""
+    return {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV")}
+
+
+def finished(*command: str | Path) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=clean())
+    assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-2000:]
+    return done.stdout
+
+
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory) -> Path:
+def dist(tmp_path_factory) -> Path:
+    """What `python -m build` makes: a source distribution, and the wheel out of that."""
     folder = tmp_path_factory.mktemp("dist")
-    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(ROOT)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-2000:]
-    (built,) = folder.glob("*.whl")
+    finished(sys.executable, "-m", "build", "--no-isolation", "--outdir", folder, ROOT)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def wheel(dist) -> Path:
+    (built,) = dist.glob("*.whl")
     return built
 
 
@@ -54,27 +100,51 @@ def python(wheel, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("clean") / "venv"
     venv.create(folder, with_pip=False, symlinks=True)
     python = folder / "bin" / "python"
-    where = "import sysconfig; print(sysconfig.get_paths()['purelib'])"
-    site = Path(subprocess.run([python, "-c", where], capture_output=True, text=True, check=True).stdout.strip())
+    site = Path(finished(python, "-c", "import sysconfig; print(sysconfig.get_paths()['purelib'])").strip())
     for package in Path(sysconfig.get_paths()["purelib"]).iterdir():
         if package.suffix != ".pth" and "entrl" not in package.name and not (site / package.name).exists():
             (site / package.name).symlink_to(package)
-    command = [sys.executable, "-m", "pip", "--python", str(python), "install", "--no-deps", "--no-index", str(wheel)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-2000:]
+    install(python, wheel)
     return python
 
 
+def install(python: Path, what: Path) -> None:
+    finished(
+        *(sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", "--no-index"),
+        *("--no-build-isolation", what),
+    )
+
+
 def run(python: Path, folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    kept = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV")}
-    return subprocess.run([python, *words], cwd=folder, env=kept, capture_output=True, text=True, timeout=300)
+    return subprocess.run([python, *words], cwd=folder, env=clean(), capture_output=True, text=True, timeout=300)
+
+
+def test_what_is_built_is_fit_to_be_published(dist):
+    finished(sys.executable, "-m", "twine", "check", "--strict", *dist.iterdir())
+    (source,) = dist.glob("*.tar.gz")
+    with tarfile.open(source) as packed:
+        names = {name.partition("/")[2] for name in packed.getnames()}
+    assert {"pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md", "CITATION.cff", "src/entrl/py.typed"} < names
+    assert {name.split("/")[0] for name in names} == {
+        *("src", "rewards", "recipes", "launch", "PKG-INFO", ".gitignore", "pyproject.toml"),
+        *("README.md", "LICENSE", "CHANGELOG.md", "CITATION.cff"),
+    }
+
+
+def test_the_citation_names_this_version():
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    pyproject = (ROOT / "pyproject.toml").read_text()
+    assert f'version = "{cited["version"]}"' in pyproject
+    assert {"cff-version", "message", "title", "authors"} <= cited.keys()  # what the format requires
+    assert cited["license"] in pyproject
 
 
 def test_the_wheel_holds_both_packages_and_the_licence(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     tops = {name.split("/")[0] for name in names}
-    assert {"entrl", "entrl_rewards"} < tops
-    assert all(top in ("entrl", "entrl_rewards") or top.endswith(".dist-info") for top in tops)
+    packages = {"entrl", "entrl_lab", "entrl_rewards"}
+    assert packages < tops
+    assert all(top in packages or top.endswith(".dist-info") for top in tops)
     assert any(name.endswith("licenses/LICENSE") for name in names)
     assert wheel.stat().st_size < 6e6  # bytes; the asset alone may have 5 MB
 
@@ -88,6 +158,8 @@ def test_imports_and_asset_come_from_the_wheel(python, tmp_path):
     assert found["reward"] == "Pear"
     assert "config.json" in found["asset"]
     assert "manifest.json" in found["asset"]
+    assert found["typed"] == [True, True, True]
+    assert found["public"] == []
     assert not found["recipes"]
 
 
@@ -97,3 +169,27 @@ def test_a_recipe_is_planned_from_another_folder(python, tmp_path):
     recipe.write_text((ROOT / "recipes" / "tiny-reasoner" / "pear-kl-cov.yaml").read_text())
     done = run(python, tmp_path, "-m", "entrl", "plan", "mine.yaml")
     assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-2000:]
+
+
+def test_the_command_trains_and_reports_from_another_folder(python, tmp_path):
+    """By the console script: a tiny training, a command of ours, one of the laboratory's, one of a plugin."""
+    (tmp_path / "mine.yaml").write_text((ROOT / "recipes" / "tiny-reasoner" / "grpo.yaml").read_text())
+    script = str(python.parent / "entrl")
+    words = ["data.train_size=16", "trainer.per_device_train_batch_size=4", "trainer.num_generations=4"]
+    words += ["trainer.max_completion_length=6", "trainer.max_steps=2", "eval=null", "trainer.output_dir=out"]
+    done = run(python, tmp_path, script, "train", "mine.yaml", *words)
+    assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-2000:]
+    assert (tmp_path / "out" / "model" / "model.safetensors").is_file()
+    done = run(python, tmp_path, script, "report", "out", "--out", "page.html")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert (tmp_path / "page.html").is_file()
+    done = run(python, tmp_path, script, "conformance", "nowhere.json")
+    assert done.returncode == 2
+    assert "nowhere.json" in done.stderr
+    for name, text in PLUGIN.items():
+        (tmp_path / "plugin").mkdir(exist_ok=True)
+        (tmp_path / "plugin" / name).write_text(text)
+    install(python, tmp_path / "plugin")
+    assert "autopsy      Say how far a run came." in run(python, tmp_path, script).stdout
+    done = run(python, tmp_path, script, "autopsy", "out")
+    assert done.stdout == "steps taken: 2\n", done.stdout + done.stderr[-2000:]

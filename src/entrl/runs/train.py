@@ -40,6 +40,7 @@ from entrl.settings.groups import flat
 from entrl.settings.secrets import hand_over_hub_token, mask_text
 from entrl.stats.pairing import paired_difference
 from entrl.trainers.grpo.trainer import EntropyGRPOTrainer
+from entrl.trainers.refusals.schedule import describe_schedule
 from entrl.trainers.shared.checkpoint import complete
 from entrl.trainers.shared.completeness import read_marker, unmark
 
@@ -329,6 +330,9 @@ def describe_start(run: Run) -> None:
         run.say(f"using {loaded.source} from {loaded.file}")
     for note in run.prepared.notes:
         run.say(note)
+    s = describe_schedule(run.prepared.args, run.prepared.args.world_size)
+    parts = f"{s.per_device_rows} rows x {s.gradient_accumulation_steps} micro-steps x {s.world_size} process(es)"
+    run.say(f"optimiser step: {parts} = {s.rows_per_step} rows")  # whoever starts more processes should see it
     where = "from the start" if run.start is None else f"from {run.start.name}"
     run.say(f"run folder {run.recipe.run_dir}, {where}")
 
