@@ -15,12 +15,13 @@ from trl import DPOConfig, DPOTrainer
 from entrl.cli.errors import USER_ERRORS
 from entrl.environments import load_environment
 from entrl.tasks import load_task
+from entrl.teach.made_model import is_made
 from entrl.teach.offline import CandidateSpec, PairSpec, PrefixSpec, make_groups, make_pairs
 from entrl.teach.offline.measure import choice_of, measure, turn_log_probs
 from entrl.teach.offline.preferences import loop_template, pair_rows
 from entrl.teach.offline.rendering import Rendering
 from entrl.teach.offline.rollout import OfflineReward, OfflineRollouts, group_rows
-from entrl.teach.offline.run import is_made, offline
+from entrl.teach.offline.run import offline
 from entrl.teach.offline.spec import load_offline
 from entrl.trainers.grpo.trainer import EntropyGRPOTrainer
 from entrl_lab.nursery.inquirer.lessons import SENTENCES, TOOLS, words

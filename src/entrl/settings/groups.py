@@ -30,7 +30,7 @@ from entrl.settings.yaml import dump_yaml, parse_yaml
 
 # "8" is no number and 1 is not true: pydantic would convert them. Lists do become tuples, which YAML does not have.
 STRICT = {int: pydantic.StrictInt, float: pydantic.StrictFloat, bool: pydantic.StrictBool, str: pydantic.StrictStr}
-CONTAINERS = (list, tuple, dict, set, frozenset, collections.abc.Sequence, collections.abc.Mapping)
+CONTAINERS: tuple[Any, ...] = (list, tuple, dict, set, frozenset, collections.abc.Sequence, collections.abc.Mapping)
 
 
 def check(good: bool, message: str) -> None:
@@ -79,7 +79,7 @@ def annotations(source: Any) -> dict[str, Any]:
     """Of a class or function; none where a name in them is known to type checkers alone."""
     try:
         return typing.get_type_hints(source)
-    except (NameError, TypeError, AttributeError):
+    except (NameError, TypeError, AttributeError, SyntaxError):
         return {}
 
 
@@ -129,11 +129,9 @@ def typed(value: Any, hint: Any, where: str, *, as_written: bool = True) -> Any:
         if is_group(option) and isinstance(value, Mapping):
             return build(option, value, where, as_written=as_written)
     try:
-        adapter = pydantic.TypeAdapter(_strict(hint))
+        fitting = pydantic.TypeAdapter(_strict(hint)).validate_python(value)
     except pydantic.errors.PydanticUserError:  # nothing that a file can hold, such as a tensor
         return value
-    try:
-        fitting = adapter.validate_python(value)
     except pydantic.ValidationError as error:
         raise ValueError(_told(error, value, hint, where)) from None
     return value if as_written and isinstance(value, (list, dict)) else fitting

@@ -6,7 +6,8 @@
 folder.
 """
 
-from entrl.teach.cold_start.run import cold_start, is_made
+from entrl.teach.cold_start.run import cold_start
 from entrl.teach.cold_start.spec import ColdStart, load_cold_start
+from entrl.teach.made_model import is_made
 
 __all__ = ["ColdStart", "cold_start", "is_made", "load_cold_start"]

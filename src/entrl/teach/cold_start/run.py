@@ -22,51 +22,13 @@ from entrl.runs.folder import now, read_json, write_json, write_text
 from entrl.runs.lock import locked
 from entrl.runs.ours import clear, refuse_foreign
 from entrl.runs.wording import say
-from entrl.settings.groups import flat
 from entrl.settings.provenance import git_state, versions
-from entrl.settings.secrets import mask, mask_text, mask_words
-from entrl.settings.yaml import parse_yaml
+from entrl.settings.secrets import mask_text, mask_words
 from entrl.teach.answer_files import choose, print_choice, write_choice
 from entrl.teach.cold_start.spec import ColdStart
+from entrl.teach.made_model import is_made, made_from
 
 WRITTEN = ("recipe.yaml", "manifest.json", "train.jsonl", "report.json", "model")
-
-
-def made_from(folder: Path) -> str | None:
-    """The hash of the settings a finished folder was made from; None for one that is missing or not finished."""
-    manifest = read_json(folder / "manifest.json")
-    if manifest is None or manifest.get("status") != "finished":
-        return None
-    return manifest.get("config_hash")
-
-
-def is_made(start: ColdStart) -> bool:
-    """True when the folder is finished and was made from these settings.
-
-    ValueError when it is finished and was made from others, or from another cold start than now lies where it was
-    taken from: runs that start from the old weights are not comparable with runs that start from new ones.
-    """
-    found = made_from(start.folder)
-    if found is None:
-        return False
-    anew = "overwrite=true makes it anew, or set another `out`. Runs from the old one do not compare with new ones"
-    if found != start.config_hash():
-        changed = ", ".join(changed_settings(start.folder, start.resolved())) or "the content of a file"
-        raise ValueError(f"{start.folder} was made with other settings ({changed}); {anew}")
-    manifest = read_json(start.folder / "manifest.json")
-    for model, was in manifest.get("made_with", {}).items():
-        if made_from(Path(model).parent) not in (None, was):
-            raise ValueError(f"{start.folder} was made with {model}, which has been made anew since; {anew}")
-    return True
-
-
-def changed_settings(folder: Path, settings: dict[str, Any]) -> list[str]:
-    """Keys in which the settings that a folder was made with differ from these; where it is written does not count."""
-    file = folder / "recipe.yaml"
-    if not file.is_file():
-        return []
-    was, is_now = flat(parse_yaml(file.read_text(encoding="utf-8"), name=str(file))), flat(mask(settings))
-    return sorted(k for k in was.keys() | is_now.keys() if was.get(k) != is_now.get(k) and k != "out")
 
 
 def cold_start(start: ColdStart, *, overwrite: bool = False, console: Console | None = None) -> dict[str, Any]:

@@ -25,7 +25,8 @@ from entrl.runs.ours import clear, read_manifest, refuse_foreign
 from entrl.runs.wording import say
 from entrl.settings.provenance import git_state, versions
 from entrl.settings.secrets import mask_text, mask_words
-from entrl.teach.cold_start.run import _threads, changed_settings, made_from, weights_sha256
+from entrl.teach.cold_start.run import _threads, weights_sha256
+from entrl.teach.made_model import is_made, made_from
 from entrl.teach.offline.candidates import CandidateSpec, Made, PrefixSpec, make_groups, summary_of, write_groups
 from entrl.teach.offline.pairs import Pair, make_pairs, write_pairs
 from entrl.teach.offline.rollout import OfflineReward, OfflineRollouts, group_rows, group_size
@@ -34,19 +35,6 @@ from entrl.teach.offline.spec import Offline
 DATA = ("candidates.jsonl", "pairs.jsonl", "held_out.jsonl")
 WRITTEN = ("recipe.yaml", "manifest.json", *DATA, "metrics.jsonl", "report.json", "model")
 Say = Callable[[str], None]
-
-
-def is_made(spec: Offline) -> bool:
-    """True when the folder is finished and was made from these settings; ValueError when from others."""
-    found = made_from(spec.folder)
-    if found is None:
-        return False
-    if found != spec.config_hash():
-        changed = ", ".join(changed_settings(spec.folder, spec.resolved())) or "the content of a file"
-        raise ValueError(
-            f"{spec.folder} was made with other settings ({changed}); overwrite=true makes it anew, or set `out` anew"
-        )
-    return True
 
 
 def offline(spec: Offline, *, overwrite: bool = False, console: Console | None = None) -> dict[str, Any]:
