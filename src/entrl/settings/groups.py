@@ -16,7 +16,7 @@ import re
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -219,6 +219,8 @@ def content_hash(content: Any) -> str:
 
 # --- a file of groups ---------------------------------------------------------------------------------------------
 
+OWN = ("name", "base", "file")  # of a settings file, and no groups of it
+
 
 @dataclass(frozen=True, kw_only=True)
 class SettingsFile:
@@ -232,6 +234,7 @@ class SettingsFile:
 
     name: str
     base: Path
+    file: Path = field(default=Path(), compare=False)  # as it was named; nothing for plain objects
 
     @classmethod
     def read(cls, path: str | Path, overrides: Sequence[str] = ()) -> Self:
@@ -244,12 +247,12 @@ class SettingsFile:
             raise ValueError(f"{path} holds a {type(content).__name__}, not a mapping of groups")
         for override in overrides:
             apply_override(content, override)
-        return cls.make(content, name=path.stem, base=path.resolve().parent)
+        return dataclasses.replace(cls.make(content, name=path.stem, base=path.resolve().parent), file=path)
 
     @classmethod
     def make(cls, content: Mapping[str, Any], *, name: str, base: Path) -> Self:
         """The same of plain objects."""
-        hints = {key: hint for key, hint in field_hints(cls).items() if key not in ("name", "base")}
+        hints = {key: hint for key, hint in field_hints(cls).items() if key not in OWN}
         check_keys(content, list(hints), where=cls.WHAT, elsewhere=cls.elsewhere)
         refuse_masked(content)
         given = _without_empty(expand_paths(content), hints)
@@ -272,8 +275,7 @@ class SettingsFile:
 
     def resolved(self) -> dict[str, Any]:
         """With every default of ours filled in; reading it back gives the same."""
-        own = ("name", "base")
-        return {f.name: plain(getattr(self, f.name)) for f in dataclasses.fields(self) if f.name not in own}
+        return {f.name: plain(getattr(self, f.name)) for f in dataclasses.fields(self) if f.name not in OWN}
 
     def to_yaml(self) -> str:
         """What is printed and kept: without tokens and keys."""

@@ -134,10 +134,6 @@ class Study(SettingsFile):
         }
         return _beside(base, groups) | inner
 
-    @property
-    def file(self) -> Path:
-        return self.base / f"{self.name}.yaml"
-
     def __post_init__(self) -> None:
         names = [a.name for a in self.arms]
         if self.reference not in names:
