@@ -5,6 +5,7 @@
     ranks       `select` of 64 x 4096 tokens in all, over 1, 2, 4 and 8 real gloo processes; collectives and bytes
     published   ours against the published way at 64 x 4096 and 64 x 8192 tokens, micro-batches of 1, 4 and 8 rows,
                 alternating in one process; speed-up = exp(mean log(theirs / ours)), Student's t interval over rounds
+    before      `cost` beside the same controllers as they stood at the commit of --before, in turn in one process
     overlap     the tiny reasoner trained with 4 updates per rollout: Jaccard index of the tokens that `step` and
                 `exact` take in the same window, by update within the rollout
 
@@ -13,6 +14,7 @@ log-probs and advantages moved to the CPU, top-k (KL-Cov) or nonzero + random pe
 then written back by row and column. Both sides select and apply: a penalty for KL-Cov, a weight for Clip-Cov.
 
     python benchmarks/selection_cost.py [--parts cost ranks published overlap] [--rounds 21] [--out result.json]
+    python benchmarks/selection_cost.py --parts before --before COMMIT [--rounds 21] [--out result.json]
 
 Log-probs are -exp(z), z normal around -3 with deviation 2, advantages normal per row, lengths uniform from a quarter
 of the width to all of it. Clock time and processor time are both kept: on a shared machine only the second means much.
@@ -21,11 +23,14 @@ No weights are needed but the shipped tiny reasoner's. CPU only.
 
 import argparse
 import datetime
+import importlib
 import json
 import os
 import platform
+import re
 import statistics
 import subprocess
+import sys
 import tempfile
 import time
 from collections import Counter, defaultdict
@@ -231,22 +236,48 @@ def speedup(theirs: list[float], ours: list[float]) -> dict[str, Any]:
 
 
 def measure_cost(args: argparse.Namespace) -> list[dict[str, Any]]:
+    return cost_rows(args.rounds, {"": (KLCov, ClipCov)})
+
+
+def measure_before(args: argparse.Namespace) -> list[dict[str, Any]]:
+    return cost_rows(args.rounds, {"before: ": controllers_at(args.before), "now: ": (KLCov, ClipCov)})
+
+
+def cost_rows(rounds: int, versions: dict[str, tuple[Any, Any]]) -> list[dict[str, Any]]:
     table = []
     for tokens, shape in SIZES.items():
         window = window_of(*shape)
         slices = micro_batches(window, 8)
-        kinds = {"kl_cov": KLCov, "clip_cov": ClipCov}
         jobs: dict[str, Job] = {}
-        for name, kind in kinds.items():
-            plain, shares = kind(log_shares=False), kind()
-            jobs[f"{name} select"] = partial(plain.select, window)
-            jobs[f"{name} select, with top shares"] = partial(shares.select, window)
-            jobs[f"{name} select and every on_loss"] = hooks(plain, window, slices)
-        rounds = args.rounds if tokens <= 1_000_000 else max(args.rounds // 3, 5)
-        for name, timed in alternate(jobs, rounds).items():
+        for version, kinds in versions.items():
+            for kind in kinds:
+                name, plain, shares = version + kind.name, kind(log_shares=False), kind()
+                jobs[f"{name} select"] = partial(plain.select, window)
+                jobs[f"{name} select, with top shares"] = partial(shares.select, window)
+                jobs[f"{name} select and every on_loss"] = hooks(plain, window, slices)
+        for name, timed in alternate(jobs, rounds if tokens <= 1_000_000 else max(rounds // 3, 5)).items():
             table.append({"tokens": shape[0] * shape[1], "shape": shape, "what": name} | summary(timed))
             print_row(table[-1])
     return table
+
+
+def controllers_at(commit: str) -> tuple[Any, Any]:
+    """KLCov and ClipCov as they stood at a commit, on today's hooks so that both versions take the same windows."""
+    package = f"controllers_{commit[:12]}"
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / package).mkdir()
+        names = git("ls-tree", "--full-tree", "--name-only", f"{commit}:src/entrl/controllers").split()
+        for name in names:
+            text = git("show", f"{commit}:src/entrl/controllers/{name}")
+            (Path(folder) / package / name).write_text(
+                re.sub(r"entrl\.controllers\.(?!hooks\b)", f"{package}.", text) + "\n"
+            )
+        sys.path.insert(0, folder)
+        try:
+            kinds = (importlib.import_module(f"{package}.{name}").controller for name in ("kl_cov", "clip_cov"))
+            return next(kinds), next(kinds)
+        finally:
+            sys.path.remove(folder)
 
 
 def measure_published(args: argparse.Namespace) -> list[dict[str, Any]]:
@@ -488,18 +519,27 @@ def git(*words: str) -> str:
     return subprocess.run(["git", *words], cwd=Path(__file__).parent, capture_output=True, text=True).stdout.strip()
 
 
-PARTS = {"cost": measure_cost, "ranks": measure_ranks, "published": measure_published, "overlap": measure_overlap}
+PARTS = {
+    "cost": measure_cost,
+    "ranks": measure_ranks,
+    "published": measure_published,
+    "overlap": measure_overlap,
+    "before": measure_before,
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="What choosing tokens costs.")
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=[name for name in PARTS if name != "before"])
+    parser.add_argument("--before", help="commit whose controllers the part `before` measures beside today's")
     parser.add_argument("--rounds", type=int, default=21)
     parser.add_argument("--updates", type=int, default=48, help="optimiser steps of the overlap part")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     if args.rounds < 2:
         parser.error(f"--rounds must be >= 2 for an interval, got {args.rounds}")
+    if ("before" in args.parts) != bool(args.before):
+        parser.error("--before and the part `before` need each other: --parts before --before COMMIT")
     torch.set_num_threads(1)
     for name in args.parts:
         print(f"--- {name}")
@@ -516,7 +556,7 @@ def about(args: argparse.Namespace) -> dict[str, Any]:
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, no GPU; one torch thread unless a row says more",
         "load_average_before": os.getloadavg()[0],
         "torch": torch.__version__,
-        "settings": {"rounds": args.rounds, "updates": args.updates},
+        "settings": {"rounds": args.rounds, "updates": args.updates, "before": args.before},
     }
 
 

@@ -7,10 +7,13 @@ import torch
 from covariance_batches import Batch, batch, chosen, loss_pass, on_ranks, window_metrics
 
 from entrl.controllers import clip_cov, kl_cov
-from entrl.controllers.clip_cov import ClipCov, token_keys
-from entrl.controllers.covariance import LAST_ID, TOP_SHARES, token_ids
-from entrl.controllers.hooks import TOKEN_RATIO_LOSSES, OneRank, Rows
-from entrl.controllers.kl_cov import KLCov, log_ratio_penalty, top_rule
+from entrl.controllers.clip_cov import ClipCov
+from entrl.controllers.covariance import token_covariance
+from entrl.controllers.hooks import TOKEN_RATIO_LOSSES, Rows
+from entrl.controllers.kl_cov import KLCov, log_ratio_penalty
+from entrl.controllers.seeded_sample import NO_KEY, key_rule, token_keys
+from entrl.controllers.top import LAST_ID, in_top, token_ids, top_rule
+from entrl.controllers.top_shares import TOP_SHARES
 
 INF = float("inf")
 
@@ -94,6 +97,75 @@ def test_clip_cov_takes_the_smallest_keys_among_its_candidates(seed, eps, scope)
     assert int(terms.sums["candidates"]) == n_candidates
     controller = clip(scope=scope, clip_low=eps[0], clip_high=eps[1], seed=-7)
     assert chosen(controller, b, selection) == want
+
+
+def tied_batch(seed, *, padding=0.0):
+    """128 tokens, 64 of which count, in quarters of a nat and advantages -1, 0, 1: every number of Eq. 10 is exact in
+    float32, dozens of covariances are equal, and zeros come with both signs."""
+    g = torch.Generator().manual_seed(seed)
+    B, T = 8, 16
+    advantage = torch.randint(-1, 2, (B, 1), generator=g).float().expand(B, T)
+    old = -torch.randint(0, 8, (B, T), generator=g) / 4
+    log_probs = old + torch.randint(-1, 2, (B, T), generator=g) / 4
+    mask = torch.zeros(B * T, dtype=torch.bool)
+    mask[torch.randperm(B * T, generator=g)[:64]] = True
+    mask = mask.view(B, T)
+    rows = Rows(
+        advantages_BT=torch.where(mask, advantage, padding),
+        mask_BT=mask,
+        row_id_B=torch.randperm(50, generator=g)[:B],
+        informative_B=torch.ones(B, dtype=torch.bool),
+    )
+    return Batch(rows, torch.where(mask, log_probs, padding), torch.where(mask, old, padding))
+
+
+def union_over_ranks(controller, b, cuts, step=0):
+    parts = [b[start:stop] for start, stop in zip([0, *cuts], [*cuts, len(b.old)], strict=True)]
+
+    def one_rank(part, ranks):
+        selection = controller.select(part.window(ranks=ranks, step=step))
+        if isinstance(controller, ClipCov):
+            return chosen(controller, part, selection)
+        members = controller.members(part.rows, selection, log_probs_BT=part.log_probs)  # also of penalty 0
+        return {(int(part.rows.row_id_B[i]), j) for i, j in members.nonzero().tolist()}
+
+    found = on_ranks(parts, one_rank)
+    assert sum(map(len, found)) == len(set().union(*found))
+    return set().union(*found)
+
+
+@pytest.mark.parametrize("padding", [0.0, float("nan"), INF, -INF])
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("cuts", [[], [3], [1, 6]])
+def test_ties_are_broken_as_the_twins_break_them(seed, padding, cuts):
+    b = tied_batch(seed, padding=padding)
+    covariances = sorted(t[2] for t in slow_covariances(b))
+    assert len(set(covariances)) < 40
+    for fraction in (0.001, 0.1, 0.3, 0.5, 63 / 64, 1.0):
+        assert union_over_ranks(kl(fraction=fraction), b, cuts) == slow_kl_cov(b, fraction)
+    for lower, upper in (
+        (0.0, covariances[-2]),
+        (covariances[10], covariances[-1]),
+        (-INF, INF),
+    ):  # open at values of c
+        controller = clip(lower=lower, upper=upper, clip_low=0.2, clip_high=0.25)
+        assert union_over_ranks(controller, b, cuts, step=seed) == slow_clip_cov(b, controller, seed)[0]
+
+
+@pytest.mark.parametrize("bad", [float("nan"), INF, -INF])
+@pytest.mark.parametrize("where", ["log_probs", "advantages_BT"])
+def test_a_broken_step_takes_no_token_whose_covariance_is_none(bad, where):
+    """A number that is none where it counts spoils the mean, hence every c; the run is lost, the rule still holds."""
+    b = batch(0)
+    x = b.log_probs if where == "log_probs" else b.rows.advantages_BT.clone()
+    x[1, 1] = bad
+    b = Batch(Rows(**{**vars(b.rows), "advantages_BT": x}), b.log_probs, b.old) if where == "advantages_BT" else b
+    for controller in (kl(fraction=0.5), kl(fraction=1.0), clip(lower=-INF, upper=INF)):
+        selection = controller.select(b.window())
+        cov = token_covariance(b.log_probs, b.rows, b.rows.mask_BT, selection.stats)
+        assert not any(
+            cov[b.rows.row_id_B.tolist().index(row), j].isnan() for row, j in chosen(controller, b, selection)
+        )
 
 
 def test_keys_equal_splitmix64_in_plain_integers():
@@ -272,25 +344,29 @@ def test_no_candidates_changes_nothing():
 
 def test_top_rule_by_hand():
     value, ids = torch.tensor([3.0, 1.0, 2.0, 2.0]), torch.tensor([10, 11, 13, 12])
-    assert top_rule(value, ids, 1, 4, OneRank())[:2] == (torch.tensor(2.5), torch.tensor(-1))  # between 3 and 2
-    assert top_rule(value, ids, 2, 4, OneRank())[:2] == (torch.tensor(2.0), torch.tensor(12))  # 2 and 2: id 12 first
-    assert top_rule(value, ids, 3, 4, OneRank())[:2] == (torch.tensor(1.5), torch.tensor(-1))
-    assert top_rule(value, ids, 4, 4, OneRank()).threshold == -INF
-    assert top_rule(value[:0], ids[:0], 1, 0, OneRank()).threshold == INF
+
+    def rule(k, n=4):
+        return top_rule(value[:n], ids[:n], torch.tensor(k), torch.tensor(n))
+
+    assert rule(1) == (torch.tensor(2.5), torch.tensor(-1))  # between 3 and 2
+    assert rule(2) == (torch.tensor(2.0), torch.tensor(12))  # 2 and 2: id 12 first
+    assert rule(3) == (torch.tensor(1.5), torch.tensor(-1))
+    assert rule(4).threshold == -INF
+    assert rule(1, n=0).threshold == INF
 
 
 def test_key_rule_by_hand():
     keys = torch.tensor([9, 5, 7])
-    assert int(clip_cov.key_rule(keys, 2, OneRank())) == 7
-    assert int(clip_cov.key_rule(keys, 3, OneRank())) == LAST_ID  # no choice: later candidates come in as well
-    assert int(clip_cov.key_rule(keys[:0], 3, OneRank())) == clip_cov.NO_KEY
+    assert int(key_rule(keys, torch.tensor(2))) == 7
+    assert int(key_rule(keys, torch.tensor(3))) == LAST_ID  # no choice: later candidates come in as well
+    assert int(key_rule(keys[:0], torch.tensor(3))) == NO_KEY
 
 
 def test_neighbouring_float32_values_are_told_apart():
     low = torch.nextafter(torch.tensor(1.0), torch.tensor(2.0))  # odd mantissa: in float32 the midpoint rounds to high
     high = torch.nextafter(low, torch.tensor(2.0))
-    top = top_rule(torch.stack([low, high]), torch.tensor([0, 1]), 1, 2, OneRank())
-    inside = kl_cov.in_top(torch.stack([low, high])[None], torch.tensor([[0, 1]]), torch.ones(1, 2).bool(), top)
+    top = top_rule(torch.stack([low, high]), torch.tensor([0, 1]), torch.tensor(1), torch.tensor(2))
+    inside = in_top(torch.stack([low, high])[None], torch.tensor([[0, 1]]), torch.ones(1, 2).bool(), top)
     assert inside.tolist() == [[False, True]]
 
 

@@ -13,7 +13,6 @@ from statistics import fmean, pstdev
 import pytest
 import torch
 
-from entrl.controllers.covariance import TOP_SHARES
 from entrl.controllers.hooks import OneRank, Rows
 from entrl.controllers.monitor import (
     ANSWER,
@@ -25,6 +24,7 @@ from entrl.controllers.monitor import (
     state_covariance,
     tabular_entropy_change,
 )
+from entrl.controllers.top_shares import TOP_SHARES
 from entrl.report import read_runs
 from entrl.report.page import payload
 

@@ -23,7 +23,7 @@ token mean nothing else where the ratio is detached (CISPO), reshaped (SAPO, VES
 level), so those are refused.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -32,37 +32,20 @@ import torch
 from torch import Tensor
 
 from entrl.controllers.covariance import (
-    COLUMN_SPAN,
-    LAST_ID,
-    CovarianceController,
     CovSpread,
     TokenStats,
-    agreed_tokens,
-    bits_of,
-    both,
-    entry,
-    padded,
+    cov_spread,
+    in_band,
     ppo_clipped,
-    raw_covariance,
-    reads_are_free,
-    rows_in,
-    rule_size,
-    runs,
-    share_of,
-    smallest,
     spread_of,
     spread_sums,
+    token_covariance,
     token_stats,
-    zeroed_,
 )
-from entrl.controllers.hooks import LossTerms, LossView, Ranks, Role, Rows, Window
-
-NO_KEY = -1  # keys are >= 0: a threshold nothing reaches
-
-# SplitMix64 (Steele, Lea, Flood 2014) as signed 64-bit numbers, whose products wrap the same way.
-GOLDEN = 0x9E3779B97F4A7C15 - 2**64
-FACTOR_1 = 0xBF58476D1CE4E5B9 - 2**64
-FACTOR_2 = 0x94D049BB133111EB - 2**64
+from entrl.controllers.covariance_controller import CovarianceController
+from entrl.controllers.hooks import LossTerms, LossView, Role, Rows, Window
+from entrl.controllers.seeded_sample import key_rule, smallest, token_keys
+from entrl.controllers.top import LAST_ID, agreed_tokens, gather_together, rule_size, share_of, token_ids
 
 
 class ClipCovSelection(NamedTuple):
@@ -71,53 +54,6 @@ class ClipCovSelection(NamedTuple):
     key: Tensor  # int64 scalar: candidates with a key of at most this are taken
     step: int  # what the keys were made of
     metrics: dict[str, Tensor | float]
-
-
-def _shift_right(x: Tensor, bits: int) -> Tensor:
-    """Logical shift; torch's own keeps the sign bit."""
-    return (x >> bits) & (2 ** (64 - bits) - 1)
-
-
-def _mix(x: Tensor) -> Tensor:
-    x = x + GOLDEN
-    x = (x ^ _shift_right(x, 30)) * FACTOR_1
-    x = (x ^ _shift_right(x, 27)) * FACTOR_2
-    return x ^ _shift_right(x, 31)
-
-
-def _mixed(x: int) -> int:
-    """`_mix` of one number on the host, as a signed 64-bit number."""
-    bits = 2**64 - 1
-    x = (x + GOLDEN) & bits
-    x = ((x ^ (x >> 30)) * FACTOR_1) & bits
-    x = ((x ^ (x >> 27)) * FACTOR_2) & bits
-    x ^= x >> 31
-    return x - 2**64 if x >= 2**63 else x
-
-
-@torch.no_grad()
-def token_keys(id_BT: Tensor, *, seed: int, step: int) -> Tensor:
-    """(B, T) int64 in [0, 2**53): a random number per token, the same on every device, rank and split."""
-    stream = _mixed(_mixed(seed) + step)
-    return _shift_right(_mix(_mix(id_BT) ^ stream), 11)
-
-
-@torch.no_grad()
-def key_rule(key_N: Tensor, m: Tensor | int, ranks: Ranks) -> Tensor:
-    """The m-th smallest key over all ranks; the largest number where there are no more than m, NO_KEY for none.
-
-    key_N: this rank's candidates for the first m + 1 places, equally many on every rank; filled up with LAST_ID.
-    """
-    return _rule(ranks.gather(key_N), m)
-
-
-def _rule(key_N: Tensor, m: Tensor | int) -> Tensor:
-    """`key_rule` once every rank's keys are here."""
-    m = m if isinstance(m, Tensor) else torch.full((), m, device=key_N.device)
-    key_N = padded(key_N, len(key_N) + 1, LAST_ID).sort().values
-    no_choice = entry(key_N, m) == LAST_ID
-    key = torch.where(no_choice, LAST_ID, entry(key_N, m - 1))
-    return torch.where(key_N[0] == LAST_ID, NO_KEY, key)
 
 
 @dataclass(kw_only=True)
@@ -160,102 +96,32 @@ class ClipCov(CovarianceController):
     @torch.no_grad()
     def _choose(self, window: Window, *, eps_low: float, eps_high: float) -> ClipCovSelection:
         rows, ranks, counted_BT = window.rows, window.ranks, self.counted(window.rows)
-        log_probs_BT = window.log_probs_BT
-        stats = token_stats(log_probs_BT, rows.advantages_BT, counted_BT, ranks)
-
-        def covariances() -> Iterator[tuple[slice, Tensor]]:
-            for run in runs(log_probs_BT):
-                cov_BT = raw_covariance(log_probs_BT[run], rows.advantages_BT[run], stats)
-                yield run, zeroed_(cov_BT, bits_of(counted_BT[run]))
-
-        in_std = self.bounds == "std"  # the band needs std(c) of all ranks first, which costs a collective more
-        if in_std:
-            spread = spread_of(
-                ranks.sum(torch.stack([spread_sums(cov_BT) for _, cov_BT in covariances()]).sum(0)), stats.n
-            )
-        else:
-            spread = None
-        keys, sums = [], []
-        for run, cov_BT in covariances():
-            _, key_M = self._draw(
-                rows_in(rows, run),
-                cov_BT,
-                spread,
-                step=window.step,
-                log_probs_BT=log_probs_BT[run],
-                old_log_probs_BT=window.old_log_probs_BT[run],
-                eps_low=eps_low,
-                eps_high=eps_high,
-            )
-            keys.append(key_M)
-            sums.append(spread_sums(cov_BT))
-        size = rule_size(self.fraction, agreed_tokens(log_probs_BT, ranks), stats.world)
-        mine_X = torch.cat([smallest(torch.cat(keys)[None], size), torch.stack(sums).sum(0).view(torch.int64)])
-        every_RX = ranks.gather(mine_X[None])
-        key = _rule(every_RX[:, :size].reshape(-1), share_of(self.fraction, stats.n))
-        spread = spread_of(every_RX[:, size:].contiguous().view(torch.float64).sum(0), stats.n)
-        return ClipCovSelection(stats, spread, key, window.step, {})
-
-    def candidates(
-        self,
-        rows: Rows,
-        cov_BT: Tensor,
-        spread: CovSpread,
-        *,
-        log_probs_BT: Tensor,
-        old_log_probs_BT: Tensor,
-        eps_low: float,
-        eps_high: float,
-    ) -> Tensor:
-        """(B, T) bool: counted tokens inside the open band that still have a policy gradient."""
-        counted_BT = self.counted(rows)
-        silenced_BT = ppo_clipped(
-            log_probs_BT, old_log_probs_BT, rows.advantages_BT, counted_BT, eps_low=eps_low, eps_high=eps_high
-        )
-        return self._in_band(cov_BT, spread) & counted_BT & ~silenced_BT
-
-    def _in_band(self, cov_BT: Tensor, spread: CovSpread | None) -> Tensor:
-        unit = 1.0 if spread is None or self.bounds == "absolute" else spread.std
-        band_BT = torch.gt(cov_BT, self.lower * unit, out=torch.empty_like(cov_BT))  # in float: see `in_top`
-        band_BT.mul_(torch.lt(cov_BT, self.upper * unit, out=torch.empty_like(cov_BT)))
-        return band_BT.to(torch.uint8).view(torch.bool)
-
-    def _draw(
-        self,
-        rows: Rows,
-        cov_BT: Tensor,
-        spread: CovSpread | None,
-        *,
-        step: int,
-        log_probs_BT: Tensor,
-        old_log_probs_BT: Tensor,
-        eps_low: float,
-        eps_high: float,
-    ) -> tuple[Tensor, Tensor]:
-        """Flat positions of M tokens and their keys, LAST_ID where the token is no candidate.
-
-        M is every token of the rows, or those of the band alone where counting them costs nothing: a key takes some
-        thirty integer operations and the band holds about one token in a hundred.
-        """
-        band_BT = both(self._in_band(cov_BT, spread), self.counted(rows))
-        band_N = band_BT.flatten()
-        if reads_are_free(band_N):
-            place_M = band_N.nonzero().squeeze(1)
-        else:
-            place_M = torch.arange(len(band_N), device=band_N.device)
-        row_M, column_M = place_M // cov_BT.shape[1], place_M % cov_BT.shape[1]
-        old_M, log_prob_M = (x.reshape(-1)[place_M] for x in (old_log_probs_BT, log_probs_BT.detach()))
-        advantage_M = rows.advantages_BT[row_M, column_M]
-        silenced_M = ppo_clipped(
-            log_prob_M[:, None],
-            old_M[:, None],
-            advantage_M[:, None],
-            band_N[place_M][:, None],
+        stats = token_stats(window.log_probs_BT, rows.advantages_BT, counted_BT, ranks)
+        cov_BT = token_covariance(window.log_probs_BT, rows, counted_BT, stats)
+        # A band in units of std(c) needs it of all ranks first, which costs a collective more.
+        spread = cov_spread(cov_BT, stats.n, ranks) if self.bounds == "std" else None
+        clipped_BT = ppo_clipped(
+            window.log_probs_BT,
+            window.old_log_probs_BT,
+            rows.advantages_BT,
+            rows.mask_BT,
             eps_low=eps_low,
             eps_high=eps_high,
-        ).squeeze(1)
-        key_M = token_keys(rows.row_id_B[row_M] * COLUMN_SPAN + column_M, seed=self.seed, step=step)
-        return place_M, torch.where(band_N[place_M] & ~silenced_M, key_M, LAST_ID)
+        )
+        candidate_BT = self.candidates(rows, cov_BT, clipped_BT, spread)
+        key_BT = torch.where(candidate_BT, self._keys(rows, window.step), LAST_ID)
+        size = rule_size(self.fraction, agreed_tokens(cov_BT, ranks), stats.world)
+        key_RK, sums_R2 = gather_together(ranks, smallest(key_BT.flatten(), size), spread_sums(cov_BT))
+        key = key_rule(key_RK.flatten(), share_of(self.fraction, stats.n))
+        return ClipCovSelection(stats, spread_of(sums_R2.sum(0), stats.n), key, window.step, {})
+
+    def _keys(self, rows: Rows, step: int) -> Tensor:
+        return token_keys(token_ids(rows.row_id_B, rows.mask_BT.shape[1]), seed=self.seed, step=step)
+
+    def candidates(self, rows: Rows, cov_BT: Tensor, clipped_BT: Tensor, spread: CovSpread | None) -> Tensor:
+        """(B, T) bool: counted tokens inside the open band that still have a policy gradient."""
+        unit = 1.0 if spread is None or self.bounds == "absolute" else spread.std
+        return in_band(cov_BT, lower=self.lower * unit, upper=self.upper * unit) & self.counted(rows) & ~clipped_BT
 
     @torch.no_grad()
     def members(
@@ -269,21 +135,12 @@ class ClipCov(CovarianceController):
         eps_high: float,
     ) -> tuple[Tensor, Tensor]:
         """(B, T) bool, the tokens of these rows that the selection's rule takes, and the number of candidates."""
-        cov_BT = raw_covariance(log_probs_BT, rows.advantages_BT, selection.stats)
-        place_M, key_M = self._draw(
-            rows,
-            cov_BT,
-            selection.spread,
-            step=selection.step,
-            log_probs_BT=log_probs_BT,
-            old_log_probs_BT=old_log_probs_BT,
-            eps_low=eps_low,
-            eps_high=eps_high,
+        cov_BT = token_covariance(log_probs_BT, rows, self.counted(rows), selection.stats)
+        clipped_BT = ppo_clipped(
+            log_probs_BT, old_log_probs_BT, rows.advantages_BT, rows.mask_BT, eps_low=eps_low, eps_high=eps_high
         )
-        candidate_M = key_M < LAST_ID
-        chosen_N = torch.zeros(cov_BT.numel(), dtype=torch.bool, device=cov_BT.device)
-        chosen_N.index_copy_(0, place_M, candidate_M & (key_M <= selection.key))
-        return chosen_N.view(cov_BT.shape), candidate_M.count_nonzero()
+        candidate_BT = self.candidates(rows, cov_BT, clipped_BT, selection.spread)
+        return candidate_BT & (self._keys(rows, selection.step) <= selection.key), candidate_BT.sum()
 
     def on_loss(self, rows: Rows, selection: ClipCovSelection | None, view: LossView) -> LossTerms:
         if selection is None:
@@ -298,7 +155,7 @@ class ClipCov(CovarianceController):
         )
         sums = self.token_sums(rows, chosen_BT, view)
         sums["candidates"] = candidates
-        return LossTerms(weight_BT=1 - chosen_BT.view(torch.uint8).to(view.log_probs_BT.dtype), sums=sums)
+        return LossTerms(weight_BT=1 - chosen_BT.to(view.log_probs_BT.dtype), sums=sums)
 
     def _choose_slice(self, rows: Rows, view: LossView) -> ClipCovSelection:
         self.warn_single_row(rows)

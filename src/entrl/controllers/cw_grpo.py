@@ -81,7 +81,7 @@ class CWGRPO(Controller):
         rows, ranks, counted_BT = window.rows, window.ranks, self.counted(window.rows)
         stats = token_stats(window.log_probs_BT, rows.advantages_BT, counted_BT, ranks)
         cov_BT = token_covariance(window.log_probs_BT, rows, counted_BT, stats)
-        spread = cov_spread(cov_BT, counted_BT, stats.n, ranks)
+        spread = cov_spread(cov_BT, stats.n, ranks)
         weight_BT = gaussian_weights(cov_BT, spread.std, width=self.width).double()
         total = torch.where(counted_BT, weight_BT, 0.0).sum()
         smallest = torch.where(counted_BT, weight_BT, 1.0).amin()  # no weight is above 1 before renormalising

@@ -29,43 +29,29 @@ import torch
 from torch import Tensor
 
 from entrl.controllers.covariance import (
-    LAST_ID,
-    CovarianceController,
     CovSpread,
     TokenStats,
-    agreed_tokens,
-    bits_of,
-    block_tops,
-    block_values,
-    both,
-    entry,
-    padded,
-    raw_covariance,
-    reads_are_free,
-    rule_size,
-    runs,
-    share_of,
     spread_of,
     spread_sums,
-    token_ids,
+    token_covariance,
     token_stats,
-    top_tokens,
     total,
-    zeroed_,
 )
-from entrl.controllers.hooks import LossSettings, LossTerms, LossView, Ranks, Role, Rows, Window
+from entrl.controllers.covariance_controller import CovarianceController
+from entrl.controllers.hooks import LossSettings, LossTerms, LossView, Role, Rows, Window
+from entrl.controllers.top import (
+    Top,
+    agreed_tokens,
+    gather_together,
+    in_top,
+    largest,
+    rule_size,
+    share_of,
+    token_ids,
+    top_rule,
+)
 
 Penalty = Literal["abs", "k2", "k3"]
-
-
-class Top(NamedTuple):
-    """The k largest values as a rule: above `threshold`, or equal to it with an id of at most `tie_id`."""
-
-    threshold: Tensor  # float64 scalar
-    tie_id: Tensor  # int64 scalar, -1 where no tie has to be broken
-    above: Tensor  # float32 scalar: a float32 is above `threshold` where it is above this
-    above_or_tied: Tensor  # float32 scalar: and above or equal where it is above this
-    tied: bool  # False: `tie_id` was seen to be -1, where looking at it costs nothing
 
 
 class KLCovSelection(NamedTuple):
@@ -73,56 +59,6 @@ class KLCovSelection(NamedTuple):
     spread: CovSpread
     top: Top
     metrics: dict[str, Tensor | float]
-
-
-@torch.no_grad()
-def top_rule(value_N: Tensor, id_N: Tensor, k: Tensor | int, n: Tensor | int, ranks: Ranks) -> Top:
-    """Rule for the k largest of the n values all ranks hold together; ties go to the smallest ids.
-
-    value_N, id_N: this rank's candidates for the first k + 1 places, in any order, equally many on every rank; filled
-    up with (-inf, LAST_ID). k and n may stay on the device.
-
-    The threshold is the midpoint between the k-th and the next value, so that round-off between two passes over the
-    same tokens flips none of them; k = n gives -inf, n = 0 gives +inf.
-    """
-    return _rule(ranks.gather(value_N.double()), ranks.gather(id_N), k, n)
-
-
-def _rule(value_N: Tensor, id_N: Tensor, k: Tensor | int, n: Tensor | int) -> Top:
-    """`top_rule` once every rank's entries are here."""
-    k, n = (x if isinstance(x, Tensor) else torch.full((), x, device=value_N.device) for x in (k, n))
-    edge = 2  # places k - 1 and k exist however short the list
-    value_N, id_N = padded(value_N, len(value_N) + edge, -torch.inf), padded(id_N, len(id_N) + edge, LAST_ID)
-    by_id_N = id_N.argsort()
-    value_N, order_N = value_N[by_id_N].sort(descending=True, stable=True)
-    last, following = entry(value_N, k.long() - 1).double(), entry(value_N, k.long()).double()
-    threshold = torch.where(k >= n, -torch.inf, (last + following) / 2)
-    tied = (last == following) & (k < n)
-    tie_id = torch.where(tied, entry(id_N[by_id_N][order_N], k.long() - 1), -1)
-    threshold = torch.where(n == 0, torch.inf, threshold)
-    return Top(threshold, tie_id, *_float32_bounds(threshold), bool(tied) if reads_are_free(tied) else True)
-
-
-def _float32_bounds(threshold: Tensor) -> tuple[Tensor, Tensor]:
-    """The largest float32 that is not above the float64 threshold, and the next one below it.
-
-    The midpoint of two neighbouring float32 numbers is neither, so values cannot be compared with it in float32.
-    """
-    nearest = threshold.float()
-    low = torch.full_like(nearest, -torch.inf)
-    above = torch.where(nearest.double() > threshold, nearest.nextafter(low), nearest)
-    return above, above.nextafter(low)
-
-
-@torch.no_grad()
-def in_top(value_BT: Tensor, id_BT: Tensor | None, mask_BT: Tensor, top: Top) -> Tensor:
-    """(B, T) bool: the float32 values that the rule takes; `id_BT` may be None where `top.tied` is False."""
-    above = top.above
-    if top.tied:
-        assert id_BT is not None
-        above = torch.where(id_BT <= top.tie_id, top.above_or_tied, top.above)
-    # Compared as numbers, then turned into bytes: several times as fast as a comparison into bool on a CPU.
-    return both(torch.gt(value_BT, above, out=torch.empty_like(value_BT)).to(torch.uint8).view(torch.bool), mask_BT)
 
 
 def log_ratio_penalty(
@@ -207,34 +143,21 @@ class KLCov(CovarianceController):
     @torch.no_grad()
     def _choose(self, window: Window) -> KLCovSelection:
         rows, ranks, counted_BT = window.rows, window.ranks, self.counted(window.rows)
-        log_probs_BT = window.log_probs_BT
-        stats = token_stats(log_probs_BT, rows.advantages_BT, counted_BT, ranks)
-        tops, sums = [], []
-        for run in runs(log_probs_BT):
-            bits_BT = bits_of(counted_BT[run])
-            cov_BT = zeroed_(raw_covariance(log_probs_BT[run], rows.advantages_BT[run], stats), bits_BT)
-            tops.append(block_tops(cov_BT, bits_BT))
-            sums.append(spread_sums(cov_BT))
-        size = rule_size(self.fraction, agreed_tokens(log_probs_BT, ranks), stats.world)
-        value_K, id_K = top_tokens(
-            torch.cat(tops),
-            rows.row_id_B,
-            size,
-            lambda block_X: block_values(block_X, log_probs_BT, rows, counted_BT, stats),
-        )
-        mine_X = torch.cat([id_K, value_K.double().view(torch.int64), torch.stack(sums).sum(0).view(torch.int64)])
-        every_RX = ranks.gather(mine_X[None])
-        value_N = every_RX[:, size : 2 * size].reshape(-1).view(torch.float64)
-        top = _rule(value_N, every_RX[:, :size].reshape(-1), share_of(self.fraction, stats.n), stats.n)
-        spread = spread_of(every_RX[:, 2 * size :].contiguous().view(torch.float64).sum(0), stats.n)
-        return KLCovSelection(stats, spread, top, {})
+        stats = token_stats(window.log_probs_BT, rows.advantages_BT, counted_BT, ranks)
+        cov_BT = token_covariance(window.log_probs_BT, rows, counted_BT, stats)
+        value_N = torch.where(counted_BT, cov_BT, -torch.inf).flatten()
+        id_N = token_ids(rows.row_id_B, cov_BT.shape[1]).flatten()
+        size = rule_size(self.fraction, agreed_tokens(cov_BT, ranks), stats.world)
+        value_K, id_K = largest(value_N, id_N, size)
+        value_RK, id_RK, sums_R2 = gather_together(ranks, value_K.double(), id_K, spread_sums(cov_BT))
+        top = top_rule(value_RK.flatten(), id_RK.flatten(), share_of(self.fraction, stats.n), stats.n)
+        return KLCovSelection(stats, spread_of(sums_R2.sum(0), stats.n), top, {})
 
     def members(self, rows: Rows, selection: KLCovSelection, *, log_probs_BT: Tensor) -> Tensor:
         """(B, T) bool: the tokens of these rows that the selection's rule takes under these log-probs."""
         counted_BT = self.counted(rows)
-        cov_BT = raw_covariance(log_probs_BT, rows.advantages_BT, selection.stats)
-        id_BT = token_ids(rows.row_id_B, cov_BT.shape[1]) if selection.top.tied else None
-        return in_top(cov_BT, id_BT, counted_BT, selection.top)
+        cov_BT = token_covariance(log_probs_BT, rows, counted_BT, selection.stats)
+        return in_top(cov_BT, token_ids(rows.row_id_B, cov_BT.shape[1]), counted_BT, selection.top)
 
     def on_loss(self, rows: Rows, selection: KLCovSelection | None, view: LossView) -> LossTerms:
         if selection is None:
@@ -255,7 +178,7 @@ class KLCov(CovarianceController):
         )
         sums = self.token_sums(rows, chosen_BT, view)
         sums["candidates"] = sums["tokens"]  # no band here: every counted token competes
-        sums["penalty"] = total(penalty_BT.detach().float())
+        sums["penalty"] = total(penalty_BT.detach())
         return LossTerms(penalty_BT=penalty_BT, sums=sums)
 
     def summarise(self, sums: dict[str, float]) -> dict[str, float]:

@@ -26,8 +26,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from entrl.controllers.covariance import share_means
 from entrl.controllers.hooks import Ranks, Rows
+from entrl.controllers.top_shares import share_means
 from entrl.maths.signals import covariance
 
 OTHER, THINK, ANSWER = 0, 1, 2  # values of a phase tensor: tags, tool output and padding are OTHER

@@ -139,15 +139,15 @@ def _check_derived(check: Comparison, case: Case, controller: ClipCov | KLCov, i
     rtol, atol = FLOAT32_COV
     check.close("cov", cov_BT, want_BT, rtol=rtol, atol=atol)
     if "candidates" in derived and isinstance(controller, ClipCov):
-        candidate_BT = controller.candidates(
-            rows,
-            cov_BT,
-            selection.spread,
-            log_probs_BT=window.log_probs_BT,
-            old_log_probs_BT=window.old_log_probs_BT,
+        clipped_BT = ppo_clipped(
+            window.log_probs_BT,
+            window.old_log_probs_BT,
+            rows.advantages_BT,
+            rows.mask_BT,
             eps_low=controller.clip_low,
             eps_high=controller.clip_high,
         )
+        candidate_BT = controller.candidates(rows, cov_BT, clipped_BT, selection.spread)
         check.same("candidates", _positions(candidate_BT), derived["candidates"])
 
 
