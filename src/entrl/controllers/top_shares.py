@@ -1,6 +1,8 @@
 """Mean covariance of the tokens with the largest one, by share of all tokens, from a histogram of fixed size.
 
-    bin of c  =  sign(c) floor(2**6 (log2 |c| - LOWEST) + 1)       one bin around zero, 64 an octave on either side
+    |c| = m 2**e, 1/2 <= m < 1        bin of c = sign(c) (64 (e - 1 - LOWEST) + floor(64 (2 m - 1)) + 1)
+
+that is 64 bins of equal width in each octave of |c|, on either side of one around zero.
 
 Source:  the groups of arXiv 2505.22617, Table 1
 Differs: a share holds max(1, int(share n)) tokens of all ranks. Bins carry their own sums, so only the bin that the
@@ -58,5 +60,8 @@ def _histogram(cov_BT: Tensor, mask_BT: Tensor, negative_BT: Tensor | None) -> T
 
 def _bins(cov_BT: Tensor) -> Tensor:
     """int64 bin of every value: 0 for the lowest, HALF_BINS around zero, 2 HALF_BINS for the highest and for NaN."""
-    away_BT = ((cov_BT.abs().log2() - LOWEST) * BINS_AN_OCTAVE + 1).floor().clamp(0, HALF_BINS)
-    return (HALF_BINS + away_BT.copysign(cov_BT)).nan_to_num(nan=2 * HALF_BINS).long()
+    size_BT = cov_BT.abs().clamp(2.0 ** (LOWEST - 1), 2.0**HIGHEST)
+    mantissa_BT, exponent_BT = torch.frexp(size_BT)
+    away_BT = BINS_AN_OCTAVE * (exponent_BT - 2 - LOWEST) + (2 * BINS_AN_OCTAVE * mantissa_BT).floor() + 1
+    signed_BT = away_BT.clamp(0, HALF_BINS).copysign(cov_BT)
+    return (HALF_BINS + signed_BT).nan_to_num(nan=2 * HALF_BINS).long()
