@@ -93,24 +93,24 @@ def micro_batches(window: Window, size: int) -> list[Window]:
 # Ours
 
 
+def view_of(controller: Any, s: Window) -> LossView:
+    low, high = controller.clip_range
+    return LossView(
+        log_probs_BT=s.log_probs_BT,
+        old_log_probs_BT=s.old_log_probs_BT,
+        entropies_BT=s.log_probs_BT,
+        eps_low=low,
+        eps_high=high,
+    )
+
+
 def hooks(controller: Any, window: Window, slices: list[Window]) -> Job:
     """`select` and every `on_loss`, with the metrics both collect."""
-    low, high = controller.clip_range
 
     def job() -> None:
         selection = controller.select(window)
         for s in slices:
-            controller.on_loss(
-                s.rows,
-                selection,
-                LossView(
-                    log_probs_BT=s.log_probs_BT,
-                    old_log_probs_BT=s.old_log_probs_BT,
-                    entropies_BT=s.log_probs_BT,
-                    eps_low=low,
-                    eps_high=high,
-                ),
-            )
+            controller.on_loss(s.rows, selection, view_of(controller, s))
 
     return job
 
@@ -125,15 +125,8 @@ def selection_alone(controller: KLCov | ClipCov, window: Window, slices: list[Wi
                 chosen = controller.members(s.rows, selection, log_probs_BT=s.log_probs_BT)
                 log_ratio_penalty(s.log_probs_BT, s.old_log_probs_BT, chosen, coef=controller.coef)
             else:
-                chosen, _ = controller.members(
-                    s.rows,
-                    selection,
-                    log_probs_BT=s.log_probs_BT,
-                    old_log_probs_BT=s.old_log_probs_BT,
-                    eps_low=controller.clip_low,
-                    eps_high=controller.clip_high,
-                )
-                _ = 1 - chosen.view(torch.uint8).to(torch.float32)
+                chosen, _ = controller.members(s.rows, selection, view_of(controller, s))
+                _ = 1 - chosen.to(torch.float32)
 
     return job
 
@@ -428,14 +421,7 @@ class BothScopes(KLCov):
         """What the loss pass of this update would act on."""
         if isinstance(controller, KLCov):
             return controller.members(window.rows, selection, log_probs_BT=window.log_probs_BT)
-        return controller.members(
-            window.rows,
-            selection,
-            log_probs_BT=window.log_probs_BT,
-            old_log_probs_BT=window.old_log_probs_BT,
-            eps_low=controller.clip_low,
-            eps_high=controller.clip_high,
-        )[0]
+        return controller.members(window.rows, selection, view_of(controller, window))[0]
 
 
 def measure_overlap(args: argparse.Namespace) -> list[dict[str, Any]]:

@@ -218,10 +218,11 @@ def test_row_order_does_not_matter(make):
     assert chosen(controller, b[order], controller.select(b[order].window(step=2))) == want
 
 
-def test_ties_go_to_the_smallest_ids_over_all_ranks():
+@pytest.mark.parametrize("advantage", [0.5, 0.1])  # 0.1: summed in float32 its mean would not be 0.1
+def test_ties_go_to_the_smallest_ids_over_all_ranks(advantage):
     b = batch(0, drift=0.5)
     b.rows.mask_BT.fill_(True)
-    flat = torch.full_like(b.old, 0.5)  # equal advantages: every covariance is exactly 0
+    flat = torch.full_like(b.old, advantage)  # equal advantages: every covariance is exactly 0
     rows = Rows(
         advantages_BT=flat,
         mask_BT=b.rows.mask_BT,

@@ -100,14 +100,8 @@ class ClipCov(CovarianceController):
         cov_BT = token_covariance(window.log_probs_BT, rows, counted_BT, stats)
         # A band in units of std(c) needs it of all ranks first, which costs a collective more.
         spread = cov_spread(cov_BT, stats.n, ranks) if self.bounds == "std" else None
-        clipped_BT = ppo_clipped(
-            window.log_probs_BT,
-            window.old_log_probs_BT,
-            rows.advantages_BT,
-            rows.mask_BT,
-            eps_low=eps_low,
-            eps_high=eps_high,
-        )
+        log_probs = window.log_probs_BT, window.old_log_probs_BT
+        clipped_BT = ppo_clipped(*log_probs, rows.advantages_BT, rows.mask_BT, eps_low=eps_low, eps_high=eps_high)
         candidate_BT = self.candidates(rows, cov_BT, clipped_BT, spread)
         key_BT = torch.where(candidate_BT, self._keys(rows, window.step), LAST_ID)
         size = rule_size(self.fraction, agreed_tokens(cov_BT, ranks), stats.world)
@@ -124,35 +118,18 @@ class ClipCov(CovarianceController):
         return in_band(cov_BT, lower=self.lower * unit, upper=self.upper * unit) & self.counted(rows) & ~clipped_BT
 
     @torch.no_grad()
-    def members(
-        self,
-        rows: Rows,
-        selection: ClipCovSelection,
-        *,
-        log_probs_BT: Tensor,
-        old_log_probs_BT: Tensor,
-        eps_low: float,
-        eps_high: float,
-    ) -> tuple[Tensor, Tensor]:
+    def members(self, rows: Rows, selection: ClipCovSelection, view: LossView) -> tuple[Tensor, Tensor]:
         """(B, T) bool, the tokens of these rows that the selection's rule takes, and the number of candidates."""
-        cov_BT = token_covariance(log_probs_BT, rows, self.counted(rows), selection.stats)
-        clipped_BT = ppo_clipped(
-            log_probs_BT, old_log_probs_BT, rows.advantages_BT, rows.mask_BT, eps_low=eps_low, eps_high=eps_high
-        )
+        cov_BT = token_covariance(view.log_probs_BT, rows, self.counted(rows), selection.stats)
+        log_probs = view.log_probs_BT, view.old_log_probs_BT
+        clip = {"eps_low": view.eps_low, "eps_high": view.eps_high}
+        clipped_BT = ppo_clipped(*log_probs, rows.advantages_BT, rows.mask_BT, **clip)
         candidate_BT = self.candidates(rows, cov_BT, clipped_BT, selection.spread)
         return candidate_BT & (self._keys(rows, selection.step) <= selection.key), candidate_BT.sum()
 
     def on_loss(self, rows: Rows, selection: ClipCovSelection | None, view: LossView) -> LossTerms:
-        if selection is None:
-            selection = self._choose_slice(rows, view)
-        chosen_BT, candidates = self.members(
-            rows,
-            selection,
-            log_probs_BT=view.log_probs_BT.detach(),
-            old_log_probs_BT=view.old_log_probs_BT,
-            eps_low=view.eps_low,
-            eps_high=view.eps_high,
-        )
+        selection = self._choose_slice(rows, view) if selection is None else selection
+        chosen_BT, candidates = self.members(rows, selection, view)
         sums = self.token_sums(rows, chosen_BT, view)
         sums["candidates"] = candidates
         return LossTerms(weight_BT=1 - chosen_BT.to(view.log_probs_BT.dtype), sums=sums)
