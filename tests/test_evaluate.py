@@ -16,7 +16,6 @@ from entrl.evaluation.answers import evaluate, evaluate_path, summary
 from entrl.evaluation.scores import pass_at_k
 from entrl.models.load import adapter_base, load_policy
 from entrl.models.shipped import model_path
-from entrl.stats.intervals import wilson_interval
 from entrl.tasks import load_task
 from entrl_lab.nursery.tokenizer import character_tokenizer
 
@@ -78,14 +77,6 @@ def test_pass_at_1_is_the_share_and_impossible_counts_are_refused():
     for n, c, k in [(4, 5, 1), (4, 1, 5), (4, 1, 0), (4, -1, 1)]:
         with pytest.raises(ValueError, match=r"pass@k needs 0 <= c <= n"):
             pass_at_k(n, c, k)
-
-
-def test_wilson_interval_by_hand():
-    # 0 of 10: (z^2 / 2 +- z^2 / 2) / (n + z^2) = 0 and 3.8415 / 13.8415
-    assert wilson_interval(0, 10) == pytest.approx([0.0, 0.27753], abs=1e-4)
-    # 5 of 10: centre 1/2, half width z / (n + z^2) * sqrt(n / 4 + z^2 / 4) = 0.14160 * 1.86023
-    assert wilson_interval(5, 10) == pytest.approx([0.23659, 0.76341], abs=1e-4)
-    assert wilson_interval(10, 10)[1] == pytest.approx(1.0)
 
 
 def test_summary_leaves_out_what_was_not_verified():
