@@ -11,8 +11,8 @@ entropy 0.
 Source:  Huang, Lu, Zhang, arXiv 2510.08026, Eq. 5-7 and the reward equation. The official code was not
     available, so this follows the paper's equations, not the authors' program.
 Differs: `floor="r_fmt"` never ranks a correct completion below a wrong one (P is unbounded); inactive while
-    P <= s - r_fmt, and `floor=None` gives the paper's formula. Everything from `weight` down is off by
-    default.
+    P <= s - r_fmt, and `floor=None` gives the paper's formula. `weight`, `min_think_tokens`, `max_answer_tokens`
+    and everything in `expert` are ours and off by default.
 Needs:   EntropyGRPOTrainer: token_entropies (or token_logprobs, token_topk_logprobs), token_mask, think_tags,
     prompt_ids
 
