@@ -5,8 +5,8 @@
 
 The term presses right answers to easy problems for windows beyond what easy problems are used to, keeps medium ones
 near theirs, pays right answers to hard ones for searching, and pays wrong answers to harder problems for a surplus.
-The tables are in `hierarchical_formulas`, thresholds and windows in `entrl.maths.windows`, buckets in
-`entrl.maths.difficulty`.
+The tables are in `hierarchical_formulas`, what a mode stands for in `hierarchical_options`, windows and threshold in
+`hierarchical_windows`, buckets in `entrl.maths.difficulty`.
 
     mode="fixed"   default: the repairs below
     mode="code"    the authors' functions; with `evaluate_before_buckets` in the order their released run calls them,
@@ -23,8 +23,8 @@ Differs: (fixed) buckets, targets and threshold are known before the reward is c
     wrong answer outranks a right one. (code) what is counted: every window, by exact entropies, and in the first batch
     against no threshold. The published run counted windows behind 174 trigger words, tested on the most likely token,
     by the top 10 log-probs, and took its first threshold from a validation run. What comes nearest, with our words and
-    rows that bring token_topk_logprobs and token_topk_ids: triggers="en", argmax_trigger, entropy_source="topk",
-    topk_estimate="bucket", threshold_estimate="dropped"
+    rows that bring token_topk_logprobs and token_topk_ids: triggers="en" and, in `expert`, argmax_trigger,
+    entropy_source="topk", topk_estimate="bucket", threshold_estimate="dropped"
 Needs:   EntropyGRPOTrainer: token_entropies (or token_topk_logprobs), group_index, gather; tokenizer with triggers
 
 Documented answers. Verdict not known: None, and the row says nothing about difficulty. Empty completion: no window.
