@@ -16,6 +16,7 @@ from entrl.controllers.hooks import LossView, Rows, Window
 from entrl.controllers.kl_cov import KLCov
 from entrl.controllers.steer import Steer
 from entrl.controllers.w_reinforce import WReinforce
+from entrl.trainers.shared.row_columns import rows_of
 from entrl_lab.nursery.tokenizer import character_tokenizer
 
 NAN = math.nan
@@ -401,7 +402,7 @@ def test_gradient_through_the_trainers_loss_against_finite_differences(tmp_path,
     }
     selection = None
     if acting.scope == "step":
-        rows = run._rows(inputs)
+        rows = rows_of(inputs)
         window = Window(rows=rows, log_probs_BT=old, old_log_probs_BT=old, entropies_BT=entropies, step=1)
         selection = acting.select(window)
     run._selections = [selection] if acting.uses_loss_hook else []

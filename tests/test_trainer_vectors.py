@@ -16,6 +16,7 @@ from trl import GRPOTrainer
 from entrl.controllers.clip_cov import ClipCov
 from entrl.controllers.hooks import Controller, LossTerms
 from entrl.controllers.kl_cov import KLCov
+from entrl.trainers.shared import row_columns
 
 VECTORS = json.loads((Path(__file__).parent / "vectors" / "entropy_mechanism.json").read_text())
 CASES = {case["id"]: case for case in VECTORS["cases"]}
@@ -231,9 +232,7 @@ def test_a_window_selects_the_same_tokens_however_it_is_cut(tmp_path, monkeypatc
     for per_slice in (rows, 4, 2, 1):
         bench = Bench(tmp_path, monkeypatch, controller_for(case, scope=scope), case, slices=rows // per_slice)
         if scope == "step":  # the recorded choice is of the current log-probs, which `step` does not threshold by
-            monkeypatch.setattr(
-                type(bench.trainer), "_window_rows", current_window(type(bench.trainer)._window_rows, case)
-            )
+            monkeypatch.setattr(row_columns, "window_of", current_window(row_columns.window_of, case))
         loss, grad = bench.run(case, rows_per_slice=per_slice)
         monkeypatch.undo()
         assert loss == pytest.approx(whole_loss, rel=RTOL, abs=ATOL)
@@ -241,13 +240,13 @@ def test_a_window_selects_the_same_tokens_however_it_is_cut(tmp_path, monkeypatc
 
 
 def current_window(original, case):
-    """`_window_rows` whose log-probs are the current ones."""
+    """`window_of` whose log-probs are the current ones."""
 
-    def window_rows(self, slices):
-        rows, _, entropies = original(self, slices)
+    def window_of(slices):
+        rows, _, entropies = original(slices)
         return rows, torch.tensor(case["inputs"]["log_prob"], dtype=torch.float64), entropies
 
-    return window_rows
+    return window_of
 
 
 @pytest.mark.parametrize("function", sorted(PARTITIONS))

@@ -18,6 +18,7 @@ from entrl.controllers.hooks import Ranks
 from entrl.maths.group_filter import VERDICTS, GroupFilter, Verdict
 from entrl.trainers.grpo.splice import Batch, scaled_over_the_batch, spliced
 from entrl.trainers.shared.rewards import reward_name
+from entrl.trainers.shared.row_columns import loss_mask
 
 CORRECT = "correct"  # a published column: 1, 0, or -1 where the verdict is not known
 ACCURACY = "accuracy"  # the name of a reward function whose values are scores
@@ -226,10 +227,7 @@ class GroupFiltering:
 
     def _assembled(self, batches: Sequence[Batch], picks: Sequence[tuple[int, int]]) -> Batch:
         batch = spliced(batches, picks, group_size=self.group_size, pad_token_id=self.pad_token_id)
-        mask_BT = batch.output["completion_mask"]
-        if "tool_mask" in batch.output:
-            mask_BT = mask_BT * batch.output["tool_mask"]
-        batch.output["num_items_in_batch"] = self.ranks.sum(mask_BT.sum())
+        batch.output["num_items_in_batch"] = self.ranks.sum(loss_mask(batch.output).sum())
         if self.scale == "batch" or self.aggregation == "normalize_then_sum":
             every_NF = self.ranks.gather(batch.rewards_NF)
             advantages_N = scaled_over_the_batch(

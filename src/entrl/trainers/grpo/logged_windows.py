@@ -11,6 +11,7 @@ from transformers import TrainerCallback
 from entrl.trainers.grpo.recorder import WindowRecorder, learning_rate_of, plain_options, step_state
 from entrl.trainers.grpo.window_log import StepOptions
 from entrl.trainers.shared.loss import LossPass
+from entrl.trainers.shared.row_columns import ENTROPIES, INPUT_IDS
 
 if TYPE_CHECKING:
     from entrl.trainers.grpo.trainer import EntropyGRPOTrainer
@@ -56,15 +57,15 @@ class LoggedWindows:
             "old_log_probs_BT": (current.log_probs_BT if old_BT is None else old_BT).float(),
             "entropies_BT": current.entropies_BT.float(),
         }
-        if "entrl_entropies" in inputs:
-            columns["old_entropies_BT"] = inputs["entrl_entropies"].float()
+        if ENTROPIES in inputs:
+            columns["old_entropies_BT"] = inputs[ENTROPIES].float()
         weight = current.policy_weight_BT  # TRL's masks; with a penalty also its importance-sampling weight
         if not current.penalised and trainer.use_vllm and trainer.vllm_importance_sampling_correction:
             ratio = inputs["importance_sampling_ratio"]
             weight = ratio if weight is None else weight * ratio
         if weight is not None:
             columns["policy_weight_BT"] = weight.float().expand(current.rows.mask_BT.shape)
-        ids = {f"{k}_BT": inputs[k] for k in ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")}
+        ids = {f"{k}_BT": inputs[k] for k in INPUT_IDS}
         self.recorder.add(current.rows, columns | ids)
 
     def finish(self, step: int, inputs: dict[str, Any]) -> None:
@@ -103,10 +104,7 @@ class LoggedWindows:
         if window is None:
             return
         device = trainer.accelerator.device
-        inputs = {
-            name: getattr(window, f"{name}_BT").to(device)
-            for name in ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
-        }
+        inputs = {name: getattr(window, f"{name}_BT").to(device) for name in INPUT_IDS}
         entropies_BT = trainer._scores_of_slice(inputs, kind="after")[1]
         sums = self.recorder.complete(entropies_BT, probe_entropy=trainer._observation.probe_entropy())
         totals = trainer._ranks.total(sums)

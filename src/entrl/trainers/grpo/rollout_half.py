@@ -35,6 +35,7 @@ from entrl.trainers.ranks import AccelerateRanks
 from entrl.trainers.refusals.engine_rules import truncations
 from entrl.trainers.refusals.schedule import Schedule
 from entrl.trainers.seam import check_trl
+from entrl.trainers.shared import row_columns
 from entrl.trainers.shared.counters import Counters
 from entrl.trainers.shared.first_look import FirstLook
 from entrl.trainers.shared.observation import Observation
@@ -42,8 +43,6 @@ from entrl.trainers.shared.rewards import ANSWERS, SCORED_SIGNALS, guarded
 from entrl.trainers.shared.rollout import Rollout, completion_samples
 
 check_trl(version("trl"), GRPOTrainer)
-
-COLUMN = "entrl_column_"  # in TRL's dict of row tensors, before the name of what a reward published
 
 
 class RolloutHalf(GRPOTrainer):
@@ -206,9 +205,7 @@ class RolloutHalf(GRPOTrainer):
         if rollout.scored and sampler_BT is not None:
             assert rollout.log_probs_BT is not None
             assert rollout.entropies_BT is not None
-            mask_BT = output["completion_mask"].bool()
-            if "tool_mask" in output:
-                mask_BT = mask_BT & output["tool_mask"].bool()
+            mask_BT = row_columns.loss_mask(output).bool()
             kept_BT = mask_BT
             if "importance_sampling_ratio" in output:
                 low, high = self.vllm_importance_sampling_clip_min, self.vllm_importance_sampling_clip_max
@@ -415,27 +412,21 @@ class RolloutHalf(GRPOTrainer):
         self, output: dict[str, Any], rollout: Rollout, advantages: Tensor, *, replaced: bool
     ) -> None:
         """Columns that must follow each row through TRL's shuffle and split; `advantages` are those of all ranks."""
-        local, device = output["advantages"].size(0), output["advantages"].device
-        first = self.accelerator.process_index * local
-        output["entrl_row_id"] = torch.arange(first, first + local, device=device)
-        grouped = advantages.view(-1, self.num_generations)
-        informative = grouped.amax(1) > grouped.amin(1)
-        if replaced:  # a controller may give a whole group one advantage that is not 0 (W-REINFORCE)
-            informative = informative | (grouped.abs().amax(1) > 0)
-        output["entrl_informative"] = informative.repeat_interleave(self.num_generations)[first : first + local]
         width = output["completion_ids"].size(1)
-        if self._observation.monitor is not None and self.think_tags is not None:
-            output["entrl_phase"] = rollout.phases(self.think_tags, width).to(device)
-        for name in sorted({name for c in self._loss_controllers for name in c.needs_columns}):
-            output[COLUMN + name] = rollout.column(name, width).to(device)
-        if not (self._loss_controllers or self._windows.on) or not rollout.scored:
-            return
-        assert rollout.log_probs_BT is not None
-        assert rollout.entropies_BT is not None
-        output["entrl_entropies"] = rollout.entropies_BT[:, :width].detach()
-        if "old_per_token_logps" not in output and self._loss_controllers:
-            # Under another name than TRL's: its own key would replace the ratio of exactly 1 by round-off.
-            output["entrl_log_probs"] = rollout.log_probs_BT[:, :width].detach()
+        tags = self.think_tags if self._observation.monitor is not None else None
+        names = sorted({name for c in self._loss_controllers for name in c.needs_columns})
+        log_probs_BT, entropies_BT = rollout.log_probs_BT, rollout.entropies_BT
+        kept = rollout.scored and (self._loss_controllers or self._windows.on)
+        scored = kept and self._loss_controllers
+        row_columns.attach(
+            output,
+            first=self.accelerator.process_index * len(rollout),
+            informative_N=row_columns.informative(advantages, group_size=self.num_generations, replaced=replaced),
+            phase_BT=None if tags is None else rollout.phases(tags, width),
+            columns={name: rollout.column(name, width) for name in names},
+            entropies_BT=entropies_BT[:, :width] if kept and entropies_BT is not None else None,
+            log_probs_BT=log_probs_BT[:, :width] if scored and log_probs_BT is not None else None,
+        )
 
     def _keep_samples(self, output: dict[str, Any], rollout: Rollout) -> None:
         count = getattr(self.args, "sample_completions", 8)

@@ -25,20 +25,21 @@ import torch
 from torch import Tensor
 from trl import GRPOTrainer
 
-from entrl.controllers.hooks import Controller, Rows, Window
+from entrl.controllers.hooks import Controller, Window
 from entrl.controllers.monitor import Monitor
 from entrl.engines.faults import RolloutError
 from entrl.maths.phases import ThinkTags
 from entrl.trainers.grpo.branching import BranchedRollout, Branching, branch_options, branching_problems
 from entrl.trainers.grpo.group_filter import GroupFiltering, PromptSource, filter_rule
 from entrl.trainers.grpo.logged_windows import LoggedWindows
-from entrl.trainers.grpo.rollout_half import COLUMN, RolloutHalf
+from entrl.trainers.grpo.rollout_half import RolloutHalf
 from entrl.trainers.grpo.turns import turn_options
 from entrl.trainers.grpo.vllm import generating_with
 from entrl.trainers.ranks import AccelerateRanks
 from entrl.trainers.refusals.engine_rules import tool_problems
 from entrl.trainers.refusals.schedule import check_schedule, describe_schedule
 from entrl.trainers.refusals.surroundings import check_surroundings, refuse_dropout
+from entrl.trainers.shared import row_columns
 from entrl.trainers.shared.checkpoint import moved
 from entrl.trainers.shared.counters import Counters
 from entrl.trainers.shared.first_look import FirstLook, unspellable
@@ -267,7 +268,7 @@ class EntropyGRPOTrainer(Resumable, RolloutHalf):
             return [None] * len(self._loss_controllers)
         first = self._step % self.args.steps_per_generation
         slices = self._buffered_inputs[first : first + self.args.gradient_accumulation_steps]
-        rows, old_BT, old_entropies_BT = self._window_rows(slices)
+        rows, old_BT, old_entropies_BT = row_columns.window_of(slices)
         current_BT, current_entropies_BT = old_BT, old_entropies_BT
         # In the first window after a rollout the policy is still the one that was scored.
         if "exact" in scopes and self._step % self._schedule.generate_every != 0:
@@ -290,42 +291,9 @@ class EntropyGRPOTrainer(Resumable, RolloutHalf):
                 self._observation.window_metrics[f"{controller.name}/{key}"] = value
         return selections
 
-    def _window_rows(self, slices: Sequence[dict[str, Any]]) -> tuple[Rows, Tensor, Tensor | None]:
-        parts = [self._rows(s) for s in slices]
-        rows = Rows(
-            advantages_BT=torch.cat([p.advantages_BT for p in parts]),
-            mask_BT=torch.cat([p.mask_BT for p in parts]),
-            row_id_B=torch.cat([p.row_id_B for p in parts]),
-            informative_B=torch.cat([p.informative_B for p in parts]),
-            columns={name: torch.cat([p.columns[name] for p in parts]) for name in parts[0].columns},
-        )
-        old = [s["old_per_token_logps"] if "old_per_token_logps" in s else s["entrl_log_probs"] for s in slices]
-        entropies = [s["entrl_entropies"].float() for s in slices if "entrl_entropies" in s]
-        return rows, torch.cat(old), torch.cat(entropies) if len(entropies) == len(slices) else None
-
-    @staticmethod
-    def _rows(inputs: dict[str, Any]) -> Rows:
-        """A micro-batch of TRL's as `Rows`; without controllers the bookkeeping columns are filled with defaults."""
-        mask = inputs["completion_mask"]
-        if "tool_mask" in inputs:
-            mask = mask * inputs["tool_mask"]
-        advantages, count = inputs["advantages"].float(), mask.size(0)
-        if advantages.dim() == 1:
-            advantages = advantages.unsqueeze(1)
-        device = mask.device
-        return Rows(
-            advantages_BT=advantages.expand(mask.shape),
-            mask_BT=mask.bool(),
-            row_id_B=inputs.get("entrl_row_id", torch.arange(count, device=device)),
-            informative_B=inputs.get("entrl_informative", torch.ones(count, dtype=torch.bool, device=device)),
-            columns={k.removeprefix(COLUMN): v for k, v in inputs.items() if k.startswith(COLUMN)},
-        )
-
     def _scores_of_slice(self, inputs: dict[str, Any], *, kind: str) -> tuple[Tensor, Tensor]:
         """(log-probs, entropies) of a micro-batch of TRL's under the policy as it is now."""
-        ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1)
-        mask = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1)
-        return self._no_grad_pass(kind, ids, mask, inputs["completion_ids"].size(1))
+        return self._no_grad_pass(kind, *row_columns.input_ids(inputs))
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
         if not self.model.training:
@@ -337,8 +305,8 @@ class EntropyGRPOTrainer(Resumable, RolloutHalf):
         inputs = dict(inputs)  # the rows live in TRL's buffer and are read again with num_iterations > 1
         self._loss_inputs = inputs
         current = self._loss_pass = LossPass(
-            rows=self._rows(inputs),
-            old_log_probs_BT=inputs.get("old_per_token_logps"),
+            rows=row_columns.rows_of(inputs),
+            old_log_probs_BT=inputs.get(row_columns.OLD_LOG_PROBS),
             ref_log_probs_BT=inputs.get("ref_per_token_logps"),
             controllers=self._loss_controllers,
             selections=self._selections if self._loss_controllers else [],
@@ -372,7 +340,7 @@ class EntropyGRPOTrainer(Resumable, RolloutHalf):
         weight_BT = current.run(log_probs_BT, entropies_BT)
         current.log_probs_BT, current.entropies_BT = log_probs_BT.detach(), entropies_BT.detach()
         if self._observation.monitor is not None:
-            phase_BT = self._loss_inputs.get("entrl_phase")
+            phase_BT = self._loss_inputs.get(row_columns.PHASE)
             self._observation.monitor.observe(current.rows, current.log_probs_BT, current.entropies_BT, phase_BT)
         if weight_BT is not None:
             advantages = self._loss_inputs["advantages"]
