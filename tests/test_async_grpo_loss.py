@@ -300,4 +300,4 @@ def test_a_checkpoint_brings_controllers_and_rewards_back(model, tmp_path):
     assert guard.state_dict()["seen"] == 2
     assert again.state_dict()["seen"] == 3
     assert again.state_dict()["smoothed"] != acting_guard().state_dict()["smoothed"]
-    assert resumed._reward_state == [{"ema": 0.25}]
+    assert resumed._rewards_kept.latest == [{"ema": 0.25}]

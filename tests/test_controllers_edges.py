@@ -405,9 +405,10 @@ def test_gradient_through_the_trainers_loss_against_finite_differences(tmp_path,
         rows = rows_of(inputs)
         window = Window(rows=rows, log_probs_BT=old, old_log_probs_BT=old, entropies_BT=entropies, step=1)
         selection = acting.select(window)
-    run._selections = [selection] if acting.uses_loss_hook else []
+    controls = run._parts.loss.controls
+    controls.selections = [selection] if acting.uses_loss_hook else []
     frozen = Frozen(acting, selection)
-    run._loss_controllers = [frozen] if acting.uses_loss_hook else []
+    controls.on_loss = [frozen] if acting.uses_loss_hook else []
 
     def loss():
         run._step = 1  # the second window of the rollout: an update lies between the two policies

@@ -128,8 +128,8 @@ def test_the_whole_method_in_one_run(tmp_path):
     resumed.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-4"))
     assert same(parameters(whole), parameters(resumed))
     assert resumed.reward_funcs[0].state_dict() == whole.reward_funcs[0].state_dict()
-    assert resumed._state()["branching"] == whole._state()["branching"]
-    assert resumed._state()["filter"] == whole._state()["filter"]
+    assert resumed.kept["branching"].state_dict() == whole.kept["branching"].state_dict()
+    assert resumed.kept["filter"].state_dict() == whole.kept["filter"].state_dict()
 
 
 def test_a_kl_controller_without_a_kl_term_is_refused(tmp_path):

@@ -25,7 +25,7 @@ class Watched(EntropyGRPOTrainer):
     def _generate_single_turn(self, *given, **options):
         out = super()._generate_single_turn(*given, **options)
         self.seen = getattr(self, "seen", [])
-        self.seen.append(self._branched)
+        self.seen.append(self._parts.rollouts.branched)
         return out
 
     def _generate_and_score_completions(self, inputs):
@@ -73,7 +73,7 @@ def test_one_step_is_the_weighted_gradient(tmp_path):
     rate, longest = 0.5, 12
     given = {"optim": "sgd", "learning_rate": rate, "lr_scheduler_type": "constant", "max_grad_norm": 1e9}
     run = watched(tmp_path, max_steps=1, branch_at="window_end", **given)
-    run._branching.threshold.value = 0.5  # as after earlier rollouts
+    run._parts.rollouts.branching.threshold.value = 0.5  # as after earlier rollouts
     run.train()
     rollout, output = run.seen[0], run.outputs[0]
     assert (rollout.columns["branch_fork"] >= 0).any()
@@ -110,7 +110,7 @@ def test_old_log_probs_are_of_each_rows_own_tokens(tmp_path):
         gradient_accumulation_steps=1,
         num_iterations=2,
     )
-    run._branching.threshold.value = 0.5
+    run._parts.rollouts.branching.threshold.value = 0.5
     run.train()
     rollout, output = run.seen[0], run.outputs[0]
     model = tiny_model().double().eval()
@@ -131,21 +131,21 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path):
     whole.train()
     resumed = watched(tmp_path / "resumed", **given)
     resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "out" / "checkpoint-2"))
-    assert resumed._branching.state_dict() == whole._branching.state_dict()
+    assert resumed.kept["branching"].state_dict() == whole.kept["branching"].state_dict()
     assert [r.completion_ids for r in resumed.seen] == [r.completion_ids for r in whole.seen[2:]]
     assert same(parameters(resumed), parameters(whole))
 
 
 def test_evaluation_writes_every_completion_whole(tmp_path):
     run = watched(tmp_path, max_steps=1)
-    run._branching.threshold.value = 0.5
+    run._parts.rollouts.branching.threshold.value = 0.5
     run.model.eval()
-    state = run._branching.state_dict()
+    state = run._parts.rollouts.branching.state_dict()
     prompts = [[1, 2, 3]] * 4
     ids, _ = run._generate_single_turn(prompts, None, {}, 4)
     assert run.seen == [None]
     assert len(ids) == 4
-    assert run._branching.state_dict() == state
+    assert run._parts.rollouts.branching.state_dict() == state
 
 
 def test_more_roots_than_completions_are_refused(tmp_path):

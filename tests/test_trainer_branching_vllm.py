@@ -26,7 +26,7 @@ class Watched(EntropyGRPOTrainer):
 
     def _generate_single_turn(self, *given: Any, **options: Any) -> Any:
         out = super()._generate_single_turn(*given, **options)
-        self.seen = [*getattr(self, "seen", []), self._branched]
+        self.seen = [*getattr(self, "seen", []), self._parts.rollouts.branched]
         return out
 
     def _generate_and_score_completions(self, inputs: Any) -> Any:

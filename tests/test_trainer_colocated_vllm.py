@@ -7,6 +7,7 @@ import gc
 import math
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -211,7 +212,8 @@ def test_weights_that_did_not_arrive_raise_the_alarm(sampling):
             if "mlp" in name:
                 parameter.mul_(1.5)
     sampling.args.vllm_importance_sampling_correction = sampling.vllm_importance_sampling_correction = True
-    sampling._schedule = type(sampling._schedule)(**{**vars(sampling._schedule), "use_vllm_correction": True})
+    scoring = sampling._parts.scoring
+    scoring.schedule = replace(scoring.schedule, use_vllm_correction=True)
     rows = [sampling.train_dataset[i // 8] for i in range(16)]
     sampling.model.train()
     sampling._last_loaded_step = sampling.state.global_step  # as after a sync that never happened

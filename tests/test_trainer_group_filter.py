@@ -174,7 +174,7 @@ def test_resuming_equals_not_stopping(tmp_path, stop):
     resumed = run()
     resumed.train(resume_from_checkpoint=str(tmp_path / "out" / f"checkpoint-{stop}"))
     assert same(parameters(whole), parameters(resumed))
-    assert whole._filtering.state_dict() == resumed._filtering.state_dict()
+    assert whole.kept["filter"].state_dict() == resumed.kept["filter"].state_dict()
     assert resumed.draws == whole.draws[-len(resumed.draws) :]
     assert len(whole.draws) > 3
 

@@ -16,6 +16,7 @@ from trl import GRPOTrainer
 from entrl.controllers.clip_cov import ClipCov
 from entrl.controllers.hooks import Controller, LossTerms
 from entrl.controllers.kl_cov import KLCov
+from entrl.trainers.grpo.controlled_loss import ControlledLoss
 from entrl.trainers.shared import row_columns
 
 VECTORS = json.loads((Path(__file__).parent / "vectors" / "entropy_mechanism.json").read_text())
@@ -137,7 +138,7 @@ class Bench:
         self.trainer._step = self.slices
         if any(c.scope == "exact" for c in self.trainer.controllers):
             self.no_grad_passes = [whole["log_prob"][p] for p in parts]
-        self.trainer._selections = self.trainer._select()
+        self.trainer._parts.loss.prepare()
         assert not self.no_grad_passes, "scope `exact` did not look at every slice"
         loss, grads = 0.0, []
         for p, batch in zip(parts, batches, strict=True):
@@ -150,7 +151,7 @@ class Bench:
         return loss, torch.cat(grads)
 
     def metric(self, name):
-        self.trainer._read_steps()
+        self.trainer._observation.read()
         return self.trainer._metrics["train"][name][-1]
 
 
@@ -270,7 +271,7 @@ def test_no_penalty_while_the_policy_is_the_one_that_generated(tmp_path, monkeyp
     case = CASES["pub/kl/larger_batch"]
     fresh = Bench(tmp_path, monkeypatch, controller_for(case, scope="step"), case)
     stale_loss, _ = fresh.run(case)
-    monkeypatch.setattr(type(fresh.trainer), "_policy_is_fresh", True)
+    monkeypatch.setattr(ControlledLoss, "policy_is_fresh", True)
     loss, grad = fresh.run(case)
     plain = Bench(tmp_path, monkeypatch, controller_for(case, scope="step", coef=0.0), case)
     plain_loss, plain_grad = plain.run(case)

@@ -37,7 +37,7 @@ from torch import Tensor
 from trl.experimental.async_grpo import AsyncGRPOConfig, AsyncGRPOTrainer
 from trl.experimental.async_grpo.async_rollout_worker import AsyncRolloutWorker
 
-from entrl.controllers.hooks import ROW_TENSORS, Controller, Window
+from entrl.controllers.hooks import ROW_TENSORS, Controller, Scope, Window
 from entrl.controllers.kl_cov import KLCov
 from entrl.controllers.monitor import Monitor
 from entrl.engines import cpu_tree_attention
@@ -46,7 +46,7 @@ from entrl.engines.async_loop import PER_COMPLETION, EntropyRolloutLoop, Trailed
 from entrl.engines.faults import ReplicaMismatch, RolloutError
 from entrl.engines.fingerprint import model_fingerprint
 from entrl.errors import UnsupportedTRL
-from entrl.maths.phases import ThinkTags, phase_labels
+from entrl.maths.phases import phase_labels
 from entrl.trainers.async_grpo.rows import (
     FlatBatch,
     TrailCollator,
@@ -58,13 +58,16 @@ from entrl.trainers.ranks import AccelerateRanks
 from entrl.trainers.refusals.schedule import check_schedule
 from entrl.trainers.refusals.surroundings import check_surroundings, refuse_dropout
 from entrl.trainers.seam import TESTED_TRL
+from entrl.trainers.shared.controls import Controls
 from entrl.trainers.shared.counters import Counters
-from entrl.trainers.shared.first_look import FirstLook, unspellable
+from entrl.trainers.shared.first_look import FirstLook, think_tags_of
 from entrl.trainers.shared.loss import LossPass
 from entrl.trainers.shared.observation import Observation
+from entrl.trainers.shared.options import complete, refuse
 from entrl.trainers.shared.probe import Probe
-from entrl.trainers.shared.resumption import Resumable
+from entrl.trainers.shared.resumption import KeptEach, Resumable
 from entrl.trainers.shared.rewards import ANSWERS, SCORED_SIGNALS, guarded, needed_signals, reward_name
+from entrl.trainers.shared.training_log import TrainingLog
 
 SEAM = {
     "get_train_dataloader": ("self",),
@@ -224,51 +227,36 @@ class EntropyAsyncGRPOTrainer(Resumable, AsyncGRPOTrainer):
         check_seam()
         self.controllers = list(controllers or [])
         rewards = reward_funcs if isinstance(reward_funcs, list) else [reward_funcs] if reward_funcs else []
-        if args is not None and (problems := check_async(args, self.controllers, rewards)):
-            raise ValueError("; and ".join(problems))
+        if args is not None:
+            complete(args, EntropyAsyncGRPOConfig)
+            refuse(check_async(args, self.controllers, rewards))
         if not torch.cuda.is_available():
             cpu_tree_attention.install()
         self._sampled_at = -1
-        self._selections: list[Any] = []
         self._ages: list[Tensor] = []
-        self._alarmed = False
         self._synced_at = 0
         self._latest_version = 0
-        self._reward_state: list[Any] | None = None
         super().__init__(model, reward_funcs, args, *trl_args, **trl_kwargs)
-        if args is None and (problems := check_async(self.args, self.controllers, rewards)):
-            raise ValueError("; and ".join(problems))
+        if args is None:
+            complete(self.args, EntropyAsyncGRPOConfig)
+            refuse(check_async(self.args, self.controllers, rewards))
         _check_prompts(self.train_dataset)
         check_surroundings(self.args, self.accelerator)
         self._ranks = AccelerateRanks(self.accelerator)
-        self._loss_controllers = [c for c in self.controllers if c.uses_loss_hook]
+        self._controls = Controls(self.controllers)
+        self._log = TrainingLog(self._metrics["train"], speaks=True)
         self._wanted: frozenset[str] = frozenset().union(*(needed_signals(r) for r in rewards))
-        if self._loss_controllers or self._wanted & set(SCORED_SIGNALS):
+        if self._controls.on_loss or self._wanted & set(SCORED_SIGNALS):
             refuse_dropout(self.model)
-        for controller in self._loss_controllers:
-            if controller.clip_range is not None:
-                self.epsilon_low, self.epsilon_high = controller.clip_range
-        self.think_tags = self._find_think_tags()
-        self._first_look = FirstLook(self.think_tags, think_close=self._option("think_close"))
+        self._controls.set_clip_range(self)
+        needed, warn = "think_tags" in self._wanted, self._log.warn_once
+        self.think_tags = think_tags_of(self.processing_class, self.args, needed=needed, warn=warn)
+        self._first_look = FirstLook(self.think_tags, think_close=self.args.think_close)
         if self.accelerator.is_main_process:
             self._outfit_worker(rewards)
         self._start_observing()
 
     # Start-up
-
-    def _option(self, name: str) -> Any:
-        """An option of ours, which a plain `AsyncGRPOConfig` does not have."""
-        return getattr(self.args, name, EntropyAsyncGRPOConfig.__dataclass_fields__[name].default)
-
-    def _find_think_tags(self) -> ThinkTags | None:
-        opening, closing = self._option("think_open"), self._option("think_close")
-        try:
-            return ThinkTags.from_tokenizer(self.processing_class, open=opening, close=closing)
-        except ValueError as error:
-            if "think_tags" in self._wanted:
-                raise
-            warnings.warn(unspellable(error), stacklevel=2)
-            return None
 
     def _outfit_worker(self, rewards: list[Any]) -> None:
         """Our loop, our rewards and the key, in the worker TRL built; one that was handed in is left alone."""
@@ -285,8 +273,8 @@ class EntropyAsyncGRPOTrainer(Resumable, AsyncGRPOTrainer):
             "reward_funcs": guarded(rewards, think_tags=self.think_tags, gather=list, training=True),
             "signals": (self._wanted & set(PER_COMPLETION)).union(ANSWERS, *(extras_named(r) for r in rewards)),
             "think_tags": self.think_tags,
-            "record": self._option("sampler_entropies"),
-            "pin_versions": self._option("pin_group_version"),
+            "record": self.args.sampler_entropies,
+            "pin_versions": self.args.pin_group_version,
             "sync_steps": self.args.weight_sync_steps,
             "advantage_hooks": [c for c in self.controllers if type(c).on_rollout is not Controller.on_rollout],
             "api_key": self._api_key,
@@ -294,7 +282,7 @@ class EntropyAsyncGRPOTrainer(Resumable, AsyncGRPOTrainer):
 
     @property
     def _api_key(self) -> str | None:
-        return os.environ.get(self._option("api_key_env")) or None
+        return os.environ.get(self.args.api_key_env) or None
 
     @property
     def vllm_client(self) -> Any:
@@ -310,12 +298,19 @@ class EntropyAsyncGRPOTrainer(Resumable, AsyncGRPOTrainer):
         self.counters = Counters(rows)
         self.completion_samples: deque[dict[str, Any]] = deque(maxlen=1024)
         self.checkpoint_files = []
+        self._rewards_kept = RewardsOfTheWorker(self.rollout_worker)
+        self.kept = {
+            "counters": self.counters,
+            "controllers": KeptEach(self.controllers),
+            "rewards": self._rewards_kept,
+        }
         self._observation = Observation(
-            controllers=self.controllers,
-            loss_controllers=self._loss_controllers,
+            controls=self._controls,
+            log=self._log,
+            counters=self.counters,
             ranks=self._ranks,
             score=_no_scoring,
-            monitor=Monitor(device=self.accelerator.device) if self._option("log_dynamics") else None,
+            monitor=Monitor(device=self.accelerator.device) if self.args.log_dynamics else None,
             probe=Probe(every=0, rows=1),
             diversity=False,
         )
@@ -328,7 +323,7 @@ class EntropyAsyncGRPOTrainer(Resumable, AsyncGRPOTrainer):
         problems = self.vllm_client.problems(
             temperature=self.args.temperature,
             fingerprint=model_fingerprint(self.rollout_worker._loop_kwargs["model_name"]) or None,
-            record=self._option("sampler_entropies"),
+            record=self.args.sampler_entropies,
         )
         if problems:
             raise ReplicaMismatch("; and ".join(problems))
@@ -349,11 +344,11 @@ class EntropyAsyncGRPOTrainer(Resumable, AsyncGRPOTrainer):
         trails = [m.trail if isinstance(m := s["metrics"], TrailedMetrics) else None for s in samples]
         for trail in trails:
             if trail is not None and trail.reward_state is not None:
-                self._reward_state = trail.reward_state
+                self._rewards_kept.latest = trail.reward_state
         self._look_at([(s, t) for s, t in zip(samples, trails, strict=True) if t is not None])
         step = self.state.global_step
         due = step % max(int(self.args.logging_steps), 1) == 0 and self._sampled_at != step
-        count, self._sampled_at = (self._option("sample_completions") if due else 0), step
+        count, self._sampled_at = (self.args.sample_completions if due else 0), step
         for sample, trail in list(zip(samples, trails, strict=True))[:count]:
             if trail is not None:
                 self.completion_samples.append(self._as_read(sample, trail))
@@ -368,7 +363,7 @@ class EntropyAsyncGRPOTrainer(Resumable, AsyncGRPOTrainer):
             rewards=[s["metrics"].get("reward", 0.0) for s, _ in rows],
             truncated=[t.truncated for _, t in rows],
         ):
-            warnings.warn(text, stacklevel=2)
+            self._log.warn_once(text)
 
     def _as_read(self, sample: dict[str, Any], trail: Any) -> dict[str, Any]:
         """One training row as the report shows it; what came after the prompt, a tool's tokens included."""
@@ -394,21 +389,10 @@ class EntropyAsyncGRPOTrainer(Resumable, AsyncGRPOTrainer):
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:
         batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
-        if batches and self._loss_controllers:
-            self._selections = self._select(batches)
+        if batches and self._controls.on_loss:
+            windows: dict[Scope, Window] = {"step": self._window_of(batches)} if self._controls.selecting else {}
+            self._observation.window_metrics |= self._controls.select(windows)
         return batches, items
-
-    def _select(self, batches: list[dict[str, Any]]) -> list[Any]:
-        if not any(c.scope == "step" for c in self._loss_controllers):
-            return [None] * len(self._loss_controllers)
-        window = self._window_of(batches)
-        selections = []
-        for controller in self._loss_controllers:
-            selection = controller.select(window) if controller.scope == "step" else None
-            selections.append(selection)
-            for key, value in controller.window_metrics(selection).items() if controller.scope == "step" else ():
-                self._observation.window_metrics[f"{controller.name}/{key}"] = value
-        return selections
 
     def _window_of(self, batches: list[dict[str, Any]]) -> Window:
         """Every row this rank trains in the step, in one shape on all ranks; the scores are the sampler's."""
@@ -470,8 +454,8 @@ class EntropyAsyncGRPOTrainer(Resumable, AsyncGRPOTrainer):
             rows=batch.rows,
             old_log_probs_BT=layout.spread(old_M),
             ref_log_probs_BT=None,
-            controllers=self._loss_controllers,
-            selections=self._selections,
+            controllers=self._controls.on_loss,
+            selections=self._controls.selections,
             eps_low=self.epsilon_low,
             eps_high=self.epsilon_high,
             fresh=bool(fresh_M.all()),
@@ -500,34 +484,19 @@ class EntropyAsyncGRPOTrainer(Resumable, AsyncGRPOTrainer):
         ages = self._ranks.sum(torch.stack(self._ages).sum(0)).tolist()
         self._ages = []
         found = staleness_metrics(ages)
-        for name, value in found.items():
-            self._metrics["train"][name].append(value)
-        self._metrics["train"]["policy_version"].append(float(self._latest_version))
+        self._log.add({**found, "policy_version": float(self._latest_version)})
         self._alarm(found)
-        if any(c.needs_feedback for c in self.controllers):
-            self._read_steps()
 
     def _alarm(self, found: dict[str, Any]) -> None:
         gap = found.get("staleness/0/abs_log_ratio")
         moved = self.state.global_step != self._synced_at
-        if gap is None or moved or self._alarmed or gap[0] / gap[1] <= self._option("gap_alarm"):
+        if gap is None or moved or gap[0] / gap[1] <= self.args.gap_alarm:
             return
-        self._alarmed = True
-        warnings.warn(
+        self._log.warn_once(
             f"trainer and server disagree by {gap[0] / gap[1]:.3f} nats a token (mean, newest version, step "
             f"{self.state.global_step}; the alarm is at {self._option('gap_alarm')}): serve in the trainer's dtype, "
-            "and check that the server's base model is the trainer's",
-            stacklevel=2,
+            "and check that the server's base model is the trainer's"
         )
-
-    def _read_steps(self) -> None:
-        for metrics, _ in self._observation.read():
-            for name, value in metrics.items():
-                self._metrics["train"][name].append(value)
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        self._read_steps()
-        super().log(logs, start_time)
 
     def _sync_weight(self) -> None:
         super()._sync_weight()
@@ -552,22 +521,20 @@ class EntropyAsyncGRPOTrainer(Resumable, AsyncGRPOTrainer):
                 warnings.warn(f"adapters were left on {self.args.vllm_server_base_url}: {error}", stacklevel=2)
                 return
 
-    # Checkpoints
 
-    def _state(self) -> dict[str, Any]:
-        return {
-            "counters": self.counters.state_dict(),
-            "controllers": [c.state_dict() for c in self.controllers],
-            "rewards": self._reward_state,
-        }
+class RewardsOfTheWorker:
+    """The state of rewards that run in the rollout process; it comes with the samples and goes out with the worker."""
 
-    def _restore(self, state: dict[str, Any]) -> None:
-        self.counters.load_state_dict(state["counters"])
-        for controller, saved in zip(self.controllers, state["controllers"], strict=True):
-            controller.load_state_dict(saved)
-        self._reward_state = state["rewards"]
-        if isinstance(self.rollout_worker, AsyncRolloutWorker):  # it starts later, on train begin
-            self.rollout_worker._loop_kwargs["reward_state"] = self._reward_state
+    def __init__(self, worker: Any) -> None:
+        self.worker, self.latest = worker, None
+
+    def state_dict(self) -> Any:
+        return self.latest
+
+    def load_state_dict(self, state: Any) -> None:
+        self.latest = state
+        if isinstance(self.worker, AsyncRolloutWorker):  # it starts later, on train begin
+            self.worker._loop_kwargs["reward_state"] = state
 
 
 def _no_scoring(_: Any) -> Tensor:

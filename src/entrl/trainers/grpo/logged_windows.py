@@ -1,43 +1,43 @@
 """Logging whole windows for `entrl replay`: what is written of them, and when.
 
-Part of the trainer that is only there while `log_windows` is set. Reads the keys of TRL's micro-batches, as `grpo.py`
-does; the file format is `entrl.trainers.grpo.window_log`'s.
+Only at work while `log_windows` is set; the file format is `entrl.trainers.grpo.window_log`'s.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from transformers import TrainerCallback
 
 from entrl.trainers.grpo.recorder import WindowRecorder, learning_rate_of, plain_options, step_state
+from entrl.trainers.grpo.scoring import Scoring
 from entrl.trainers.grpo.window_log import StepOptions
 from entrl.trainers.shared.loss import LossPass
+from entrl.trainers.shared.observation import Observation
 from entrl.trainers.shared.row_columns import ENTROPIES, INPUT_IDS
-
-if TYPE_CHECKING:
-    from entrl.trainers.grpo.trainer import EntropyGRPOTrainer
 
 
 class LoggedWindows:
-    """The windows of the steps a user asked for. Hooks of the trainer call `micro_batch`, `finish` and `after_step`."""
+    """The windows of the steps a user asked for. The loss calls `micro_batch` and `finish`, a callback `after_step`.
 
-    def __init__(self, trainer: "EntropyGRPOTrainer") -> None:
-        self.trainer = trainer
-        option = trainer._option
+    trl: the trainer, of which TRL's own names alone are read, before a controller sets a ratio range of its own
+    """
+
+    def __init__(self, trl: Any, *, scoring: Scoring, observation: Observation) -> None:
+        self.trl, self.scoring, self.observation = trl, scoring, observation
         self.recorder = WindowRecorder(
-            trainer.args.output_dir,
-            steps=option("log_windows") or (),
-            with_state=option("log_window_state"),
-            rank=trainer.accelerator.process_index,
-            world_size=trainer.accelerator.num_processes,
+            trl.args.output_dir,
+            steps=trl.args.log_windows or (),
+            with_state=trl.args.log_window_state,
+            rank=trl.accelerator.process_index,
+            world_size=trl.accelerator.num_processes,
         )
-        self._clip_range = (trainer.epsilon_low, trainer.epsilon_high)  # TRL's, before a controller sets its own
-        if self.recorder.with_state and (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
+        self._clip_range = (trl.epsilon_low, trl.epsilon_high)
+        if self.recorder.with_state and (trl.is_fsdp_enabled or trl.is_deepspeed_enabled):
             raise ValueError(
                 "log_window_state writes rank 0's parameters as everybody's, and FSDP or DeepSpeed may shard them; "
                 "leave it out (windows are logged all the same), or train this run without sharding"
             )
         if self.recorder.steps:
-            trainer.add_callback(_AfterStep(self))
+            trl.add_callback(_AfterStep(self))
 
     @property
     def on(self) -> bool:
@@ -48,7 +48,6 @@ class LoggedWindows:
 
     def micro_batch(self, current: LossPass, inputs: dict[str, Any]) -> None:
         """Keep a micro-batch for the window's file."""
-        trainer = self.trainer
         assert current.log_probs_BT is not None
         assert current.entropies_BT is not None
         old_BT = current.old_log_probs_BT
@@ -60,7 +59,7 @@ class LoggedWindows:
         if ENTROPIES in inputs:
             columns["old_entropies_BT"] = inputs[ENTROPIES].float()
         weight = current.policy_weight_BT  # TRL's masks; with a penalty also its importance-sampling weight
-        if not current.penalised and trainer.use_vllm and trainer.vllm_importance_sampling_correction:
+        if not current.penalised and self.trl.use_vllm and self.trl.vllm_importance_sampling_correction:
             ratio = inputs["importance_sampling_ratio"]
             weight = ratio if weight is None else weight * ratio
         if weight is not None:
@@ -68,48 +67,47 @@ class LoggedWindows:
         ids = {f"{k}_BT": inputs[k] for k in INPUT_IDS}
         self.recorder.add(current.rows, columns | ids)
 
-    def finish(self, step: int, inputs: dict[str, Any]) -> None:
+    def finish(self, step: int, inputs: dict[str, Any], *, fresh: bool) -> None:
         """The window before its step is taken: the parameters are still the ones of its log-probs.
 
-        Called between the last micro-batch's forward and its backward, as everything `_finish_step` does.
+        Called between the last micro-batch's forward and its backward. fresh: as in `StepOptions`.
         """
-        trainer = self.trainer
+        trl, probe = self.trl, self.observation.probe
         low, high = self._clip_range
         options = StepOptions(
-            loss_type=trainer.loss_type,
-            accumulation=trainer.current_gradient_accumulation_steps,
-            steps_per_generation=trainer.args.steps_per_generation,
-            max_completion_length=trainer.max_completion_length,
+            loss_type=trl.loss_type,
+            accumulation=trl.current_gradient_accumulation_steps,
+            steps_per_generation=trl.args.steps_per_generation,
+            max_completion_length=trl.max_completion_length,
             num_items=float(inputs["num_items_in_batch"]),
-            temperature=float(trainer.temperature),
-            learning_rate=learning_rate_of(trainer.optimizer),
+            temperature=float(trl.temperature),
+            learning_rate=learning_rate_of(trl.optimizer),
             eps_low=float(low),
             eps_high=float(high),
-            fresh=trainer._policy_is_fresh,
-            pad_token_id=int(trainer._tokenizer.pad_token_id),
-            controllers=plain_options(trainer.controllers),
+            fresh=fresh,
+            pad_token_id=int(trl._tokenizer.pad_token_id),
+            controllers=plain_options(self.observation.controls.all),
         )
-        self.recorder.write(step, options, probe_entropy=trainer._observation.probe_entropy())
+        self.recorder.write(step, options, probe_entropy=self.observation.probe_entropy())
         if self.recorder.with_state:
-            model = trainer.accelerator.unwrap_model(trainer.model)
-            state = step_state(model, trainer.optimizer, max_grad_norm=float(trainer.args.max_grad_norm))
+            model = trl.accelerator.unwrap_model(trl.model)
+            state = step_state(model, trl.optimizer, max_grad_norm=float(trl.args.max_grad_norm))
             self.recorder.write_state(step, state)
-        if trainer._observation.probe.sequences is not None:
-            self.recorder.write_probe(trainer._observation.probe.tensors(trainer._tokenizer.pad_token_id))
+        if probe.sequences is not None:
+            self.recorder.write_probe(probe.tensors(trl._tokenizer.pad_token_id))
 
     def after_step(self) -> None:
         """Measure a logged window's states again, now that its step is taken."""
-        trainer = self.trainer
         window = self.recorder.latest
         if window is None:
             return
-        device = trainer.accelerator.device
+        device = self.trl.accelerator.device
         inputs = {name: getattr(window, f"{name}_BT").to(device) for name in INPUT_IDS}
-        entropies_BT = trainer._scores_of_slice(inputs, kind="after")[1]
-        sums = self.recorder.complete(entropies_BT, probe_entropy=trainer._observation.probe_entropy())
-        totals = trainer._ranks.total(sums)
+        entropies_BT = self.scoring.of_micro_batch(inputs, kind="after")[1]
+        sums = self.recorder.complete(entropies_BT, probe_entropy=self.observation.probe_entropy())
+        totals = self.observation.ranks.total(sums)
         if totals["tokens"]:
-            trainer._metrics["train"]["window/entropy_change"].append(totals["change"] / totals["tokens"])
+            self.observation.log.add({"window/entropy_change": totals["change"] / totals["tokens"]})
 
 
 class _AfterStep(TrainerCallback):

@@ -1,15 +1,25 @@
 """What the first completions of a run say about its settings, told once: tags that never occur, rewards all 0."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from entrl.maths.phases import ThinkTags, closing_seen
 
 LOOKED_AT = 64  # completions of the main process, our choice
 
 
-def unspellable(error: ValueError) -> str:
-    """The warning for tags that the tokenizer has no tokens for."""
-    return f"{error}; as it is, no phases are told apart and everything a completion says counts as its answer"
+def think_tags_of(tokenizer: Any, args: Any, *, needed: bool, warn: Callable[[str], None]) -> ThinkTags | None:
+    """The tags of `args.think_open` and `args.think_close`; None, with a warning, where the tokenizer lacks them.
+
+    Raises ValueError where some reward needs them.
+    """
+    try:
+        return ThinkTags.from_tokenizer(tokenizer, open=args.think_open, close=args.think_close)
+    except ValueError as error:
+        if needed:
+            raise
+        warn(f"{error}; as it is, no phases are told apart and everything a completion says counts as its answer")
+        return None
 
 
 class FirstLook:

@@ -1,7 +1,7 @@
 """What is seen of each optimiser step, from its tensors to its metrics; nothing of it moves a parameter.
 
-`grpo.py` hands over what passes through its hands (rows and scores of each micro-batch, rollouts, the sums of the
-loss) and gets metrics back when it logs. No name of TRL's in here.
+A trainer hands over what passes through its hands (rows and scores of each micro-batch, rollouts, the sums of the
+loss) and asks for the metrics before it logs. No name of TRL's in here.
 """
 
 import math
@@ -11,27 +11,31 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from entrl.controllers.hooks import Controller, StepFeedback
+from entrl.controllers.hooks import StepFeedback
 from entrl.controllers.monitor import Monitor
 from entrl.maths.diversity import group_sums
 from entrl.trainers.ranks import AccelerateRanks
+from entrl.trainers.shared.controls import Controls
+from entrl.trainers.shared.counters import Counters
 from entrl.trainers.shared.loss import Tally, step_metrics
 from entrl.trainers.shared.pending import PendingStep
 from entrl.trainers.shared.probe import Probe
 from entrl.trainers.shared.rollout import Rollout
+from entrl.trainers.shared.training_log import TrainingLog
 
 
 @dataclass(kw_only=True)
 class Observation:
     """Monitor, probe and the numbers of steps that nobody has read yet.
 
-    controllers: all of them; loss_controllers: those whose sums are in the tally
+    log, counters: where the metrics of a step and its completion tokens go when they are read
     score: (sequences) -> (B, T) entropies under the policy as it is now, one no-grad pass counted as `probe`
     monitor: None = no dynamics; diversity: whether rollouts are compared within their groups
     """
 
-    controllers: Sequence[Controller]
-    loss_controllers: Sequence[Controller]
+    controls: Controls
+    log: TrainingLog
+    counters: Counters
     ranks: AccelerateRanks
     score: Callable[[Rollout], Tensor]
     monitor: Monitor | None
@@ -49,7 +53,7 @@ class Observation:
             self.tally.add({k: torch.tensor(v, dtype=torch.float64) for k, v in sums.items()})
 
     def finish_step(self, step: int) -> None:
-        """Sum what the micro-batches left, over the ranks. Nothing is read from the device."""
+        """Sum what the micro-batches left, over the ranks; read from the device only where a controller asks."""
         if self.probe.due(step):
             self.tally.add(self._probe_sums())
         values, self.window_metrics = self.window_metrics, {}
@@ -57,26 +61,29 @@ class Observation:
             values = values | self.monitor.finish(self.ranks)
         names, totals = self.ranks.total_tensor(self.tally.take())
         self.pending.append(PendingStep(step=step, names=names, totals=totals, values=values))
+        if self.controls.needs_feedback:
+            self.read()
 
-    def read(self) -> list[tuple[dict[str, float], float]]:
-        """(metrics, completion tokens) of each finished step, once, in order; controllers get their feedback here."""
+    def read(self) -> None:
+        """Log each finished step, once, in order; controllers get their feedback here."""
         pending, self.pending = self.pending, []
-        return [self._read(one) for one in pending]
+        for one in pending:
+            self._read(one)
 
-    def _read(self, one: PendingStep) -> tuple[dict[str, float], float]:
+    def _read(self, one: PendingStep) -> None:
         sums, values = one.read()
-        tokens = sums.pop("completion_tokens", 0.0)
-        metrics = {**step_metrics(sums, self.loss_controllers), **values}
+        self.counters.completion_tokens += sums.pop("completion_tokens", 0.0)
+        metrics = {**step_metrics(sums, self.controls.on_loss), **values}
         if sums.get("probe/tokens") and "policy_entropy/token_mean" in metrics:
             probe_entropy = sums["probe/entropy_sum"] / sums["probe/tokens"]
             metrics |= self.probe.metrics(probe_entropy, metrics["policy_entropy/token_mean"])
         metrics = {name: value for name, value in metrics.items() if not math.isnan(value)}
-        for controller in self.controllers:
+        for controller in self.controls.all:
             if controller.needs_feedback:
                 entropy = metrics.get("policy_entropy/token_mean")
                 answer = controller.on_step(StepFeedback(step=one.step, entropy=entropy, metrics=metrics))
                 metrics |= {f"{controller.name}/{key}": value for key, value in answer.items()}
-        return metrics, tokens
+        self.log.add(metrics)
 
     def probe_entropy(self) -> float | None:
         """Nats, over all ranks' prefixes, under the policy as it is now; None without a probe."""

@@ -7,11 +7,12 @@ Names of transformers met here: `_save_checkpoint`, `_load_optimizer_and_schedul
 
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
+from torch import nn
 
 from entrl.trainers.shared.checkpoint import (
     OPTIMIZER_FILES,
@@ -21,6 +22,7 @@ from entrl.trainers.shared.checkpoint import (
     write_checkpoint,
 )
 from entrl.trainers.shared.completeness import MARKER, read_marker
+from entrl.trainers.shared.observation import Observation
 
 if TYPE_CHECKING:
     from trl import GRPOTrainer as Base
@@ -30,34 +32,57 @@ else:
 TABLE = ("prompt", "completion", "advantages")  # of TRL's `_logs`, beside the rewards
 
 
-class Resumable(Base):
-    """Mixed in before a trainer of TRL's. `_state` gives what a rank must remember, `_restore` takes it back.
+class Kept(Protocol):
+    """A part of a trainer that a checkpoint must hold."""
 
+    def state_dict(self) -> Any: ...
+    def load_state_dict(self, state: Any) -> None: ...
+
+
+class KeptEach:
+    """Several objects as one part, in their order; one that has no state counts as stateless."""
+
+    def __init__(self, each: Sequence[Any]) -> None:
+        self.each = [one if hasattr(one, "state_dict") and not isinstance(one, nn.Module) else None for one in each]
+
+    def state_dict(self) -> list[Any]:
+        return [None if one is None else one.state_dict() for one in self.each]
+
+    def load_state_dict(self, state: list[Any]) -> None:
+        for one, saved in zip(self.each, state, strict=True):
+            if one is not None and saved is not None:
+                one.load_state_dict(saved)
+
+
+class Resumable(Base):
+    """Mixed in before a trainer of TRL's.
+
+    kept: by name, what a checkpoint holds of this rank beside the libraries' own
     checkpoint_files: functions that write further files into a checkpoint (rank 0), before it is marked whole
     """
 
     args: Any  # TRL and transformers annotate these more widely than they use them
+    kept: Mapping[str, Kept]
     checkpoint_files: list[Callable[[Path], None]]
+    _observation: Observation | None = None
     _complete_at: int | None = None  # the step of the newest checkpoint on disk, if this process knows it to be whole
     _resumed: dict[str, Any] | None = None  # log state that waits for transformers to have set up its own
     _train_sampler: Any = None
     _save_owed: bool = False  # a checkpoint waits for what happens at the end of the pass
 
-    def _state(self) -> dict[str, Any]:
-        raise NotImplementedError
-
-    def _restore(self, state: dict[str, Any]) -> None:
-        raise NotImplementedError
-
-    def _read_steps(self) -> None:
-        raise NotImplementedError
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if self._observation is not None:
+            self._observation.read()
+        super().log(logs, start_time)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         if self._complete_at == self.state.global_step:
             return  # a new attempt would first have to take this one away
-        self._read_steps()  # what is saved must know every step
+        if self._observation is not None:
+            self._observation.read()  # what is saved must know every step
         folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
-        state = {"world_size": self.accelerator.num_processes, **self._state(), "log": log_state(self)}
+        parts = {name: part.state_dict() for name, part in self.kept.items()}
+        state = {"world_size": self.accelerator.num_processes, **parts, "log": log_state(self)}
         write_checkpoint(self, folder, lambda: super(Resumable, self)._save_checkpoint(model, trial), state)
         self._complete_at = self.state.global_step
 
@@ -78,7 +103,9 @@ class Resumable(Base):
             return
         if (reason := redrawn_because(self.args)) is not None:
             warnings.warn(f"the resumed run goes on with other completions: {reason}", stacklevel=1)
-        self._restore(state)
+        for name, part in self.kept.items():
+            if state.get(name) is not None:  # a checkpoint of an older release, or of other options
+                part.load_state_dict(state[name])
         self._resumed = state.get("log", {})
         if os.path.realpath(os.path.dirname(checkpoint)) == os.path.realpath(self.args.output_dir):
             self._complete_at = self.state.global_step

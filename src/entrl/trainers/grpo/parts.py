@@ -1,0 +1,185 @@
+"""The parts of `EntropyGRPOTrainer`, put together once TRL's constructor is through."""
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from entrl.controllers.hooks import Controller
+from entrl.controllers.monitor import Monitor
+from entrl.maths.phases import ThinkTags
+from entrl.trainers.grpo.branching import Branching, branch_options, branching_problems
+from entrl.trainers.grpo.controlled_loss import ControlledLoss
+from entrl.trainers.grpo.group_filter import GroupFiltering, PromptSource, filter_rule
+from entrl.trainers.grpo.logged_windows import LoggedWindows
+from entrl.trainers.grpo.reward_signals import RewardSignals
+from entrl.trainers.grpo.rollout_report import RolloutReport, has_replicas
+from entrl.trainers.grpo.rollouts import Rollouts
+from entrl.trainers.grpo.scoring import Scoring
+from entrl.trainers.grpo.turns import turn_options
+from entrl.trainers.ranks import AccelerateRanks
+from entrl.trainers.refusals.schedule import describe_schedule
+from entrl.trainers.refusals.surroundings import refuse_dropout
+from entrl.trainers.shared.checkpoint import moved
+from entrl.trainers.shared.controls import Controls
+from entrl.trainers.shared.counters import Counters
+from entrl.trainers.shared.first_look import think_tags_of
+from entrl.trainers.shared.observation import Observation
+from entrl.trainers.shared.options import refuse
+from entrl.trainers.shared.probe import Probe
+from entrl.trainers.shared.resumption import Kept, KeptEach
+from entrl.trainers.shared.rewards import needed_signals
+from entrl.trainers.shared.training_log import TrainingLog
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """Each is handed what it needs; none knows `EntropyGRPOTrainer`, and of TRL's trainer they read TRL's names alone.
+
+    kept: what a checkpoint holds of this rank, by name
+    """
+
+    counters: Counters
+    observation: Observation
+    tags: ThinkTags | None
+    scoring: Scoring
+    signals: RewardSignals
+    rollouts: Rollouts
+    loss: ControlledLoss
+    kept: dict[str, Kept]
+
+
+def build(trl: Any, controllers: Sequence[Controller], samples: deque[dict[str, Any]]) -> Parts:
+    """The parts for a trainer of TRL's; its constructor is through and its options are complete.
+
+    samples: where completions for the report are put. Raises ValueError for what only a built trainer knows.
+    """
+    args, accelerator, controls = trl.args, trl.accelerator, Controls(controllers)
+    ranks = AccelerateRanks(accelerator, columns=_longest_completion(trl))
+    schedule = describe_schedule(args, accelerator.num_processes)
+    counters = Counters(schedule.rows_per_step // schedule.world_size)
+    log = TrainingLog(trl._metrics["train"], speaks=accelerator.is_main_process)
+    wanted = frozenset[str]().union(*(needed_signals(r) for r in trl.reward_funcs))
+    tags = think_tags_of(trl._tokenizer, args, needed="think_tags" in wanted, warn=log.warn_once)
+    end_ids = [*trl.eos_token_ids, trl._tokenizer.pad_token_id]
+    scoring = Scoring(trl, schedule=schedule, ranks=ranks, counters=counters)
+    signals = RewardSignals(trl, wanted=wanted, tags=tags, end_ids=end_ids, scoring=scoring)
+    branching, filtering = _branching(trl), _filtering(trl, ranks)
+    observation = Observation(
+        controls=controls,
+        log=log,
+        counters=counters,
+        ranks=ranks,
+        score=lambda sequences: scoring.entropies(sequences, kind="probe"),
+        monitor=Monitor(device=accelerator.device) if args.log_dynamics else None,
+        probe=Probe(every=args.probe_every, rows=max(1, args.probe_rows // accelerator.num_processes)),
+        diversity=args.log_diversity,
+    )
+    windows = LoggedWindows(trl, scoring=scoring, observation=observation)
+    if controls.on_loss or signals.scored or branching is not None or observation.probe.on or windows.on:
+        refuse_dropout(trl.model)
+    controls.set_clip_range(trl)
+    report = RolloutReport(
+        trl,
+        log=log,
+        observation=observation,
+        ranks=ranks,
+        schedule=schedule,
+        tags=tags,
+        end_ids=end_ids,
+        samples=samples,
+    )
+    rollouts = Rollouts(
+        trl,
+        controls=controls,
+        scoring=scoring,
+        signals=signals,
+        report=report,
+        observation=observation,
+        log=log,
+        ranks=ranks,
+        tags=tags,
+        branching=branching,
+        filtering=filtering,
+        turn_credit=turn_options(args),
+        windows=windows.on,
+    )
+    loss = ControlledLoss(
+        trl, controls=controls, scoring=scoring, observation=observation, windows=windows, ranks=ranks
+    )
+    kept: dict[str, Any] = {
+        "micro_step": _Attribute(trl, "_step"),
+        "buffered_rows": _Attribute(trl, "_buffered_inputs"),
+        "counters": counters,
+        "probe": observation.probe,
+        "branching": branching,
+        "filter": filtering,
+        "controllers": KeptEach(controls.all),
+        "rewards": KeptEach(trl.reward_funcs),
+        "generation": trl.vllm_generation if has_replicas(trl) else None,
+    }
+    return Parts(
+        counters=counters,
+        observation=observation,
+        tags=tags,
+        scoring=scoring,
+        signals=signals,
+        rollouts=rollouts,
+        loss=loss,
+        kept={name: part for name, part in kept.items() if part is not None},
+    )
+
+
+class _Attribute:
+    """An attribute of TRL's trainer as a part that a checkpoint holds."""
+
+    def __init__(self, trl: Any, name: str) -> None:
+        self.trl, self.name = trl, name
+
+    def state_dict(self) -> Any:
+        return moved(getattr(self.trl, self.name), "cpu")
+
+    def load_state_dict(self, state: Any) -> None:
+        setattr(self.trl, self.name, moved(state, self.trl.accelerator.device))
+
+
+def _longest_completion(trl: Any) -> int | None:
+    """Width no rollout exceeds, padding included; None where tools or a rollout function may write more."""
+    if _tools(trl) or _rollout_func(trl):
+        return None
+    multiple = trl.pad_to_multiple_of or 1
+    return -(-trl.max_completion_length // multiple) * multiple
+
+
+def _tools(trl: Any) -> bool:
+    return bool(getattr(trl, "tools", None))
+
+
+def _rollout_func(trl: Any) -> bool:
+    return getattr(trl, "rollout_func", None) is not None
+
+
+def _branching(trl: Any) -> Branching | None:
+    options = branch_options(trl.args)
+    if options is None:
+        return None
+    refuse(branching_problems(trl.args, whole_groups=True, tools=_tools(trl), rollout_func=_rollout_func(trl)))
+    return Branching(options)
+
+
+def _filtering(trl: Any, ranks: AccelerateRanks) -> GroupFiltering | None:
+    rule = filter_rule(trl.args)
+    if rule is None:
+        return None
+    rank, world_size = trl.accelerator.process_index, trl.accelerator.num_processes
+    return GroupFiltering(
+        rule,
+        PromptSource(trl.train_dataset, seed=trl.args.seed, rank=rank, world_size=world_size),
+        group_size=trl.num_generations,
+        ranks=ranks,
+        reward_names=trl.reward_func_names,
+        reward_weights=trl.reward_weights,
+        scale=trl.scale_rewards,
+        aggregation=trl.multi_objective_aggregation,
+        pad_token_id=trl._tokenizer.pad_token_id,
+    )
