@@ -494,7 +494,7 @@ class EntropyAsyncGRPOTrainer(Resumable, AsyncGRPOTrainer):
             return
         self._log.warn_once(
             f"trainer and server disagree by {gap[0] / gap[1]:.3f} nats a token (mean, newest version, step "
-            f"{self.state.global_step}; the alarm is at {self._option('gap_alarm')}): serve in the trainer's dtype, "
+            f"{self.state.global_step}; the alarm is at {self.args.gap_alarm}): serve in the trainer's dtype, "
             "and check that the server's base model is the trainer's"
         )
 

@@ -1,6 +1,6 @@
 """Writes logged windows: collects the micro-batches of a step that is to be logged, and what came of the step.
 
-`grpo.py` hands over plain tensors; the file format is `entrl.trainers.grpo.window_log`.
+`LoggedWindows` hands over plain tensors; the file format is `entrl.trainers.grpo.window_log`.
 """
 
 import dataclasses
