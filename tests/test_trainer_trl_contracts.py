@@ -17,8 +17,8 @@ from transformers import Trainer
 from trl import GRPOTrainer
 
 from entrl.controllers.kl_cov import KLCov
-from entrl.trainers import EntropyGRPOTrainer
 from entrl.trainers.grpo.controlled_loss import MASKS
+from entrl.trainers.grpo.trainer import EntropyGRPOTrainer
 
 both = pytest.mark.parametrize("cls", [GRPOTrainer, EntropyGRPOTrainer])
 
