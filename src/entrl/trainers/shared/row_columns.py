@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from entrl.controllers.hooks import ROW_TENSORS, Rows
 
@@ -92,6 +92,14 @@ def rows_of(inputs: Mapping[str, Any]) -> Rows:
         informative_B=inputs.get(INFORMATIVE, torch.ones(count, dtype=torch.bool, device=device)),
         columns={k.removeprefix(COLUMN): v for k, v in inputs.items() if k.startswith(COLUMN)},
     )
+
+
+def stacked(parts: Sequence[Tensor], *, fill: float | None = None, left: bool = False) -> Tensor:
+    """(B,) or (B, T) tensors under one another, padded to the widest with `fill` (0), on the right unless `left`."""
+    width = max(p.size(-1) for p in parts) if parts[0].dim() > 1 else 0
+    gaps = [max(width - p.size(-1), 0) for p in parts]
+    sides = [(gap, 0) if left else (0, gap) for gap in gaps]
+    return torch.cat([nn.functional.pad(p, side, value=fill) for p, side in zip(parts, sides, strict=True)])
 
 
 def joined_rows(parts: Sequence[Rows]) -> Rows:
