@@ -17,7 +17,7 @@ from entrl.controllers.kl_cov import KLCov
 from entrl.controllers.std_floor import StdFloor
 from entrl.controllers.steer import Steer
 from entrl.controllers.w_reinforce import WReinforce
-from entrl.trainers.refusals.schedule import check_schedule
+from entrl.trainers.refusals.checks import check_schedule
 
 STALE = {"steps_per_generation": 2}  # two updates per rollout
 

@@ -10,7 +10,8 @@ from entrl.controllers.clip_cov import ClipCov
 from entrl.controllers.kl_cov import KLCov
 from entrl.controllers.std_floor import StdFloor
 from entrl.trainers.grpo.trainer import EntropyGRPOTrainer
-from entrl.trainers.refusals.schedule import check_schedule, describe_schedule
+from entrl.trainers.refusals.checks import check_schedule
+from entrl.trainers.refusals.schedule import describe_schedule
 from entrl.trainers.seam import check_trl
 from entrl_lab.nursery.tokenizer import character_tokenizer
 

@@ -18,7 +18,7 @@ from entrl.controllers.cw_grpo import CWGRPO
 from entrl.controllers.std_floor import StdFloor
 from entrl.controllers.steer import Steer
 from entrl.controllers.w_reinforce import WReinforce
-from entrl.trainers.refusals.schedule import check_schedule
+from entrl.trainers.refusals.checks import check_schedule
 
 REPOSITORY = Path(__file__).parents[1]
 CUT = {"rows": 12, "slices": 1}

@@ -18,6 +18,7 @@ Needs:   several updates per rollout: while the policy is the one that sampled, 
 Supported losses are those with one ratio per token and min(r A, clip(r) A).
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -27,7 +28,7 @@ import torch
 from torch import Tensor
 
 from entrl.controllers.covariance import ppo_clipped
-from entrl.controllers.hooks import Controller, LossTerms, LossView, Role, Rows
+from entrl.controllers.hooks import Controller, LossSettings, LossTerms, LossView, Role, Rows
 
 
 class Outside(NamedTuple):
@@ -98,6 +99,31 @@ class CEGPPO(Controller):
                     f"{self.name}: {name} must be a finite number >= 0, got {getattr(self, name)}; 0 leaves that side "
                     "to the clip, 1 is GPPO"
                 )
+
+    def conflicts(self, loss: LossSettings) -> list[str]:
+        name, owner, high = self.name, loss.clip_owner, loss.eps_high
+        out = [
+            f"{name} and {other.name} cannot be combined: whether the gradient restored beyond the clip carries "
+            f"{other.name}'s weight is defined by neither; keep one of them"
+            for other in loss.others
+            if other.role == "weight"
+        ]
+        if self.beta_low and loss.eps_low >= 1:
+            out.append(
+                f"{name} restores the gradient below 1 - eps_low (beta_low={self.beta_low}), but {owner} has eps_low="
+                f"{loss.eps_low:g} and no ratio is below 0; set it below 1, or beta_low: 0"
+            )
+        if self.beta_high and high == math.inf:
+            out.append(
+                f"{name} restores the gradient above 1 + eps_high (beta_high={self.beta_high}), but {owner} does not "
+                "clip there; give it an upper clip, or set beta_high: 0"
+            )
+        if self.beta_high and loss.delta is not None and loss.delta <= 1 + high:
+            out.append(
+                f"{name} restores the gradient above 1 + eps_high={1 + high:g}, where delta={loss.delta} already "
+                "replaces the ratio; set delta above that (the published dual clip is 3) or leave it out"
+            )
+        return out
 
     def on_loss(self, rows: Rows, selection: Any, view: LossView) -> LossTerms:
         clip = {"eps_low": view.eps_low, "eps_high": view.eps_high}

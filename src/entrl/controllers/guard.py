@@ -36,7 +36,7 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
-from entrl.controllers.hooks import Controller, LossTerms, LossView, Rows, StepFeedback, Window
+from entrl.controllers.hooks import Controller, LossSettings, LossTerms, LossView, Rows, StepFeedback, Window
 
 DEFAULT_SPAN = 100.0  # without limits a knob on the log scale may go this many times up and down from where it starts
 SMALLEST_SHARE = 1e-3  # of the starting entropy: keeps the logarithm finite when entropy is 0
@@ -232,6 +232,9 @@ class EntropyGuard(Controller):
     @property
     def clip_range(self) -> tuple[float, float] | None:
         return self.controller.clip_range
+
+    def conflicts(self, loss: LossSettings) -> list[str]:
+        return self.controller.conflicts(loss)
 
     def on_rollout(self, rewards_N: Tensor, groups_N: Tensor, advantages_N: Tensor) -> Tensor | None:
         return self.controller.on_rollout(rewards_N, groups_N, advantages_N)

@@ -12,7 +12,7 @@ Nothing here imports trl, accelerate or a model. A controller never gathers by i
 trainer backs with its process group and which `OneRank` answers for a single process.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal, Protocol
@@ -21,7 +21,7 @@ from torch import Tensor
 
 Scope = Literal["step", "exact", "micro_batch"]
 # What a controller changes. Two that share a role would each undo what the other's source assumes, so they are refused
-# together; different roles act on different factors of the loss and compose (schedule.py has the few exceptions).
+# together; different roles act on different factors of the loss and compose (`conflicts` has the few exceptions).
 #   advantage     replaces sequence advantages after a rollout
 #   weight        scales the policy term token by token
 #   penalty       adds a term that holds tokens near the policy that sampled them
@@ -169,6 +169,25 @@ class LossTerms:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LossSettings:
+    """The loss a controller would act in, as a run's options have it; known before training.
+
+    others: the controllers beside it.
+    eps_low, eps_high: the ratio range [1 - eps_low, 1 + eps_high] in force; inf = no clip.
+    clip_owner: whose range it is, the name of a controller or "the trainer".
+    delta: TRL's upper bound on the ratio itself; None = none.
+    sampler_ratio: the ratio is to another engine's log-probs, whose round-off alone moves it.
+    """
+
+    others: Sequence["Controller"]
+    eps_low: float
+    eps_high: float
+    clip_owner: str
+    delta: float | None
+    sampler_ratio: bool
+
+
+@dataclass(frozen=True, kw_only=True)
 class StepFeedback:
     """What one optimiser step was like; the same on every rank.
 
@@ -187,7 +206,7 @@ class Controller:
     """Base class: every hook answers 'nothing to do'."""
 
     name: ClassVar[str] = "controller"  # prefix of the metrics
-    role: ClassVar[Role] = "weight"
+    role: ClassVar[Role | None] = None  # None: an observer, or a method that says nothing of what it acts on
     # Options a guard may move while training -> +1 where raising the option raises entropy, -1 where it lowers it.
     knobs: ClassVar[Mapping[str, int]] = MappingProxyType({})
     needs_feedback: ClassVar[bool] = False  # True: `on_step` is called, at the price of one device sync per step
@@ -211,6 +230,13 @@ class Controller:
     def clip_range(self) -> tuple[float, float] | None:
         """(eps_low, eps_high) of the ratio range [1 - eps_low, 1 + eps_high]; inf = no clip; None = trainer's own."""
         return None
+
+    def conflicts(self, loss: LossSettings) -> list[str]:
+        """What it cannot stand beside and why, each with the next move, beyond what roles and attributes say already.
+
+        The trainer refuses to start on any.
+        """
+        return []
 
     def on_rollout(self, rewards_N: Tensor, groups_N: Tensor, advantages_N: Tensor) -> Tensor | None:
         """New advantages for the N rows of the generation batch on all ranks, or None to leave them.

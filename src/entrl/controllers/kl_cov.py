@@ -53,7 +53,7 @@ from entrl.controllers.covariance import (
     total,
     zeroed_,
 )
-from entrl.controllers.hooks import LossTerms, LossView, Ranks, Role, Rows, Window
+from entrl.controllers.hooks import LossSettings, LossTerms, LossView, Ranks, Role, Rows, Window
 
 Penalty = Literal["abs", "k2", "k3"]
 
@@ -190,6 +190,15 @@ class KLCov(CovarianceController):
             torch.inf if self.clip_low is None else self.clip_low,
             torch.inf if self.clip_high is None else self.clip_high,
         )
+
+    def conflicts(self, loss: LossSettings) -> list[str]:
+        if not loss.sampler_ratio or self.penalty != "abs" or self.dead_zone or not self.coef:
+            return []
+        return [
+            f"{self.name}: penalty 'abs' pushes by +-coef={self.coef} however small the log-ratio, and here the "
+            "ratio is to another engine's log-probs, whose round-off alone moves it; set penalty='k2', or a "
+            "dead_zone above the logged staleness/0/abs_log_ratio"
+        ]
 
     def select(self, window: Window) -> KLCovSelection:
         chosen = self._choose(window)

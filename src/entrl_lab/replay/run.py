@@ -179,7 +179,7 @@ def _training_args(run_dir: str | Path) -> Any:
 
 def _check_composition(args: Any, settings: Sequence[Setting]) -> None:
     """Refuse what training would refuse, with the same words."""
-    from entrl.trainers.refusals.schedule import check_schedule
+    from entrl.trainers.refusals.checks import check_schedule
 
     for setting in settings:
         if setting.controllers and (problems := check_schedule(args, setting.controllers, [], 1)):

@@ -106,7 +106,7 @@ def check_setting(setting: Setting) -> None:
                 "hold (groups without spread have advantage 0 whatever their rewards); compare it by training, with "
                 "`entrl replicate`"
             )
-    roles = [c.role for c in setting.controllers]
+    roles = [c.role for c in setting.controllers if c.role is not None]
     ranges = {c.clip_range for c in setting.controllers if c.clip_range is not None}
     names = [c.name for c in setting.controllers]
     for what, clash in (

@@ -15,8 +15,8 @@ from entrl.runs.law_watch import evaluation_steps
 from entrl.runs.recipe import Recipe
 from entrl.settings.names import TRL_KEYWORDS, Loaded, suggest
 from entrl.trainers.config import EntropyGRPOConfig
+from entrl.trainers.refusals.checks import check_schedule
 from entrl.trainers.refusals.engine_rules import tool_problems
-from entrl.trainers.refusals.schedule import check_schedule
 from entrl.trainers.shared.rewards import SHARED_SIGNALS, SIGNALS, reward_name
 
 

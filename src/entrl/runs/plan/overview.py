@@ -14,7 +14,8 @@ from entrl.runs.plan.estimates import Measured, describe_engines, describe_model
 from entrl.runs.plan.machines import Machines, machine_problems, read_machines
 from entrl.runs.plan.rows import check_data
 from entrl.runs.recipe import Recipe
-from entrl.trainers.refusals.schedule import check_schedule, describe_schedule
+from entrl.trainers.refusals.checks import check_schedule
+from entrl.trainers.refusals.schedule import describe_schedule
 from entrl.trainers.shared.checkpoint import inexact_because
 from entrl.trainers.shared.rewards import SCORED_SIGNALS, needed_signals
 

@@ -38,7 +38,6 @@ from trl.experimental.async_grpo import AsyncGRPOConfig, AsyncGRPOTrainer
 from trl.experimental.async_grpo.async_rollout_worker import AsyncRolloutWorker
 
 from entrl.controllers.hooks import ROW_TENSORS, Controller, Scope, Window
-from entrl.controllers.kl_cov import KLCov
 from entrl.controllers.monitor import Monitor
 from entrl.engines import cpu_tree_attention
 from entrl.engines.async_client import AsyncClient
@@ -55,7 +54,7 @@ from entrl.trainers.async_grpo.rows import (
     staleness_sums,
 )
 from entrl.trainers.ranks import AccelerateRanks
-from entrl.trainers.refusals.schedule import check_schedule
+from entrl.trainers.refusals.checks import check_schedule
 from entrl.trainers.refusals.surroundings import check_surroundings, refuse_dropout
 from entrl.trainers.seam import TESTED_TRL
 from entrl.trainers.shared.controls import Controls
@@ -143,6 +142,7 @@ def in_grpo_words(args: Any) -> Any:
         "steps_per_generation": 2 * args.gradient_accumulation_steps,
         "num_iterations": 1,
         "use_vllm": False,
+        "sampler_ratio": True,
         "allow_truncated_sampling": getattr(args, "allow_truncated_sampling", False),
     }
     return SimpleNamespace(**{**vars(args), "min_p": args.min_p or None, **fixed})
@@ -158,7 +158,6 @@ def check_async(args: Any, controllers: Sequence[Controller], reward_funcs: Sequ
                 "asynchronous trainer scores one prompt's group at a time; use EntropyGRPOTrainer"
             )
     for controller in controllers:
-        inner = getattr(controller, "controller", controller)  # a guard wraps one
         if controller.needs_reference or controller.needs_columns:
             problems.append(
                 f"{controller.name} acts on the KL to a reference model or on what rewards publish of a row, and the "
@@ -168,12 +167,6 @@ def check_async(args: Any, controllers: Sequence[Controller], reward_funcs: Sequ
             problems.append(
                 f"{controller.name}: scope 'exact' scores a whole step again before its first backward, which the "
                 "asynchronous trainer does not do; take scope 'step' (the sampler's log-probs) or 'micro_batch'"
-            )
-        if isinstance(inner, KLCov) and inner.penalty == "abs" and not inner.dead_zone and inner.coef:
-            problems.append(
-                f"{inner.name}: penalty 'abs' pushes by +-coef={inner.coef} however small the log-ratio, and here the "
-                "ratio is to another engine's log-probs, whose round-off alone moves it; set penalty='k2', or a "
-                "dead_zone above the logged staleness/0/abs_log_ratio"
             )
     wanted = {signal for reward in reward_funcs for signal in needed_signals(reward)}
     if "token_entropies" in wanted and not getattr(args, "sampler_entropies", True):

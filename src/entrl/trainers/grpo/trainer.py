@@ -20,8 +20,8 @@ from entrl.engines.faults import RolloutError
 from entrl.trainers.config import EntropyGRPOConfig
 from entrl.trainers.grpo.parts import Parts, build
 from entrl.trainers.grpo.vllm import generating_with
+from entrl.trainers.refusals.checks import check_schedule
 from entrl.trainers.refusals.engine_rules import tool_problems
-from entrl.trainers.refusals.schedule import check_schedule
 from entrl.trainers.refusals.surroundings import check_surroundings
 from entrl.trainers.seam import check_trl
 from entrl.trainers.shared.options import complete, refuse
