@@ -20,9 +20,11 @@ from trl.experimental.async_grpo.async_rollout_worker import RolloutSample
 from trl.experimental.async_grpo.packing import TreeRow
 
 from entrl.controllers.kl_cov import KLCov
-from entrl.engines.async_loop import ROWS_PER_GROUP, Trail, TrailedMetrics
+from entrl.engines.trails import ROWS_PER_GROUP, Trail, TrailedMetrics
+from entrl.trainers.async_grpo.config import EntropyAsyncGRPOConfig
 from entrl.trainers.async_grpo.rows import TrailCollator
-from entrl.trainers.async_grpo.trainer import EntropyAsyncGRPOConfig, EntropyAsyncGRPOTrainer
+from entrl.trainers.async_grpo.sample_report import SampleReport
+from entrl.trainers.async_grpo.trainer import EntropyAsyncGRPOTrainer
 from entrl_lab.nursery.tokenizer import character_tokenizer
 
 GROUP = 4
@@ -202,25 +204,25 @@ class Watched:
 
     def __init__(self, kept: Path) -> None:
         self.kept, self.samples = kept, []
-        self._see, self._sync = EntropyAsyncGRPOTrainer._see, EntropyAsyncGRPOTrainer._sync_weight
+        self._see, self._sync = SampleReport.see, EntropyAsyncGRPOTrainer._sync_weight
 
     def __enter__(self) -> "Watched":
         watched = self
 
-        def see(trainer: Any, samples: list[dict[str, Any]]) -> None:
+        def see(report: SampleReport, samples: list[dict[str, Any]]) -> None:
             watched.samples += samples
-            watched._see(trainer, samples)
+            watched._see(report, samples)
 
         def sync(trainer: Any) -> None:
             watched._sync(trainer)
             name = f"{trainer._lora_name}-v{trainer.model_version}"
             shutil.copytree(Path(trainer._lora_dir) / name, watched.kept / name)
 
-        EntropyAsyncGRPOTrainer._see, EntropyAsyncGRPOTrainer._sync_weight = see, sync
+        SampleReport.see, EntropyAsyncGRPOTrainer._sync_weight = see, sync
         return self
 
     def __exit__(self, *_: object) -> None:
-        EntropyAsyncGRPOTrainer._see, EntropyAsyncGRPOTrainer._sync_weight = self._see, self._sync
+        SampleReport.see, EntropyAsyncGRPOTrainer._sync_weight = self._see, self._sync
 
 
 __all__ = [

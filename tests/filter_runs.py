@@ -33,9 +33,9 @@ class Kept(EntropyGRPOTrainer):
         self.rollouts, self.draws = [], []
         super().__init__(*args, **kwargs)
 
-    def _draw(self, inputs):
-        self.draws.append([row["prompt"] for row in inputs])
-        return super()._draw(inputs)
+    def _generate(self, prompts):
+        self.draws.append(list(prompts))
+        return super()._generate(prompts)
 
     def _generate_and_score_completions(self, inputs):
         output = super()._generate_and_score_completions(inputs)

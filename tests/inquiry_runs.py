@@ -49,7 +49,7 @@ class Played(EntropyGRPOTrainer):
         self.playing: list[list[str]] = []
         super().__init__(*args, **kwargs)
 
-    def _single_turn(self, prompt_ids: list[list[int]], *_: Any, **__: Any) -> tuple[list[list[int]], None]:
+    def _generate_single_turn(self, prompt_ids: list[list[int]], *_: Any, **__: Any) -> tuple[list[list[int]], None]:
         """A first call has every row of this process, the later ones those that called a tool, in their order."""
         texts = [self._tokenizer.decode(ids) for ids in prompt_ids]
         turns = [text.count("<|im_start|>assistant\n") - 1 for text in texts]

@@ -16,8 +16,9 @@ from entrl_rewards.pear import reward as pear
 from trl.experimental.async_grpo.async_rollout_worker import _AsyncRolloutLoop
 
 from entrl.controllers.w_reinforce import WReinforce
-from entrl.engines.async_loop import ROWS_PER_GROUP, UNKNOWN, EntropyRolloutLoop, TrailedMetrics
+from entrl.engines.async_loop import EntropyRolloutLoop
 from entrl.engines.faults import RolloutError, StaleVersion
+from entrl.engines.trails import ROWS_PER_GROUP, UNKNOWN, TrailedMetrics
 from entrl.trainers.shared.rewards import guarded, needed_signals
 from entrl_lab.nursery.tokenizer import character_tokenizer
 

@@ -78,7 +78,7 @@ def test_kl_cov_loss_and_gradients_are_the_equation(model, tmp_path):
     """-min(r A, r A) + [i in S] coef x^2 / 2, summed, over the number of tokens; S by loops over all tokens."""
     samples = make_samples(model, 3, noise=0.5)
     trainer = async_trainer(tmp_path, samples, model=model, controllers=[large(coef=0.7)])
-    trainer._latest_version = 5  # the samples are of version 1: stale
+    trainer._staleness.newest = 5  # the samples are of version 1: stale
     loss, gradients = one_loss(trainer, samples)
 
     plain, log_probs = reference_log_probs(model, samples)
@@ -119,7 +119,7 @@ class HalfOfEven(Controller):
 def test_a_weight_scales_the_policy_term_of_its_tokens(model, tmp_path):
     samples = make_samples(model, 2, noise=0.5)
     trainer = async_trainer(tmp_path, samples, model=model, controllers=[HalfOfEven()])
-    trainer._latest_version = 5
+    trainer._staleness.newest = 5
     loss, gradients = one_loss(trainer, samples)
     plain, log_probs = reference_log_probs(model, samples)
     terms = []
@@ -155,12 +155,12 @@ def test_no_penalty_while_the_policy_is_the_one_that_sampled(model, tmp_path):
     trainer = async_trainer(tmp_path, samples, model=model, controllers=[large(coef=100.0)])
     stock = async_trainer(tmp_path, samples, model=model, epsilon=math.inf)
     for one in (trainer, stock):
-        one._latest_version, one._synced_at = 1, 0
+        one._staleness.newest, one._staleness.synced_at = 1, 0
     loss, gradients = one_loss(trainer, samples)
     plain_loss, plain_gradients = one_loss(stock, samples)
     assert torch.equal(loss, plain_loss)
     assert all(torch.equal(gradients[k], plain_gradients[k]) for k in gradients)
-    trainer._synced_at = -1  # a step since the version was sent: stale again
+    trainer._staleness.synced_at = -1  # a step since the version was sent: stale again
     assert one_loss(trainer, samples)[0] > plain_loss + 0.1
 
 
@@ -192,7 +192,7 @@ def test_selection_is_of_the_whole_step_whatever_the_micro_batches(model, tmp_pa
             per_device_train_batch_size=rows, gradient_accumulation_steps=accumulation,
         )  # fmt: skip
         trainer._sync_weight = types.MethodType(lambda self: None, trainer)
-        trainer._latest_version = 3
+        trainer._staleness.newest = 3
         trainer.train()
         return sorted(seen)
 
@@ -300,4 +300,4 @@ def test_a_checkpoint_brings_controllers_and_rewards_back(model, tmp_path):
     assert guard.state_dict()["seen"] == 2
     assert again.state_dict()["seen"] == 3
     assert again.state_dict()["smoothed"] != acting_guard().state_dict()["smoothed"]
-    assert resumed._rewards_kept.latest == [{"ema": 0.25}]
+    assert resumed.kept["rewards"].latest == [{"ema": 0.25}]

@@ -12,9 +12,10 @@ from entrl.controllers.hooks import OneRank, Window
 from entrl.controllers.kl_cov import KLCov
 from entrl.controllers.std_floor import StdFloor
 from entrl.engines import cpu_tree_attention
-from entrl.engines.async_loop import UNKNOWN
-from entrl.trainers.async_grpo.rows import SUMS, FlatBatch, Layout, padded_rows, staleness_metrics
-from entrl.trainers.async_grpo.trainer import check_async
+from entrl.engines.trails import UNKNOWN
+from entrl.trainers.async_grpo.checks import check_async
+from entrl.trainers.async_grpo.rows import FlatBatch, Layout, padded_rows
+from entrl.trainers.async_grpo.staleness import SUMS, staleness_metrics
 
 
 @pytest.fixture(scope="module")

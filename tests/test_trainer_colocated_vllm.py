@@ -213,7 +213,8 @@ def test_weights_that_did_not_arrive_raise_the_alarm(sampling):
                 parameter.mul_(1.5)
     sampling.args.vllm_importance_sampling_correction = sampling.vllm_importance_sampling_correction = True
     scoring = sampling._parts.scoring
-    scoring.schedule = replace(scoring.schedule, use_vllm_correction=True)
+    schedule = replace(scoring.facts.schedule, use_vllm_correction=True)
+    scoring.facts = replace(scoring.facts, schedule=schedule)
     rows = [sampling.train_dataset[i // 8] for i in range(16)]
     sampling.model.train()
     sampling._last_loaded_step = sampling.state.global_step  # as after a sync that never happened

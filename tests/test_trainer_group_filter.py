@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from filter_runs import EITHER, Kept, accuracy, filtered_run, level
+from filter_runs import EITHER, accuracy, filtered_run, level
 from kl_runs import Publishes
 from rounding import log_prob_gap
 from tiny_model import digits, parameters, same, saved_model, tiny_model, trainer
@@ -121,22 +121,22 @@ def test_a_batch_put_together_again_is_trls_own(tmp_path, scale):
     """Every group of one generation in its own place, through the whole machinery: each key as TRL made it."""
     compared = []
 
-    class Again(Kept):
-        def _filtered(self, filtering, first):
-            again = filtering._assembled([first], [(0, g) for g in range(4)])
-            for name, value in first.output.items():
-                assert torch.allclose(again.output[name].double(), value.double(), atol=1e-6), name
-            assert again.rollout.completion_ids == first.rollout.completion_ids
-            compared.append(set(first.output))
-            return first
+    def fill(first, draw):
+        again = run.kept["filter"]._assembled([first], [(0, g) for g in range(4)])
+        for name, value in first.output.items():
+            assert torch.allclose(again.output[name].double(), value.double(), atol=1e-6), name
+        assert again.rollout.completion_ids == first.rollout.completion_ids
+        compared.append(set(first.output))
+        return first
 
     def sometimes(completions, **_):
         return [d if i % 3 else None for i, d in enumerate(digits(completions))]
 
     run = trainer(
-        tmp_path, [digits, sometimes], cls=Again, filter_on="reward", per_device_train_batch_size=16, max_steps=1,
+        tmp_path, [digits, sometimes], filter_on="reward", per_device_train_batch_size=16, max_steps=1,
         num_iterations=2, reward_weights=[1.0, 0.5], beta=0.1, model=saved_model(tmp_path / "m"), **scale,
     )  # fmt: skip
+    run.kept["filter"].fill = fill
     run.train()
     assert {"old_per_token_logps", "ref_per_token_logps", "advantages", "num_items_in_batch"} <= compared[0]
 

@@ -20,7 +20,8 @@ from entrl.runs.folder import write_json, write_text
 from entrl.runs.log import RunLog
 from entrl.runs.recipe import Recipe, load_recipe
 from entrl.runs.serve import find_api_key
-from entrl.trainers.async_grpo.trainer import EntropyAsyncGRPOConfig, EntropyAsyncGRPOTrainer
+from entrl.trainers.async_grpo.config import EntropyAsyncGRPOConfig
+from entrl.trainers.async_grpo.trainer import EntropyAsyncGRPOTrainer
 
 HERE = Path(__file__).parent
 

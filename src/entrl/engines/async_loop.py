@@ -8,9 +8,6 @@ queues the samples. No method body of TRL's is copied. The overrides meet it in 
     _score_group       one group: signals go to the rewards that name them; every training row gets its `Trail`
     session            the server's key, where it asks for one
 
-Two things are carried through TRL's code in types it hands on untouched: a conversation's calls on its list of
-completion ids (`CalledIds`), and a sample's `Trail` on its dictionary of metrics (`TrailedMetrics`).
-
 **Versions.** TRL stamps a group with the version at its creation and names the version of the moment in each request,
 so one group may mix versions and its stamp is their lower bound. With LoRA here, every call of a group names the
 version of the group's first call (`pin_versions`), which the server still holds while it is not too stale; each
@@ -25,28 +22,33 @@ import contextvars
 import inspect
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import torch
 from trl.experimental.async_grpo.async_rollout_worker import (
     RolloutGroup,
     RolloutSample,
     TrainingSequence,
-    TurnRecord,
     _AsyncRolloutLoop,
-    _chain_to_sequences,
 )
 
 from entrl.engines.faults import RolloutError, StaleVersion
 from entrl.engines.recording import request_options
+from entrl.engines.trails import (
+    ROWS_PER_GROUP,
+    UNKNOWN,
+    Call,
+    CalledIds,
+    Conversation,
+    Trail,
+    TrailedMetrics,
+    joined,
+    training_rows,
+)
 from entrl.maths.phases import ThinkTags, answer_text
 
 COMPLETIONS = "/v1/completions"
-UNKNOWN = -1  # a version nobody can name
-ROWS_PER_GROUP = 2**16  # row ids: group * this + row; leaves 2**23 groups
 # Signals a reward may name; the same words as `entrl.trainers.shared.rewards.SIGNALS`.
 PER_COMPLETION = (
     "token_entropies",
@@ -58,70 +60,6 @@ PER_COMPLETION = (
     "answer_texts",
 )
 EXTRAS = ("log_metric", "trainer_state")  # passed where a reward names them, as TRL's GRPOTrainer does
-
-
-@dataclass(frozen=True, kw_only=True)
-class Call:
-    """One generation request: what went out, what came back.
-
-    entropies, kept_mass: one per output token, None where the server was not asked.
-    version: of the policy that wrote the tokens, `UNKNOWN` where it changed meanwhile.
-    """
-
-    prompt_ids: list[int]
-    output_ids: list[int]
-    log_probs: list[float]
-    entropies: list[float] | None
-    kept_mass: list[float] | None
-    version: int
-
-
-@dataclass
-class Conversation:
-    """The calls of one completion, in order."""
-
-    group_id: int
-    calls: list[Call] = field(default_factory=list)
-
-
-class CalledIds(list):
-    """A conversation's completion ids, with the conversation."""
-
-    def __init__(self, ids: Sequence[int], conversation: Conversation) -> None:
-        super().__init__(ids)
-        self.conversation = conversation
-
-
-@dataclass(kw_only=True)
-class Trail:
-    """What one training row knows of its making, beside TRL's arrays; columns are aligned with `input_ids`.
-
-    entropies, kept_mass: float32, 0 on context; None where nobody recorded them
-    versions: int64 per token, meaningless on context
-    row_id: the same whatever the batching; informative: False where the group's rewards had no spread
-    prompt_tokens: of the first call; index: of the completion in its group; truncated: it does not end in an end token
-    reward_state: of the stateful rewards after this group, on its first row only
-    """
-
-    versions: np.ndarray
-    entropies: np.ndarray | None
-    kept_mass: np.ndarray | None
-    row_id: int
-    informative: bool
-    prompt_tokens: int
-    index: int
-    truncated: bool
-    reward_state: list[Any] | None = None
-
-
-class TrailedMetrics(dict):
-    """A sample's metrics, which TRL hands from the loop to the collator untouched, with its trail."""
-
-    trail: Trail
-
-    def __init__(self, metrics: dict[str, float], trail: Trail) -> None:
-        super().__init__(metrics)
-        self.trail = trail
 
 
 _CONVERSATION: contextvars.ContextVar[Conversation | None] = contextvars.ContextVar("entrl_conversation", default=None)
@@ -285,8 +223,8 @@ class EntropyRolloutLoop(_AsyncRolloutLoop):
         calls = [c.calls for c in conversations]
         ends = (*self.eos_token_ids, self.tokenizer.pad_token_id)
         columns: dict[str, Callable[[], Any]] = {
-            "token_entropies": lambda: [_joined(c, "entropies") for c in calls],
-            "token_logprobs": lambda: [_joined(c, "log_probs") for c in calls],
+            "token_entropies": lambda: [joined(c, "entropies") for c in calls],
+            "token_logprobs": lambda: [joined(c, "log_probs") for c in calls],
             # A tool's tokens never enter the completion's ids here: they are context of the next call.
             "token_mask": lambda: [torch.ones(len(i), dtype=torch.bool) for i in group.completions_ids],
             "group_index": lambda: [group.group_id] * len(calls),
@@ -322,7 +260,7 @@ class EntropyRolloutLoop(_AsyncRolloutLoop):
         if advantages is not None:  # a controller may give a whole group one advantage that is not 0 (W-REINFORCE)
             informative = informative or any(advantages)
         ends = (*self.eos_token_ids, self.tokenizer.pad_token_id)
-        rows_of = [_rows(c, self._fork_threshold_tokens) for c in conversations]
+        rows_of = [training_rows(c, self._fork_threshold_tokens) for c in conversations]
         taken = [0] * len(conversations)
         for row, (sample, owner) in enumerate(zip(samples, owners, strict=True)):
             columns = rows_of[owner][taken[owner]]
@@ -386,33 +324,3 @@ def extras_named(reward: Any) -> frozenset[str]:
     except (TypeError, ValueError):
         return frozenset()
     return frozenset(set(parameters) & set(EXTRAS))
-
-
-def _joined(calls: Sequence[Call], column: str) -> torch.Tensor:
-    """A 1-D float32 tensor over the completion's tokens; several turns one after another, as `completion_ids`."""
-    parts = [getattr(call, column) for call in calls]
-    assert all(part is not None for part in parts), f"{column} were not recorded"
-    return torch.tensor([x for part in parts for x in part], dtype=torch.float32)
-
-
-def _rows(conversation: Conversation, fork_threshold: int) -> list[dict[str, Any]]:
-    """Per training row of a conversation its columns, as `Trail` names them.
-
-    TRL's own reconciliation of turns into rows is run again with other numbers in the place of log-probs, so that
-    forks and realignments fall where TRL's fell.
-    """
-
-    def laid_out(values: list[list[float]]) -> list[np.ndarray]:
-        turns = [TurnRecord(c.prompt_ids, c.output_ids, v) for c, v in zip(conversation.calls, values, strict=True)]
-        sequences, _ = _chain_to_sequences(turns, "", fork_threshold)
-        return [np.asarray(s.old_log_probs) for s in sequences]
-
-    calls = conversation.calls
-    versions = laid_out([[float(c.version)] * len(c.output_ids) for c in calls])
-    out: list[dict[str, Any]] = [{"versions": v.astype(np.int64)} for v in versions]
-    for name in ("entropies", "kept_mass"):
-        values = [getattr(c, name) for c in calls]
-        columns = laid_out(values) if all(v is not None for v in values) else [None] * len(out)
-        for row, column in zip(out, columns, strict=True):
-            row[name] = None if column is None else column.astype(np.float32)
-    return out

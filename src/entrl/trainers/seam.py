@@ -1,4 +1,4 @@
-"""What `grpo.py` expects TRL's private methods to look like, and the refusal where they look otherwise.
+"""What `EntropyGRPOTrainer` expects TRL's private methods to look like, and the refusal where they look otherwise.
 
 Kept apart from the trainer so that another TRL release can be checked (and this list brought up to date) without
 reading 600 lines of overrides.

@@ -14,7 +14,7 @@ from trl.trainer.utils import pad
 
 from entrl.controllers.hooks import Rows
 from entrl.controllers.monitor import ANSWER, OTHER, THINK
-from entrl.engines.async_loop import ROWS_PER_GROUP, UNKNOWN, TrailedMetrics
+from entrl.engines.trails import ROWS_PER_GROUP, UNKNOWN, TrailedMetrics
 from entrl.maths.phases import ThinkTags, phase_masks
 
 # Columns this collator adds, and what a padded place holds.
@@ -180,61 +180,3 @@ def padded_rows(rows: Rows, others: dict[str, Tensor], *, shape: tuple[int, int]
         informative_B=longer(rows.informative_B, 0),
     )
     return bigger, {name: wider(x) for name, x in others.items()}
-
-
-# What is summed per staleness class, over the tokens of an optimiser step and all ranks.
-SUMS = (
-    "tokens",
-    "entropy",  # nats, of the trainer's policy at the loss, for the tokens of the class
-    "log_ratio",  # trainer's log-prob less the sampler's
-    "abs_log_ratio",
-    "recorded",  # tokens with a sampler's entropy
-    "sampler_entropy",  # nats, when they were generated
-    "recorded_entropy",  # nats, the trainer's, of the same tokens
-    "abs_entropy_gap",
-)
-
-
-@torch.no_grad()
-def staleness_sums(batch: FlatBatch, log_probs_M: Tensor, entropies_M: Tensor, *, version: int, classes: int) -> Tensor:
-    """(S, len(SUMS)) float64: row s for tokens s versions old, the last row for unknown or older ones."""
-    known_M = (batch.versions_M != UNKNOWN) & (batch.versions_M <= version)
-    age_M = torch.where(known_M, version - batch.versions_M, classes - 1).clamp(max=classes - 1)
-    x_M = (log_probs_M - batch.old_log_probs_M).double()
-    recorded_M = ~batch.entropies_M.isnan()
-    sampler_M = torch.where(recorded_M, batch.entropies_M, 0.0).double()
-    trainer_M = torch.where(recorded_M, entropies_M.detach(), 0.0).double()
-    columns = [
-        torch.ones_like(x_M),
-        entropies_M.double(),
-        x_M,
-        x_M.abs(),
-        recorded_M.double(),
-        sampler_M,
-        trainer_M,
-        (trainer_M - sampler_M).abs(),
-    ]
-    out = torch.zeros(classes, len(SUMS), dtype=torch.float64, device=x_M.device)
-    return out.index_add_(0, age_M, torch.stack(columns, 1))
-
-
-def staleness_metrics(sums: list[list[float]]) -> dict[str, float | tuple[float, float]]:
-    """Metrics of one optimiser step: (sum, count) pairs, which TRL reduces as a rate over a logging window.
-
-    Keys are `staleness/<versions>/<what>`; the last class is `staleness/unknown/<what>`. Classes without tokens have
-    no keys.
-    """
-    out: dict[str, float | tuple[float, float]] = {}
-    for age, row in enumerate(sums):
-        total = dict(zip(SUMS, row, strict=True))
-        if not total["tokens"]:
-            continue
-        prefix = f"staleness/{'unknown' if age == len(sums) - 1 else age}/"
-        out[prefix + "tokens_total"] = total["tokens"]
-        for name in ("entropy", "log_ratio", "abs_log_ratio"):
-            out[prefix + name] = (total[name], total["tokens"])
-        if total["recorded"]:
-            out[prefix + "sampler_entropy"] = (total["sampler_entropy"], total["recorded"])
-            out[prefix + "entropy_change"] = (total["recorded_entropy"] - total["sampler_entropy"], total["recorded"])
-            out[prefix + "abs_entropy_gap"] = (total["abs_entropy_gap"], total["recorded"])
-    return out

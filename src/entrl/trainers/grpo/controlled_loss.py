@@ -13,11 +13,10 @@ import torch
 from torch import Tensor
 
 from entrl.controllers.hooks import Rows, Scope, Window
+from entrl.trainers.grpo.facts import Facts
 from entrl.trainers.grpo.logged_windows import LoggedWindows
 from entrl.trainers.grpo.scoring import Scoring
-from entrl.trainers.ranks import AccelerateRanks
 from entrl.trainers.shared import row_columns
-from entrl.trainers.shared.controls import Controls
 from entrl.trainers.shared.loss import LossPass, aggregate
 from entrl.trainers.shared.observation import Observation
 
@@ -25,23 +24,11 @@ MASKS = ("get_high_entropy_mask", "get_off_policy_mask")  # TRL's, factors of it
 
 
 class ControlledLoss:
-    """The loss of one trainer.
+    """The loss of one trainer."""
 
-    trl: the trainer, of which TRL's own names alone are read
-    """
-
-    def __init__(
-        self,
-        trl: Any,
-        *,
-        controls: Controls,
-        scoring: Scoring,
-        observation: Observation,
-        windows: LoggedWindows,
-        ranks: AccelerateRanks,
-    ) -> None:
-        self.trl, self.controls, self.scoring = trl, controls, scoring
-        self.observation, self.windows, self.ranks = observation, windows, ranks
+    def __init__(self, facts: Facts, scoring: Scoring, observation: Observation, windows: LoggedWindows) -> None:
+        self.facts, self.trl, self.controls = facts, facts.trl, facts.controls
+        self.scoring, self.observation, self.windows = scoring, observation, windows
         self._current: LossPass | None = None
         self._inputs: dict[str, Any] = {}  # of the micro-batch in hand
 
@@ -62,7 +49,7 @@ class ControlledLoss:
         rows, old_BT, old_entropies_BT = row_columns.window_of(slices)
         current_BT, entropies_BT = old_BT, old_entropies_BT
         # In the first window after a rollout the policy is still the one that was scored.
-        if "exact" in scopes and trl._step % self.scoring.schedule.generate_every != 0:
+        if "exact" in scopes and trl._step % self.facts.schedule.generate_every != 0:
             scored = [self.scoring.of_micro_batch(s, kind="exact") for s in slices]
             current_BT, entropies_BT = (torch.cat(column).float() for column in zip(*scored, strict=True))
         window = functools.partial(self._window, rows, old_BT)
@@ -75,7 +62,7 @@ class ControlledLoss:
             old_log_probs_BT=old_BT.float(),
             entropies_BT=entropies_BT,
             step=self.trl.state.global_step,
-            ranks=self.ranks,
+            ranks=self.facts.ranks,
         )
 
     # A micro-batch
@@ -121,7 +108,7 @@ class ControlledLoss:
     def policy_is_fresh(self) -> bool:
         """True while no optimiser step has been taken since the rows in hand were generated."""
         step, accumulation = self.trl._step, self.trl.args.gradient_accumulation_steps
-        generated_at = step - step % self.scoring.schedule.generate_every
+        generated_at = step - step % self.facts.schedule.generate_every
         return step // accumulation == generated_at // accumulation
 
     def meet(self, log_probs_BT: Tensor, entropies_BT: Tensor) -> None:

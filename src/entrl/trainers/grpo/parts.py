@@ -7,16 +7,15 @@ from typing import Any
 
 from entrl.controllers.hooks import Controller
 from entrl.controllers.monitor import Monitor
-from entrl.maths.phases import ThinkTags
 from entrl.trainers.grpo.branching import Branching
 from entrl.trainers.grpo.controlled_loss import ControlledLoss
+from entrl.trainers.grpo.facts import Facts
 from entrl.trainers.grpo.group_filter import GroupFiltering, PromptSource
 from entrl.trainers.grpo.logged_windows import LoggedWindows
 from entrl.trainers.grpo.reward_signals import RewardSignals
 from entrl.trainers.grpo.rollout_report import RolloutReport, has_replicas
 from entrl.trainers.grpo.rollouts import Rollouts
 from entrl.trainers.grpo.scoring import Scoring
-from entrl.trainers.grpo.turns import turn_options
 from entrl.trainers.ranks import AccelerateRanks
 from entrl.trainers.refusals.part_options import branch_options, branching_problems, filter_rule
 from entrl.trainers.refusals.schedule import describe_schedule
@@ -35,14 +34,14 @@ from entrl.trainers.shared.training_log import TrainingLog
 
 @dataclass(frozen=True, kw_only=True)
 class Parts:
-    """Each is handed what it needs; none knows `EntropyGRPOTrainer`, and of TRL's trainer they read TRL's names alone.
+    """Each is handed what it needs, and none knows `EntropyGRPOTrainer`.
 
     kept: what a checkpoint holds of this rank, by name
     """
 
+    facts: Facts
     counters: Counters
     observation: Observation
-    tags: ThinkTags | None
     scoring: Scoring
     signals: RewardSignals
     rollouts: Rollouts
@@ -55,58 +54,35 @@ def build(trl: Any, controllers: Sequence[Controller], samples: deque[dict[str, 
 
     samples: where completions for the report are put. Raises ValueError for what only a built trainer knows.
     """
-    args, accelerator, controls = trl.args, trl.accelerator, Controls(controllers)
-    ranks = AccelerateRanks(accelerator, columns=_longest_completion(trl))
-    schedule = describe_schedule(args, accelerator.num_processes)
-    counters = Counters(schedule.rows_per_step // schedule.world_size)
-    log = TrainingLog(trl._metrics["train"], speaks=accelerator.is_main_process)
-    wanted = frozenset[str]().union(*(needed_signals(r) for r in trl.reward_funcs))
-    tags = think_tags_of(trl._tokenizer, args, needed="think_tags" in wanted, warn=log.warn_once)
-    end_ids = [*trl.eos_token_ids, trl._tokenizer.pad_token_id]
-    scoring = Scoring(trl, schedule=schedule, ranks=ranks, counters=counters)
-    signals = RewardSignals(trl, wanted=wanted, tags=tags, end_ids=end_ids, scoring=scoring)
-    branching, filtering = _branching(trl), _filtering(trl, ranks)
+    args, accelerator = trl.args, trl.accelerator
+    facts = _facts(trl, controllers)
+    counters = Counters(facts.schedule.rows_per_step // facts.schedule.world_size)
+    scoring = Scoring(facts, counters)
+    signals = RewardSignals(facts, scoring)
     observation = Observation(
-        controls=controls,
-        log=log,
+        controls=facts.controls,
+        log=facts.log,
         counters=counters,
-        ranks=ranks,
+        ranks=facts.ranks,
         score=lambda sequences: scoring.entropies(sequences, kind="probe"),
         monitor=Monitor(device=accelerator.device) if args.log_dynamics else None,
         probe=Probe(every=args.probe_every, rows=max(1, args.probe_rows // accelerator.num_processes)),
         diversity=args.log_diversity,
     )
+    branching, filtering = _branching(trl), _filtering(trl, facts.ranks)
     windows = LoggedWindows(trl, scoring=scoring, observation=observation)
-    if controls.on_loss or signals.scored or branching is not None or observation.probe.on or windows.on:
+    if facts.controls.on_loss or signals.scored or branching is not None or observation.probe.on or windows.on:
         refuse_dropout(trl.model)
-    controls.set_clip_range(trl)
-    report = RolloutReport(
-        trl,
-        log=log,
-        observation=observation,
-        ranks=ranks,
-        schedule=schedule,
-        tags=tags,
-        end_ids=end_ids,
-        samples=samples,
-    )
+    facts.controls.set_clip_range(trl)
     rollouts = Rollouts(
-        trl,
-        controls=controls,
+        facts,
         scoring=scoring,
         signals=signals,
-        report=report,
+        report=RolloutReport(facts, observation, samples),
         observation=observation,
-        log=log,
-        ranks=ranks,
-        tags=tags,
         branching=branching,
         filtering=filtering,
-        turn_credit=turn_options(args),
         windows=windows.on,
-    )
-    loss = ControlledLoss(
-        trl, controls=controls, scoring=scoring, observation=observation, windows=windows, ranks=ranks
     )
     kept: dict[str, Any] = {
         "micro_step": _Attribute(trl, "_step"),
@@ -115,19 +91,34 @@ def build(trl: Any, controllers: Sequence[Controller], samples: deque[dict[str, 
         "probe": observation.probe,
         "branching": branching,
         "filter": filtering,
-        "controllers": KeptEach(controls.all),
+        "controllers": KeptEach(facts.controls.all),
         "rewards": KeptEach(trl.reward_funcs),
         "generation": trl.vllm_generation if has_replicas(trl) else None,
     }
     return Parts(
+        facts=facts,
         counters=counters,
         observation=observation,
-        tags=tags,
         scoring=scoring,
         signals=signals,
         rollouts=rollouts,
-        loss=loss,
+        loss=ControlledLoss(facts, scoring, observation, windows),
         kept={name: part for name, part in kept.items() if part is not None},
+    )
+
+
+def _facts(trl: Any, controllers: Sequence[Controller]) -> Facts:
+    log = TrainingLog(trl._metrics["train"], speaks=trl.accelerator.is_main_process)
+    wanted = frozenset[str]().union(*(needed_signals(r) for r in trl.reward_funcs))
+    return Facts(
+        trl=trl,
+        controls=Controls(controllers),
+        schedule=describe_schedule(trl.args, trl.accelerator.num_processes),
+        ranks=AccelerateRanks(trl.accelerator, columns=_longest_completion(trl)),
+        log=log,
+        wanted=wanted,
+        tags=think_tags_of(trl._tokenizer, trl.args, needed="think_tags" in wanted, warn=log.warn_once),
+        end_ids=[*trl.eos_token_ids, trl._tokenizer.pad_token_id],
     )
 
 

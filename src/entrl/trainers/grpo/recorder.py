@@ -1,6 +1,6 @@
 """Writes logged windows: collects the micro-batches of a step that is to be logged, and what came of the step.
 
-`grpo.py` hands over plain tensors; the file format is `entrl.trainers.grpo.window_log`.
+`LoggedWindows` hands over plain tensors; the file format is `entrl.trainers.grpo.window_log`.
 """
 
 import dataclasses
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from entrl.controllers.hooks import ROW_TENSORS, Controller, Rows
 from entrl.trainers.grpo.window_log import FOLDER, STATE_FILE, LoggedWindow, StepOptions, save_window, window_folder
+from entrl.trainers.shared.row_columns import stacked
 
 PADDED_LEFT = ("prompt_ids_BT", "prompt_mask_BT")
 
@@ -46,7 +47,7 @@ class WindowRecorder:
 
     def write(self, step: int, options: StepOptions, *, probe_entropy: float | None) -> LoggedWindow:
         """Put the micro-batches together and write them."""
-        together = {name: _stacked([p[name] for p in self._parts], name) for name in self._parts[0]}
+        together = {name: stacked([p[name] for p in self._parts], left=name in PADDED_LEFT) for name in self._parts[0]}
         self._parts = []
         tensors: dict[str, Any] = {name: together[f"rows.{name}"] for name in ROW_TENSORS}
         columns: dict[str, Any] = {k: v for k, v in together.items() if not k.startswith("rows.")}
@@ -88,15 +89,6 @@ class WindowRecorder:
         mask_BT = window.rows.mask_BT
         change_BT = torch.where(mask_BT, after_BT - window.entropies_BT, 0.0)
         return {"change": change_BT.sum(dtype=torch.float64), "tokens": mask_BT.sum(dtype=torch.float64)}
-
-
-def _stacked(parts: Sequence[Tensor], name: str) -> Tensor:
-    if parts[0].dim() == 1:
-        return torch.cat(list(parts))
-    width = max(p.size(1) for p in parts)
-    left = name in PADDED_LEFT
-    pads = [(width - p.size(1), 0) if left else (0, width - p.size(1)) for p in parts]
-    return torch.cat([torch.nn.functional.pad(p, pad) for p, pad in zip(parts, pads, strict=True)])
 
 
 def plain_options(controllers: Sequence[Controller]) -> list[dict[str, Any]]:

@@ -8,25 +8,19 @@ from typing import Any
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from entrl.maths.phases import ThinkTags
+from entrl.trainers.grpo.facts import Facts
 from entrl.trainers.grpo.scoring import Scoring
 from entrl.trainers.shared.rewards import ANSWERS, SCORED_SIGNALS, guarded
 from entrl.trainers.shared.rollout import Rollout
 
 
 class RewardSignals:
-    """The signals that some reward names, made of a rollout.
+    """The signals that some reward names, made of a rollout."""
 
-    trl: the trainer, of which TRL's own names alone are read
-    wanted: names of signals, over all rewards; tags: of thinking; end_ids: tokens that end a completion
-    """
-
-    def __init__(
-        self, trl: Any, *, wanted: frozenset[str], tags: ThinkTags | None, end_ids: list[int], scoring: Scoring
-    ) -> None:
-        self.trl, self.wanted, self.tags, self.end_ids, self.scoring = trl, wanted, tags, end_ids, scoring
-        self.from_sampler = trl.args.entropy_source == "sampler"
-        self.scored = bool(wanted & set(SCORED_SIGNALS))
+    def __init__(self, facts: Facts, scoring: Scoring) -> None:
+        self.facts, self.trl, self.scoring = facts, facts.trl, scoring
+        self.from_sampler = facts.trl.args.entropy_source == "sampler"
+        self.scored = bool(facts.wanted & set(SCORED_SIGNALS))
 
     @contextlib.contextmanager
     def guarded(self) -> Iterator[None]:
@@ -35,7 +29,7 @@ class RewardSignals:
         plain = trl.reward_funcs
         trl.reward_funcs = guarded(
             plain,
-            think_tags=self.tags,
+            think_tags=self.facts.tags,
             gather=_gather_floats,
             training=trl.model.training,
             tokenizer=trl._tokenizer,
@@ -47,7 +41,7 @@ class RewardSignals:
 
     def added_to(self, inputs: list[dict[str, Any]], completions: list, rollout: Rollout) -> list[dict[str, Any]]:
         """The rows with what some reward names of them, and the answers."""
-        wanted = {*self.wanted, *ANSWERS}
+        wanted = {*self.facts.wanted, *ANSWERS}
         if clash := wanted & set(inputs[0]):
             raise ValueError(f"data set columns {sorted(clash)} have the names of token signals; rename them")
         columns = self._of_rows(rollout, completions) | (self._of_tokens(rollout, inputs) if self.scored else {})
@@ -58,13 +52,13 @@ class RewardSignals:
     def _of_rows(self, rollout: Rollout, completions: list) -> dict[str, Sequence[Any]]:
         trl, count = self.trl, len(rollout)
         size = trl.num_generations if trl.model.training else trl.num_generations_eval
-        first = trl.accelerator.process_index * count
+        first = self.facts.mine(count).start
         return {
             "group_index": [(first + i) // size for i in range(count)],
             "token_mask": rollout.model_token_masks(),
-            "truncated": rollout.truncated(self.end_ids),
+            "truncated": rollout.truncated(self.facts.end_ids),
             "prompt_ids": rollout.prompt_ids,
-            "answer_texts": rollout.answer_texts(self.tags, trl._tokenizer, completions),
+            "answer_texts": rollout.answer_texts(self.facts.tags, trl._tokenizer, completions),
         }
 
     def _of_tokens(self, rollout: Rollout, inputs: list[dict[str, Any]]) -> dict[str, Sequence[Any]]:
@@ -73,7 +67,7 @@ class RewardSignals:
             log_probs = rollout.sampler_policy_log_probs(restored=restored)
             return {"token_entropies": rollout.sampler_entropies(), "token_logprobs": log_probs}
         images = "image" in inputs[0] or "images" in inputs[0]
-        self.scoring.make_ready(rollout, end_ids=self.end_ids, images=images)
+        self.scoring.make_ready(rollout, images=images)
         return {
             "token_entropies": rollout.per_row(rollout.entropies_BT),
             "token_logprobs": rollout.per_row(rollout.log_probs_BT),

@@ -9,19 +9,16 @@ from accelerate.utils import gather_object
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from entrl.maths.phases import ThinkTags
+from entrl.trainers.grpo.facts import Facts
 from entrl.trainers.grpo.sampler_gap import alarms, gap_metrics, kept_tokens
 from entrl.trainers.grpo.splice import Batch
 from entrl.trainers.grpo.turns import episode_means
 from entrl.trainers.grpo.vllm import ReplicaGeneration, sampled_scores
-from entrl.trainers.ranks import AccelerateRanks
 from entrl.trainers.refusals.engine_rules import truncations
-from entrl.trainers.refusals.schedule import Schedule
 from entrl.trainers.shared import row_columns
 from entrl.trainers.shared.first_look import FirstLook
 from entrl.trainers.shared.observation import Observation
 from entrl.trainers.shared.rollout import Rollout, completion_samples
-from entrl.trainers.shared.training_log import TrainingLog
 
 
 def has_replicas(trl: Any) -> bool:
@@ -29,26 +26,12 @@ def has_replicas(trl: Any) -> bool:
 
 
 class RolloutReport:
-    """Looks at each training rollout.
+    """Looks at each training rollout; samples: where completions for the report are put."""
 
-    trl: the trainer, of which TRL's own names alone are read; samples: where completions for the report are put
-    """
-
-    def __init__(
-        self,
-        trl: Any,
-        *,
-        log: TrainingLog,
-        observation: Observation,
-        ranks: AccelerateRanks,
-        schedule: Schedule,
-        tags: ThinkTags | None,
-        end_ids: list[int],
-        samples: deque[dict[str, Any]],
-    ) -> None:
-        self.trl, self.log, self.observation, self.ranks, self.schedule = trl, log, observation, ranks, schedule
-        self.tags, self.end_ids, self.samples = tags, end_ids, samples
-        self.first_look = FirstLook(tags, think_close=trl.args.think_close)
+    def __init__(self, facts: Facts, observation: Observation, samples: deque[dict[str, Any]]) -> None:
+        self.facts, self.trl, self.log = facts, facts.trl, facts.log
+        self.observation, self.samples = observation, samples
+        self.first_look = FirstLook(facts.tags, think_close=facts.trl.args.think_close)
 
     def generated(self, batch: Batch, rewards_N: Tensor) -> None:
         """rewards_N: weighted, of all ranks' rows."""
@@ -60,7 +43,7 @@ class RolloutReport:
             rollout.prompt_ids,
             rollout.completion_ids,
             rewards=rewards_N.tolist(),
-            truncated=rollout.truncated(self.end_ids),
+            truncated=rollout.truncated(self.facts.end_ids),
         ):
             self.log.warn_once(text)
 
@@ -80,7 +63,7 @@ class RolloutReport:
         if rollout.sampled is not None:
             mass = [m for row in rollout.sampled for m in row.kept_mass]
             sums = torch.tensor([sum(mass), float(len(mass))], device=self.trl.accelerator.device)
-            total, tokens = self.ranks.gather(sums).view(-1, 2).sum(0).tolist()
+            total, tokens = self.facts.ranks.gather(sums).view(-1, 2).sum(0).tolist()
             metrics["sampler/kept_mass"] = total / max(tokens, 1.0)
         self.log.add(metrics)
         limit = math.inf if weighing and rollout.sampled is None else args.vllm_gap_alarm
@@ -106,7 +89,7 @@ class RolloutReport:
             entropies_BT=rollout.entropies_BT[:, :width].float(),
             sampler_entropies_BT=None if sampled is None else sampled[0],
             mask_BT=mask_BT,
-            gather=self.ranks.gather,
+            gather=self.facts.ranks.gather,
         )
 
     def _groups_without_spread(self, rewards_N: Tensor) -> None:
@@ -118,8 +101,8 @@ class RolloutReport:
     def _groups(self, rollout: Rollout) -> None:
         """Every group of all ranks is looked at on one rank."""
         accelerator = self.trl.accelerator
-        mine, first = rollout.completion_ids, accelerator.process_index * len(rollout)
-        if not self.schedule.whole_groups_per_rank:
+        mine, first = rollout.completion_ids, self.facts.mine(len(rollout)).start
+        if not self.facts.schedule.whole_groups_per_rank:
             everybody = gather_object(mine)
             mine, first = (everybody, 0) if accelerator.is_main_process else ([], 0)
         groups = [(first + i) // self.trl.num_generations for i in range(len(mine))]
@@ -136,8 +119,8 @@ class RolloutReport:
             "reward": [sum(w * v for w, v in zip(weights, row, strict=True) if v == v) for row in table],
             "advantage": episode_means(output["advantages"], output["completion_mask"]).tolist(),
             "group": [i // trl.num_generations for i in range(len(rollout))],
-            "truncated": rollout.truncated(self.end_ids),
+            "truncated": rollout.truncated(self.facts.end_ids),
         }
         self.samples.extend(
-            completion_samples(rollout, count, step=step, tokenizer=trl._tokenizer, tags=self.tags, facts=facts)
+            completion_samples(rollout, count, step=step, tokenizer=trl._tokenizer, tags=self.facts.tags, facts=facts)
         )

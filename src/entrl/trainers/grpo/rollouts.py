@@ -8,21 +8,18 @@ from torch import Tensor
 
 from entrl.engines.top_h import TopHLogitsProcessor, generating_through
 from entrl.maths.branching import tree_advantages
-from entrl.maths.phases import ThinkTags
 from entrl.trainers.grpo.branching import BranchedRollout, Branching
 from entrl.trainers.grpo.continuations import sampler_of
+from entrl.trainers.grpo.facts import Facts
 from entrl.trainers.grpo.group_filter import GroupFiltering
 from entrl.trainers.grpo.reward_signals import RewardSignals, weighted_rewards
 from entrl.trainers.grpo.rollout_report import RolloutReport
 from entrl.trainers.grpo.scoring import Scoring
 from entrl.trainers.grpo.splice import Batch
-from entrl.trainers.grpo.turns import TurnCredit
-from entrl.trainers.ranks import AccelerateRanks
+from entrl.trainers.grpo.turns import TurnCredit, turn_options
 from entrl.trainers.shared import row_columns
-from entrl.trainers.shared.controls import Controls
 from entrl.trainers.shared.observation import Observation
 from entrl.trainers.shared.rollout import Rollout
-from entrl.trainers.shared.training_log import TrainingLog
 
 Draw = Callable[[list[dict[str, Any]]], dict[str, Any]]  # TRL's own, from rows of the data set to its row tensors
 
@@ -30,30 +27,26 @@ Draw = Callable[[list[dict[str, Any]]], dict[str, Any]]  # TRL's own, from rows 
 class Rollouts:
     """From the rows of the data set to the rows of the loss, around TRL's own methods.
 
-    trl: the trainer, of which TRL's own names alone are read
     windows: whether windows are logged, which want to know the rows' old scores
     """
 
     def __init__(
         self,
-        trl: Any,
+        facts: Facts,
         *,
-        controls: Controls,
         scoring: Scoring,
         signals: RewardSignals,
         report: RolloutReport,
         observation: Observation,
-        log: TrainingLog,
-        ranks: AccelerateRanks,
-        tags: ThinkTags | None,
         branching: Branching | None,
         filtering: GroupFiltering | None,
-        turn_credit: TurnCredit | None,
         windows: bool,
     ) -> None:
-        self.trl, self.controls, self.scoring, self.signals, self.report = trl, controls, scoring, signals, report
-        self.observation, self.log, self.ranks, self.tags, self.windows = observation, log, ranks, tags, windows
-        self.branching, self.filtering, self.turn_credit = branching, filtering, turn_credit
+        self.facts, self.trl, self.controls = facts, facts.trl, facts.controls
+        self.log, self.ranks = facts.log, facts.ranks
+        self.scoring, self.signals, self.report, self.observation = scoring, signals, report, observation
+        self.branching, self.filtering, self.windows = branching, filtering, windows
+        self.turn_credit = turn_options(facts.trl.args)
         self.current: Rollout | None = None  # in the making
         self.branched: BranchedRollout | None = None  # of the generation in hand
         self.rewards_NF: Tensor | None = None  # of all ranks' rows, by reward function; NaN where one did not apply
@@ -141,7 +134,7 @@ class Rollouts:
         """True where somebody needs scores of the rollout and TRL will not compute them."""
         selecting = self.controls.selecting and self.trl.model.training
         rewarded = self.signals.scored and not self.signals.from_sampler
-        return (rewarded or selecting) and not self.scoring.schedule.trl_scores_rollouts
+        return (rewarded or selecting) and not self.facts.schedule.trl_scores_rollouts
 
     def _draw(self, inputs: list[dict[str, Any]], draw: Draw) -> Batch:
         """One generation with its rewards and TRL's advantages."""
@@ -150,12 +143,7 @@ class Rollouts:
         rollout, self.current = self.current, None
         assert rollout is not None
         assert self.rewards_NF is not None
-        return Batch(output=output, rollout=rollout, rewards_NF=self.rewards_NF[self._mine(len(rollout))])
-
-    def _mine(self, count: int) -> slice:
-        """This rank's rows among those of all ranks."""
-        first = self.trl.accelerator.process_index * count
-        return slice(first, first + count)
+        return Batch(output=output, rollout=rollout, rewards_NF=self.rewards_NF[self.facts.mine(len(rollout))])
 
     def _filtered(self, filtering: GroupFiltering, first: Batch, draw: Draw) -> Batch:
         """A rollout of groups that pass, with further generations where it takes them."""
@@ -179,7 +167,7 @@ class Rollouts:
             changed_N = controller.on_rollout(rewards_N, groups_N, advantages_N)
             advantages_N, replaced = (advantages_N, replaced) if changed_N is None else (changed_N, True)
         if replaced:
-            output["advantages"] = advantages_N[self._mine(len(rollout))]
+            output["advantages"] = advantages_N[self.facts.mine(len(rollout))]
         return advantages_N, replaced
 
     def _with_turn_credit(
@@ -199,11 +187,11 @@ class Rollouts:
     def _attach(self, output: dict[str, Any], rollout: Rollout, advantages_N: Tensor, *, replaced: bool) -> None:
         """Entries that must follow each row through TRL's shuffle and split; `advantages_N` are those of all ranks."""
         width, size = output["completion_ids"].size(1), self.trl.num_generations
-        tags = self.tags if self.observation.monitor is not None else None
+        tags = self.facts.tags if self.observation.monitor is not None else None
         acting = bool(self.controls.on_loss)
         row_columns.attach(
             output,
-            first=self._mine(len(rollout)).start,
+            first=self.facts.mine(len(rollout)).start,
             informative_N=row_columns.informative(advantages_N, group_size=size, replaced=replaced),
             phase_BT=None if tags is None else rollout.phases(tags, width),
             columns={name: rollout.column(name, width) for name in self.controls.columns},

@@ -12,30 +12,27 @@ loss       the training pass
 """
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from trl.models.utils import disable_gradient_checkpointing
 
-from entrl.trainers.ranks import AccelerateRanks
-from entrl.trainers.refusals.schedule import Schedule
+from entrl.trainers.grpo.facts import Facts
 from entrl.trainers.shared import row_columns
 from entrl.trainers.shared.counters import Counters
 from entrl.trainers.shared.rollout import Rollout
 
+Forward = Callable[..., tuple[Tensor, Any, Any]]  # TRL's `_get_per_token_logps_and_entropies`
 Scores = tuple[Tensor, Tensor]  # log-probs and entropies, (B, T) nats
 
 
 class Scoring:
-    """Scores of the policy as it is now, and the name of the pass under way.
+    """Scores of the policy as it is now, and the name of the pass under way."""
 
-    trl: the trainer, of which TRL's own names alone are read
-    """
-
-    def __init__(self, trl: Any, *, schedule: Schedule, ranks: AccelerateRanks, counters: Counters) -> None:
-        self.trl, self.schedule, self.ranks, self.counters = trl, schedule, ranks, counters
+    def __init__(self, facts: Facts, counters: Counters) -> None:
+        self.facts, self.trl, self.counters = facts, facts.trl, counters
         self._kind: str | None = None  # of the pass under way, where it is known beforehand
 
     @contextlib.contextmanager
@@ -47,22 +44,29 @@ class Scoring:
         finally:
             self._kind = None
 
-    def kind_of_pass(self, model: Any, rollout: Rollout | None) -> str:
-        """rollout: the one in the making, if any."""
-        if self._kind is not None:
-            return self._kind
-        # With a peft model the reference pass goes through trl.model too; the old-policy pass comes first.
-        unscored = rollout is not None and not rollout.scored
-        return "score" if unscored and self.schedule.trl_scores_rollouts and model is self.trl.model else "reference"
-
-    def count(self, kind: str, rows: int) -> None:
-        self.counters.rows[kind if self.trl.model.training else "evaluation"] += rows
+    def counted(
+        self, forward: Forward, model: Any, ids: Tensor, *given: Any, rollout: Rollout | None, **options: Any
+    ) -> Any:
+        """(kind, what TRL's `forward` returns), counted; rollout: the one in the making, which TRL's pass scores."""
+        kind = self._kind
+        if kind is None:
+            # With a peft model the reference pass goes through trl.model too; the old-policy pass comes first.
+            unscored = rollout is not None and not rollout.scored and self.facts.schedule.trl_scores_rollouts
+            kind = "score" if unscored and model is self.trl.model else "reference"
+        if kind == "score":
+            options["compute_entropy"] = True  # the fused head computes them with the log-probs anyway
+        out = forward(model, ids, *given, **options)
+        self.counters.rows[kind if self.trl.model.training else "evaluation"] += ids.size(0)
+        if kind == "score":
+            assert rollout is not None
+            rollout.log_probs_BT, rollout.entropies_BT = out[0].detach(), out[1].detach()
+        return kind, out
 
     def score(self, rollout: Rollout) -> None:
         """Score a whole rollout with true masks, where TRL has no pass of its own."""
         rollout.log_probs_BT, rollout.entropies_BT = self.of_rollout(rollout, range(len(rollout)), kind="own")
 
-    def make_ready(self, rollout: Rollout, *, end_ids: Sequence[int], images: bool) -> None:
+    def make_ready(self, rollout: Rollout, *, images: bool) -> None:
         """See to it that every row of a rollout has scores that mean something."""
         if not rollout.scored:
             if images:
@@ -72,14 +76,14 @@ class Scoring:
                 )
             self.score(rollout)
         elif self.trl.mask_truncated_completions:
-            self._rescore(rollout, [i for i, cut in enumerate(rollout.truncated(end_ids)) if cut])
+            self._rescore(rollout, [i for i, cut in enumerate(rollout.truncated(self.facts.end_ids)) if cut])
 
     def _rescore(self, rollout: Rollout, rows: list[int]) -> None:
         """Replace the meaningless scores that TRL gives to rows it masked.
 
         Every rank passes the same number of rows, since a forward pass of a sharded model is a collective.
         """
-        count = self.ranks.max(len(rows))
+        count = self.facts.ranks.max(len(rows))
         if count == 0:
             return
         asked = rows + [0] * (count - len(rows))

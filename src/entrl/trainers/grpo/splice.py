@@ -13,6 +13,7 @@ from torch import Tensor
 from trl.trainer.utils import nanstd
 
 from entrl.trainers.shared.rollout import Rollout
+from entrl.trainers.shared.row_columns import stacked
 
 TRL_STD_OFFSET = 1e-4
 PADDED_LEFT = {"prompt_ids": None, "prompt_mask": 0}  # name -> what pads it; None is the pad token
@@ -71,14 +72,7 @@ def _column(name: str, outputs: Sequence[dict[str, Any]], rows: list[int], pad_t
             f"the group filter cannot put rows with {name!r} together (images are not supported); set filter_on: null"
         )
     fill = (PADDED_LEFT | PADDED_RIGHT)[name]
-    return _stacked(columns, pad_token_id if fill is None else fill, left=name in PADDED_LEFT)[rows]
-
-
-def _stacked(columns: Sequence[Tensor], fill: float, *, left: bool = False) -> Tensor:
-    """(N, T) tensors under one another, padded to the widest."""
-    width = max(c.size(1) for c in columns)
-    sides = [(width - c.size(1), 0) if left else (0, width - c.size(1)) for c in columns]
-    return torch.cat([torch.nn.functional.pad(c, side, value=fill) for c, side in zip(columns, sides, strict=True)])
+    return stacked(columns, fill=pad_token_id if fill is None else fill, left=name in PADDED_LEFT)[rows]
 
 
 def spliced_rollout(rollouts: Sequence[Rollout], rows: Sequence[int]) -> Rollout:
@@ -93,7 +87,7 @@ def spliced_rollout(rollouts: Sequence[Rollout], rows: Sequence[int]) -> Rollout
 
     def scores(name: str) -> Tensor | None:
         parts = [getattr(r, name) for r in rollouts]
-        return None if any(part is None for part in parts) else _stacked(parts, 0.0)[list(rows)]
+        return None if any(part is None for part in parts) else stacked(parts)[list(rows)]
 
     names = set.intersection(*(set(r.columns) for r in rollouts))
     columns = {name: [v for r in rollouts for v in r.columns[name]] for name in names}

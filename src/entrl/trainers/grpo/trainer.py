@@ -17,7 +17,6 @@ from trl import GRPOTrainer
 
 from entrl.controllers.hooks import Controller
 from entrl.engines.faults import RolloutError
-from entrl.maths.phases import ThinkTags
 from entrl.trainers.config import EntropyGRPOConfig
 from entrl.trainers.grpo.parts import Parts, build
 from entrl.trainers.grpo.vllm import generating_with
@@ -25,7 +24,6 @@ from entrl.trainers.refusals.checks import check_schedule
 from entrl.trainers.refusals.engine_rules import tool_problems
 from entrl.trainers.refusals.surroundings import check_surroundings
 from entrl.trainers.seam import check_trl
-from entrl.trainers.shared.counters import Counters
 from entrl.trainers.shared.options import complete, refuse
 from entrl.trainers.shared.resumption import Resumable
 from entrl.trainers.shared.rewards import checked_rollout_func
@@ -88,18 +86,9 @@ class EntropyGRPOTrainer(Resumable, GRPOTrainer):
         check_surroundings(self.args, self.accelerator)
         self.completion_samples: deque[dict[str, Any]] = deque(maxlen=1024)
         self.checkpoint_files = []
-        self._parts = build(self, self.controllers, self.completion_samples)
-        self._observation, self.kept = self._parts.observation, self._parts.kept
-
-    @property
-    def counters(self) -> Counters:
-        assert self._parts is not None
-        return self._parts.counters
-
-    @property
-    def think_tags(self) -> ThinkTags | None:
-        assert self._parts is not None
-        return self._parts.tags
+        self._parts = parts = build(self, self.controllers, self.completion_samples)
+        self._observation, self.kept, self.counters = parts.observation, parts.kept, parts.counters
+        self.think_tags = parts.facts.tags
 
     # From the rows of the data set to the rows of the loss
 
@@ -162,37 +151,12 @@ class EntropyGRPOTrainer(Resumable, GRPOTrainer):
 
     # Passes and loss
 
-    def _get_per_token_logps_and_entropies(
-        self,
-        model: Any,
-        input_ids: Tensor,
-        attention_mask: Tensor,
-        logits_to_keep: int,
-        batch_size: int | None = None,
-        compute_entropy: bool = False,
-        **kwargs: Any,
-    ) -> Any:
-        parts, kind, rollout = self._parts, None, None
-        if parts is not None:
-            rollout = parts.rollouts.current
-            kind = parts.scoring.kind_of_pass(model, rollout)
-        # The fused head computes entropies with the log-probs anyway, so asking for them costs nothing.
-        out = super()._get_per_token_logps_and_entropies(
-            model,
-            input_ids,
-            attention_mask,
-            logits_to_keep,
-            batch_size=batch_size,
-            compute_entropy=compute_entropy or kind == "score",
-            **kwargs,
-        )
-        if parts is None or kind is None:
-            return out
-        parts.scoring.count(kind, input_ids.size(0))
-        if kind == "score":
-            assert rollout is not None
-            rollout.log_probs_BT, rollout.entropies_BT = out[0].detach(), out[1].detach()
-        elif kind == "loss":
+    def _get_per_token_logps_and_entropies(self, *given: Any, **options: Any) -> Any:
+        parts, forward = self._parts, super()._get_per_token_logps_and_entropies
+        if parts is None:
+            return forward(*given, **options)
+        kind, out = parts.scoring.counted(forward, *given, rollout=parts.rollouts.current, **options)
+        if kind == "loss":
             parts.loss.meet(log_probs_BT=out[0], entropies_BT=out[1])
         return out
 

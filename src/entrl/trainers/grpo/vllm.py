@@ -1,6 +1,6 @@
 """Which engine generates: TRL's colocated vLLM with the sampler's own numbers, or replicas fed with adapters.
 
-Beside `grpo.py` (and `async_grpo.py`) the only module that knows private names of TRL's: VLLMGeneration of
+Beside the trainers the only module that knows private names of TRL's: VLLMGeneration of
 `trl.generation.vllm_generation`, its `llm`, and the name under which the GRPO trainer finds it. Both backends answer
 to the same calls as TRL's class (`sync_weights`, `generate`), so everything after generation is TRL's unchanged.
 """

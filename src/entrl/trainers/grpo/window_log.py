@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from entrl.controllers.hooks import ROW_TENSORS, OneRank, Rows, Scope, Window
+from entrl.trainers.shared.row_columns import stacked
 
 FORMAT = 1
 FOLDER = "windows"
@@ -159,13 +160,7 @@ def joined(windows: Sequence[LoggedWindow]) -> LoggedWindow:
 
     def rows_of(name: str, source: str = "") -> Tensor:
         parts = [getattr(w.rows if source else w, name) for w in windows]
-        width = max(p.shape[1] for p in parts) if parts[0].dim() == 2 else 0
-        if parts[0].dim() == 2:
-            left = name.startswith("prompt")  # prompts are padded on the left
-            parts = [
-                torch.nn.functional.pad(p, (width - p.shape[1], 0) if left else (0, width - p.shape[1])) for p in parts
-            ]
-        return torch.cat(parts)
+        return stacked(parts, left=name.startswith("prompt"))  # prompts are padded on the left
 
     tensors: dict[str, Any] = {name: rows_of(name, "rows") for name in ROW_TENSORS}
     names = [f.name for f in dataclasses.fields(first) if isinstance(getattr(first, f.name), Tensor)]

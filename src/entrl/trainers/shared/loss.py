@@ -1,6 +1,6 @@
 """One micro-batch's loss with controllers: their weights and penalties combined, and the sums they report.
 
-Plain tensors in and out; which entry of TRL's input dict is which is known to `grpo.py` alone.
+Plain tensors in and out; which entry of TRL's input dict is which, `row_columns.py` and the trainers know.
 """
 
 from collections.abc import Sequence

@@ -58,28 +58,27 @@ class Resumable(Base):
     """Mixed in before a trainer of TRL's.
 
     kept: by name, what a checkpoint holds of this rank beside the libraries' own
+    _observation: has steps that must be read before a log and a checkpoint
     checkpoint_files: functions that write further files into a checkpoint (rank 0), before it is marked whole
     """
 
     args: Any  # TRL and transformers annotate these more widely than they use them
     kept: Mapping[str, Kept]
     checkpoint_files: list[Callable[[Path], None]]
-    _observation: Observation | None = None
+    _observation: Observation
     _complete_at: int | None = None  # the step of the newest checkpoint on disk, if this process knows it to be whole
     _resumed: dict[str, Any] | None = None  # log state that waits for transformers to have set up its own
     _train_sampler: Any = None
     _save_owed: bool = False  # a checkpoint waits for what happens at the end of the pass
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        if self._observation is not None:
-            self._observation.read()
+        self._observation.read()
         super().log(logs, start_time)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         if self._complete_at == self.state.global_step:
             return  # a new attempt would first have to take this one away
-        if self._observation is not None:
-            self._observation.read()  # what is saved must know every step
+        self._observation.read()  # what is saved must know every step
         folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
         parts = {name: part.state_dict() for name, part in self.kept.items()}
         state = {"world_size": self.accelerator.num_processes, **parts, "log": log_state(self)}

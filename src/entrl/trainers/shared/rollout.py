@@ -161,6 +161,31 @@ def ends_in_call(completion: Any) -> bool:
     return not isinstance(completion, str) and bool(completion) and bool(completion[-1].get("tool_calls"))
 
 
+def completion_sample(
+    prompt_ids: list[int],
+    ids: list[int],
+    entropies: Any,
+    own_T: Tensor,
+    *,
+    step: int,
+    tokenizer: Any,
+    tags: ThinkTags | None,
+    **facts: Any,
+) -> dict[str, Any]:
+    """One completion as a plain dict for the run folder.
+
+    entropies: one number per token, nats; None = nobody looked. own_T: bool, True where the model wrote the token.
+    """
+    return {
+        "step": step,
+        "prompt": tokenizer.decode(prompt_ids),
+        "tokens": [tokenizer.decode([t]) for t in ids],
+        "entropies": None if entropies is None else [round(float(h), 5) for h in entropies],
+        "phases": ["answer"] * len(ids) if tags is None else phase_labels(ids, tags, own_T, prompt_ids=prompt_ids),
+        **facts,
+    }
+
+
 def completion_samples(
     rollout: Rollout, count: int, *, step: int, tokenizer: Any, tags: ThinkTags | None, facts: dict[str, list]
 ) -> list[dict[str, Any]]:
@@ -170,23 +195,20 @@ def completion_samples(
     sampler's, where only the sampler looked.
     facts: further per-row columns (rewards, advantage, group, truncated).
     """
-    out = []
     entropies = rollout.per_row(rollout.entropies_BT) if rollout.scored else None
     if entropies is None and rollout.sampled is not None:
         entropies = rollout.sampler_entropies()
     masks = rollout.model_token_masks()
-    for i in range(min(count, len(rollout))):
-        ids = rollout.completion_ids[i]
-        out.append(
-            {
-                "step": step,
-                "prompt": tokenizer.decode(rollout.prompt_ids[i]),
-                "tokens": [tokenizer.decode([t]) for t in ids],
-                "entropies": None if entropies is None else [round(float(h), 5) for h in entropies[i]],
-                "phases": phase_labels(ids, tags, masks[i], prompt_ids=rollout.prompt_ids[i])
-                if tags is not None
-                else ["answer"] * len(ids),
-                **{name: column[i] for name, column in facts.items()},
-            }
+    return [
+        completion_sample(
+            rollout.prompt_ids[i],
+            rollout.completion_ids[i],
+            None if entropies is None else entropies[i],
+            masks[i],
+            step=step,
+            tokenizer=tokenizer,
+            tags=tags,
+            **{name: column[i] for name, column in facts.items()},
         )
-    return out
+        for i in range(min(count, len(rollout)))
+    ]

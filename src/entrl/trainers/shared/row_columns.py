@@ -14,13 +14,13 @@ loss. B rows, T tokens; the asynchronous trainer's collator packs rows flat and 
 Needs:   TRL 1.16's names for masks, advantages and log-probs in the same dict
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from entrl.controllers.hooks import Rows
+from entrl.controllers.hooks import ROW_TENSORS, Rows
 
 ROW_ID = "entrl_row_id"
 INFORMATIVE = "entrl_informative"
@@ -94,19 +94,19 @@ def rows_of(inputs: Mapping[str, Any]) -> Rows:
     )
 
 
+def stacked(parts: Sequence[Tensor], *, fill: float | None = None, left: bool = False) -> Tensor:
+    """(B,) or (B, T) tensors under one another, padded to the widest with `fill` (0), on the right unless `left`."""
+    width = max(p.size(-1) for p in parts) if parts[0].dim() > 1 else 0
+    gaps = [max(width - p.size(-1), 0) for p in parts]
+    sides = [(gap, 0) if left else (0, gap) for gap in gaps]
+    return torch.cat([nn.functional.pad(p, side, value=fill) for p, side in zip(parts, sides, strict=True)])
+
+
 def joined_rows(parts: Sequence[Rows]) -> Rows:
     """Rows of one width under one another."""
-
-    def together(tensors: Iterable[Tensor]) -> Tensor:
-        return torch.cat(list(tensors))
-
-    return Rows(
-        advantages_BT=together(p.advantages_BT for p in parts),
-        mask_BT=together(p.mask_BT for p in parts),
-        row_id_B=together(p.row_id_B for p in parts),
-        informative_B=together(p.informative_B for p in parts),
-        columns={name: together(p.columns[name] for p in parts) for name in parts[0].columns},
-    )
+    tensors: dict[str, Any] = {name: torch.cat([getattr(p, name) for p in parts]) for name in ROW_TENSORS}
+    columns = {name: torch.cat([p.columns[name] for p in parts]) for name in parts[0].columns}
+    return Rows(**tensors, columns=columns)
 
 
 def window_of(slices: Sequence[Mapping[str, Any]]) -> tuple[Rows, Tensor, Tensor | None]:
