@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from entrl_rewards.options import check_choices
 
-from entrl.settings.names import load_reward
+from entrl.runs.specs import load_reward
 
 REWARDS = Path(__file__).parents[1] / "rewards"
 README = (REWARDS / "README.md").read_text()
