@@ -48,7 +48,7 @@ def run_eval(options: argparse.Namespace) -> int:
     from entrl.models.load import load_policy
     from entrl.runs.folder import write_json
     from entrl.runs.log import be_quiet
-    from entrl.runs.recipe import EvalSpec, load_rows
+    from entrl.runs.specs import EvalSpec, load_rows
     from entrl.settings.yaml import parse_yaml
     from entrl.tasks import INQUIRIES, is_endless
 

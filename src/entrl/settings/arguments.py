@@ -50,7 +50,13 @@ def _checked(args: Mapping[str, Any], hints: Mapping[str, Any], source: str) -> 
                 f"{source} takes no argument {name!r}.{suggest(name, hints.keys() | grouped.keys())} "
                 f"It takes {', '.join(sorted(hints)) or 'none'}"
             )
-    return {k: typed(v, hints[k], f"{source}: {k}", as_written=False) for k, v in args.items()}
+    return {name: _argument(value, hints[name], f"{source}: {name}") for name, value in args.items()}
+
+
+def _argument(value: Any, hint: Any, source: str) -> Any:
+    if is_group(hint) and isinstance(value, Mapping):
+        return configure(hint, value, source=source)
+    return typed(value, hint, source, as_written=False)
 
 
 def _made_anew(ready: Any, args: Mapping[str, Any], source: str) -> Any:
