@@ -42,7 +42,7 @@ import torch
 from entrl_rewards.triggers import normalise_token
 from torch import Tensor
 
-from entrl import signals, windows
+from entrl.maths import signals, windows
 from entrl.maths.signals import TopKEntropy, entropy_from_topk
 from entrl.maths.windows import high_entropy_windows, row_quantiles, running_tail_means, trigger_mask
 from entrl.stats.pairing import seed_ratio
