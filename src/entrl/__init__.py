@@ -11,7 +11,7 @@ about these names, and that nothing is about others, stands in docs/stability.md
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from entrl.version import __version__ as __version__
 
 # Module -> its public names. Type checkers read the same list as imports, below; a test compares the two.
 _PUBLIC = {

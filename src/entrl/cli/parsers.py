@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from entrl import __version__
 from entrl.settings.paths import expand_path
+from entrl.version import __version__
 
 TEMPLATE_HELP = "such as '{enable_thinking: false}' or enable_thinking=false (default: as its run)"
 

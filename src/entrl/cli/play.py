@@ -11,8 +11,8 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from entrl import __version__
 from entrl.cli.parsers import TEMPLATE_HELP, Command, add_dtype, add_out, add_rows, expanded
+from entrl.version import __version__
 
 if TYPE_CHECKING:  # numpy and what plays, which the list of commands needs nothing of
     from entrl.environments.play import Episode

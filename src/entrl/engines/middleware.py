@@ -22,13 +22,13 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from pathlib import Path
 from typing import Any
 
-from entrl import __version__
 from entrl.engines.adapters import NAME, unpack_file
 from entrl.engines.faults import AdapterRefused
 from entrl.engines.fingerprint import model_fingerprint
 from entrl.engines.recording import read_options
 from entrl.engines.records import RecordError, match_all, unpack
 from entrl.engines.servers import ADAPTER_PATH, INFO_PATH
+from entrl.version import __version__
 
 STORE_VARIABLE = "ENTRL_ADAPTER_STORE"  # folder for uploads; without it a temporary one
 LIMIT_VARIABLE = "ENTRL_MAX_ADAPTER_BYTES"

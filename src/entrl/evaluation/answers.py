@@ -29,7 +29,6 @@ from typing import Any
 import torch
 from rich.progress import Progress
 
-import entrl
 from entrl.evaluation.scores import summary
 from entrl.evaluation.scoring import DEFAULT_SCORE, Score, checked_golds, scorer, scores, tags_of, warn_of_silence
 from entrl.evaluation.writer import Completion, Writer, as_sampler, encode
@@ -38,6 +37,7 @@ from entrl.maths.phases import ThinkTags, answer_text, phase_masks
 from entrl.models.load import load_policy
 from entrl.settings.provenance import entrl_commit
 from entrl.tasks import load_task
+from entrl.version import __version__
 
 
 def evaluate(
@@ -84,7 +84,7 @@ def evaluate(
     warn_of_silence(rows, [c.ids for c in drawn], [*greedy_scores, *drawn_scores], tags, think_close)
     problems = _problems(dataset, greedy, greedy_scores, drawn, drawn_scores, samples)
     return {
-        "entrl": entrl.__version__,
+        "entrl": __version__,
         "commit": entrl_commit(),
         "model": None,
         "task": None,

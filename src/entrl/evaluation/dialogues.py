@@ -13,11 +13,11 @@ from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-import entrl
 from entrl.environments.model_policy import ModelPolicy
 from entrl.environments.play import Episode, play, score
 from entrl.evaluation.scores import summary
 from entrl.settings.provenance import entrl_commit
+from entrl.version import __version__
 
 
 def evaluate_dialogues(
@@ -58,7 +58,7 @@ def evaluate_dialogues(
         for i, row in enumerate(rows)
     ]
     return {
-        "entrl": entrl.__version__,
+        "entrl": __version__,
         "commit": entrl_commit(),
         "model": None,
         "task": None,

@@ -18,13 +18,13 @@ from typing import Any
 from jinja2 import DictLoader, Environment, StrictUndefined
 from markupsafe import Markup
 
-import entrl
 from entrl.report.charts import lay_out
 from entrl.report.law import law_card
 from entrl.report.read import X_AXES, RunFolder, metric_names, read_runs
 from entrl.report.staleness import staleness_table
 from entrl.report.summary import TableRow, before_after, run_facts, warnings_of
 from entrl.settings.json_lines import is_number
+from entrl.version import __version__
 
 MAX_POINTS = 1500  # per run and curve; more cannot be told apart on a screen
 COMPLETION_BYTES = 3_000_000  # all runs together, so that the page stays under 6 MB
@@ -51,7 +51,7 @@ def render(runs: Sequence[RunFolder]) -> str:
         loader=DictLoader(sources), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     return environment.get_template("page.html.j2").render(
-        version=entrl.__version__,
+        version=__version__,
         css=Markup(sources["page.css"]),
         js=Markup(sources["page.js"]),
         data=script_json(payload(runs)),

@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 
-from entrl import __version__
 from entrl.runs import checkpoints
 from entrl.runs.log_lengths import cut_logs
 from entrl.runs.longer import only_longer, refuse_other_steps
@@ -30,6 +29,7 @@ from entrl.settings.provenance import git_state, versions
 from entrl.settings.secrets import mask, mask_words, without_masked
 from entrl.settings.yaml import parse_yaml
 from entrl.trainers.shared.completeness import read_marker, unmark
+from entrl.version import __version__
 
 OURS = (
     "recipe.yaml",

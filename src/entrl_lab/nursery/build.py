@@ -21,10 +21,10 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM, set_seed
 from trl import SFTConfig, SFTTrainer
 
-import entrl
 from entrl.settings.provenance import built_from
 from entrl.tasks import load_task
 from entrl.tasks.traces import Mixture, lesson
+from entrl.version import __version__
 from entrl_lab.nursery.calibration import Calibration, calibrate
 from entrl_lab.nursery.tokenizer import END, PAD, character_tokenizer
 
@@ -171,7 +171,7 @@ def manifest_of(
     """What was built, from what, and what it can do."""
     return {
         "name": "tiny-reasoner",
-        "entrl": entrl.__version__,
+        "entrl": __version__,
         "commit": built_from(Path(__file__).parent, ".", "../../entrl/tasks"),
         "versions": {name: version(name) for name in LIBRARIES},
         "config": asdict(config),

@@ -8,12 +8,12 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from entrl import __version__
 from entrl.runs.folder import now
 from entrl.settings.json_lines import json_lines
 from entrl.settings.provenance import git_state
 from entrl.settings.secrets import mask
 from entrl.stats.pairing import non_inferior, seed_differences
+from entrl.version import __version__
 from entrl_lab.replicate.study import Run, Study, Task
 
 ACCURACIES = ("greedy_accuracy", "sampled_accuracy", "pass_at_k")  # judged by the margin; higher is better

@@ -16,7 +16,6 @@ from typing import Any
 
 from rich.console import Console
 
-from entrl import __version__
 from entrl.models.load import load_model, model_problems
 from entrl.runs.folder import now, read_json, write_json, write_text
 from entrl.runs.lock import locked
@@ -27,6 +26,7 @@ from entrl.settings.secrets import mask_text, mask_words
 from entrl.teach.answer_files import choose, print_choice, write_choice
 from entrl.teach.cold_start.spec import ColdStart
 from entrl.teach.made_model import is_made, made_from
+from entrl.version import __version__
 
 WRITTEN = ("recipe.yaml", "manifest.json", "train.jsonl", "report.json", "model")
 

@@ -17,7 +17,6 @@ from typing import Any
 
 from rich.console import Console
 
-from entrl import __version__
 from entrl.models.load import load_model, model_problems, new_adapter
 from entrl.runs.folder import append_lines, now, read_json, write_json, write_text
 from entrl.runs.lock import locked
@@ -31,6 +30,7 @@ from entrl.teach.offline.candidates import CandidateSpec, Made, PrefixSpec, make
 from entrl.teach.offline.pairs import Pair, make_pairs, write_pairs
 from entrl.teach.offline.rollout import OfflineReward, OfflineRollouts, group_rows, group_size
 from entrl.teach.offline.spec import Offline
+from entrl.version import __version__
 
 DATA = ("candidates.jsonl", "pairs.jsonl", "held_out.jsonl")
 WRITTEN = ("recipe.yaml", "manifest.json", *DATA, "metrics.jsonl", "report.json", "model")

@@ -23,9 +23,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM, set_seed
 
-import entrl
 from entrl.environments.tables import ATTRIBUTES, NAMES
 from entrl.settings.provenance import built_from
+from entrl.version import __version__
 from entrl_lab.nursery.build import sha256
 from entrl_lab.nursery.inquirer.batches import IGNORED, Batch, batches, sight
 from entrl_lab.nursery.inquirer.calibration import calibrate
@@ -221,7 +221,7 @@ def build(out: Path, config: InquirerConfig, *, say: Callable[[str], None] = pri
     measured = calibrate(model, tokenizer, config.measured, games=config.games, seed=config.seed)
     manifest = {
         "name": config.name,
-        "entrl": entrl.__version__,
+        "entrl": __version__,
         "commit": built_from(Path(__file__).parent, ".", "../../../entrl/environments", "../../../entrl/beliefs"),
         "versions": {name: version(name) for name in LIBRARIES},
         "config": asdict(config),
