@@ -6,6 +6,7 @@ import importlib
 import inspect
 import json
 import pkgutil
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -94,3 +95,10 @@ def test_every_controller_is_public():
     public = {value for value in public if inspect.isclass(value) and issubclass(value, base) and value is not base}
     assert {value.__name__ for value in found} <= {value.__name__ for value in public}
     assert all(dataclasses.is_dataclass(value) for value in public)
+
+
+def test_the_api_reference_lists_every_public_name_and_no_other():
+    """`docs/api` names each by the file that defines it."""
+    text = "\n".join(page.read_text() for page in sorted((ROOT / "docs" / "api").glob("*.md")))
+    listed = re.findall(r"^::: (entrl\.[\w.]+)$", text, re.MULTILINE)
+    assert sorted(listed) == sorted(f"{module}.{name}" for name, module in entrl._HOMES.items())

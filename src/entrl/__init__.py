@@ -16,7 +16,8 @@ from entrl.version import __version__ as __version__
 # Module -> its public names. Type checkers read the same list as imports, below; a test compares the two.
 _PUBLIC = {
     # trainers
-    "entrl.trainers.async_grpo.trainer": "EntropyAsyncGRPOConfig EntropyAsyncGRPOTrainer",
+    "entrl.trainers.async_grpo.config": "EntropyAsyncGRPOConfig",
+    "entrl.trainers.async_grpo.trainer": "EntropyAsyncGRPOTrainer",
     "entrl.trainers.config": "EntropyGRPOConfig",
     "entrl.trainers.grpo.trainer": "EntropyGRPOTrainer",
     # controllers, and what one is made of
@@ -135,10 +136,8 @@ if TYPE_CHECKING:  # "X as X" is how a checker knows that a name is handed on
     from entrl.teach.curation import curate as curate
     from entrl.teach.offline.run import offline as offline
     from entrl.teach.offline.spec import load_offline as load_offline
-    from entrl.trainers.async_grpo.trainer import (
-        EntropyAsyncGRPOConfig as EntropyAsyncGRPOConfig,
-        EntropyAsyncGRPOTrainer as EntropyAsyncGRPOTrainer,
-    )
+    from entrl.trainers.async_grpo.config import EntropyAsyncGRPOConfig as EntropyAsyncGRPOConfig
+    from entrl.trainers.async_grpo.trainer import EntropyAsyncGRPOTrainer as EntropyAsyncGRPOTrainer
     from entrl.trainers.config import EntropyGRPOConfig as EntropyGRPOConfig
     from entrl.trainers.grpo.trainer import EntropyGRPOTrainer as EntropyGRPOTrainer
     from entrl.trainers.shared.rewards import RewardError as RewardError
