@@ -15,7 +15,7 @@ written twice or was removed from TRL stops the recipe with the next move. YAML 
 `1e-4` is a number, `no` is the word "no".
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -125,7 +125,12 @@ class Recipe(SettingsFile, Parts):
         return load_rows(self.eval.task, self.eval, size=self.eval.size, base=self.base)
 
 
-load_recipe, make_recipe = Recipe.read, Recipe.make
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """A recipe file with `key=value` overrides applied, and everything checked that needs no model."""
+    return Recipe.read(path, overrides)
+
+
+make_recipe = Recipe.make
 
 
 def trainer_fields() -> dict[str, Any]:

@@ -16,6 +16,7 @@ from entrl.runs.recipe import Recipe
 from entrl.settings.arguments import TRL_KEYWORDS
 from entrl.settings.names import Loaded, suggest
 from entrl.trainers.config import EntropyGRPOConfig
+from entrl.trainers.grpo import trainer as _trainer  # noqa: F401  what it stands on in TRL is checked at import
 from entrl.trainers.refusals.checks import check_schedule
 from entrl.trainers.refusals.engine_rules import tool_problems
 from entrl.trainers.shared.rewards import SHARED_SIGNALS, SIGNALS, reward_name
