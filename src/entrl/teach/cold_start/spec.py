@@ -13,6 +13,7 @@ threads:   torch threads, null = torch's own choice; another count may give othe
 out:       the folder that is written
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -149,4 +150,9 @@ class ColdStart(MadeModel):
         return key.startswith("answers.sample")
 
 
-load_cold_start, make_cold_start = ColdStart.read, ColdStart.make
+def load_cold_start(path: str | Path, overrides: Sequence[str] = ()) -> ColdStart:
+    """Read a cold start's file, apply `key=value` overrides, check everything that needs no model."""
+    return ColdStart.read(path, overrides)
+
+
+make_cold_start = ColdStart.make

@@ -16,7 +16,7 @@ out:          the folder that is written
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -151,7 +151,12 @@ class Offline(MadeModel, Parts):
         return key.endswith("use")
 
 
-load_offline, make_offline = Offline.read, Offline.make
+def load_offline(path: str | Path, overrides: Sequence[str] = ()) -> Offline:
+    """Read an offline run's file, apply `key=value` overrides, check everything that needs no model."""
+    return Offline.read(path, overrides)
+
+
+make_offline = Offline.make
 
 
 def _trainer(group: Any, method: str, count: int | None) -> dict[str, Any]:
