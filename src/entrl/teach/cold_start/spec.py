@@ -151,7 +151,7 @@ class ColdStart(MadeModel):
 
 
 def load_cold_start(path: str | Path, overrides: Sequence[str] = ()) -> ColdStart:
-    """A cold start's file with `key=value` overrides applied, and everything checked that needs no model."""
+    """Read a cold start's file, apply `key=value` overrides, check everything that needs no model."""
     return ColdStart.read(path, overrides)
 
 

@@ -152,7 +152,7 @@ class Offline(MadeModel, Parts):
 
 
 def load_offline(path: str | Path, overrides: Sequence[str] = ()) -> Offline:
-    """An offline run's file with `key=value` overrides applied, and everything checked that needs no model."""
+    """Read an offline run's file, apply `key=value` overrides, check everything that needs no model."""
     return Offline.read(path, overrides)
 
 
