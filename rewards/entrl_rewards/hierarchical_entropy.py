@@ -31,42 +31,29 @@ Documented answers. Verdict not known: None, and the row says nothing about diff
 alpha=0 is accuracy alone, with difficulty still published for controllers (`row_columns`) and logged.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 
 from entrl.maths.difficulty import BUCKETS
-from entrl_rewards.correctness import ACCURACY, Gated, Verifier, judge
+from entrl_rewards.correctness import judge
 from entrl_rewards.groups import shuffle_within
 from entrl_rewards.hierarchical_formulas import EASY, entropy_term, ordered, paper_reward
-from entrl_rewards.hierarchical_options import MODES, HierarchicalExpert, Rules, check_options
+from entrl_rewards.hierarchical_options import HierarchicalOptions, check_options
 from entrl_rewards.hierarchical_state import Facts, Standing, State, bucket_metrics, gathered, inversions
 from entrl_rewards.hierarchical_windows import count_windows, inside_windows
-from entrl_rewards.options import filled_in
 from entrl_rewards.trainer_signals import Gather, LogMetric, optimiser_step, own_tokens
 from entrl_rewards.triggers import trigger_words
 
 
 @dataclass(frozen=True, kw_only=True)
-class HierarchicalEntropy(Gated):
-    """The reward as EntropyGRPOTrainer calls it. Options left at None take the value of `mode`."""
+class HierarchicalEntropy(HierarchicalOptions):
+    """The reward as EntropyGRPOTrainer calls it; its options are those of `HierarchicalOptions`."""
 
     __name__: ClassVar[str] = "hierarchical_entropy"
     published_columns: ClassVar[tuple[str, ...]] = ("difficulty", "correct", "high_entropy")
-
-    mode: Literal["fixed", "code", "paper"] = "fixed"
-    alpha: float | None = None  # size of the term; the published range in which order holds ends at 0.41
-    wrong_bonus: Mapping[str, float] | None = None  # share of the cap per difficulty
-    ordering_guard: bool | None = None  # no wrong answer above a right one
-    window: int = 4  # tokens
-    triggers: str | Sequence[str] | None = None  # "en", "en+zh", a list of words; None: every window
-    percentile: float = 0.95  # of a completion's window means; the batch median of it is the threshold
-    threshold: float | None = None  # nats; None: follows the policy
-    correctness: Verifier = ACCURACY
-    expert: HierarchicalExpert = field(default_factory=HierarchicalExpert)
 
     row_columns: dict[str, list[Any]] = field(default_factory=dict, init=False, repr=False, compare=False)
     _state: State = field(default_factory=State, init=False, repr=False, compare=False)
@@ -76,11 +63,6 @@ class HierarchicalEntropy(Gated):
             trigger_words(self.triggers)  # a misspelt language should not wait for the first rollout
         check_options(self)
         self._state.start(self.rules, threshold_decay=self.expert.threshold_decay)
-
-    @cached_property
-    def rules(self) -> Rules:
-        """What the mode says, and what is given in its place."""
-        return filled_in(MODES[self.mode], self, self.expert)
 
     @property
     def needs(self) -> tuple[str, ...]:

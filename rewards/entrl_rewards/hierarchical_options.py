@@ -1,16 +1,15 @@
 """What each mode of the ARES reward stands for, its expert options, and which options make sense together."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from functools import cached_property
+from typing import Any, Literal
 
 from entrl.maths.difficulty import BUCKETS
+from entrl_rewards.correctness import ACCURACY, Gated, Verifier
 from entrl_rewards.entropy_source import EntropyOptions, TopKEstimate
 from entrl_rewards.hierarchical_formulas import CODE
-from entrl_rewards.options import check_choices, check_ranges
-
-if TYPE_CHECKING:
-    from entrl_rewards.hierarchical_entropy import HierarchicalEntropy
+from entrl_rewards.options import check_choices, check_ranges, filled_in
 
 LambdaMode = Literal["off", "external", "dual_ascent"]
 
@@ -110,7 +109,28 @@ class HierarchicalExpert(EntropyOptions):
             )
 
 
-def check_options(reward: "HierarchicalEntropy") -> None:
+@dataclass(frozen=True, kw_only=True)
+class HierarchicalOptions(Gated):
+    """Options of the ARES reward. Those left at None take the value of `mode`."""
+
+    mode: Literal["fixed", "code", "paper"] = "fixed"
+    alpha: float | None = None  # size of the term; the published range in which order holds ends at 0.41
+    wrong_bonus: Mapping[str, float] | None = None  # share of the cap per difficulty
+    ordering_guard: bool | None = None  # no wrong answer above a right one
+    window: int = 4  # tokens
+    triggers: str | Sequence[str] | None = None  # "en", "en+zh", a list of words; None: every window
+    percentile: float = 0.95  # of a completion's window means; the batch median of it is the threshold
+    threshold: float | None = None  # nats; None: follows the policy
+    correctness: Verifier = ACCURACY
+    expert: HierarchicalExpert = field(default_factory=HierarchicalExpert)
+
+    @cached_property
+    def rules(self) -> Rules:
+        """What the mode says, and what is given in its place."""
+        return filled_in(MODES[self.mode], self, self.expert)
+
+
+def check_options(reward: HierarchicalOptions) -> None:
     """ValueError for the first option that is out of range or does not fit another."""
     check_choices(reward)
     expert = reward.expert

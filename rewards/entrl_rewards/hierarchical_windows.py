@@ -1,7 +1,7 @@
 """Which windows the ARES reward counts: entropies, trigger words and the threshold (maths: `entrl.maths.windows`)."""
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,18 +17,16 @@ from entrl.maths.windows import (
     window_means,
 )
 from entrl_rewards.entropy_source import TopKEstimate
+from entrl_rewards.hierarchical_options import HierarchicalOptions
 from entrl_rewards.hierarchical_state import State
 from entrl_rewards.trainer_signals import Gather
 from entrl_rewards.triggers import trigger_ids, trigger_words
-
-if TYPE_CHECKING:
-    from entrl_rewards.hierarchical_entropy import HierarchicalEntropy
 
 NO_THRESHOLD = -1.0  # the published start: every window behind a trigger counts
 
 
 def count_windows(
-    reward: "HierarchicalEntropy",
+    reward: HierarchicalOptions,
     state: State,
     completion_ids: list[list[int]],
     own: list[Tensor],
@@ -56,7 +54,7 @@ def count_windows(
     )
 
 
-def inside_windows(reward: "HierarchicalEntropy", windows: HighEntropyWindows, own: list[Tensor]) -> list[Tensor]:
+def inside_windows(reward: HierarchicalOptions, windows: HighEntropyWindows, own: list[Tensor]) -> list[Tensor]:
     """Per completion a 1-D bool, one per token (a tool's included): inside a counted window."""
     inside_BT = in_window_mask(windows.start_BT, reward.window, following=reward.rules.following)
     rows = []
@@ -68,7 +66,7 @@ def inside_windows(reward: "HierarchicalEntropy", windows: HighEntropyWindows, o
 
 
 def _triggers(
-    reward: "HierarchicalEntropy",
+    reward: HierarchicalOptions,
     state: State,
     completion_ids: list[list[int]],
     own: list[Tensor],
@@ -95,7 +93,7 @@ def _triggers(
 
 
 def _threshold(
-    reward: "HierarchicalEntropy",
+    reward: HierarchicalOptions,
     state: State,
     entropy_BT: Tensor,
     mask_BT: Tensor,

@@ -34,7 +34,8 @@ from torch import Tensor
 
 from entrl_rewards.correctness import ACCURACY, Gated, Verifier, judge
 from entrl_rewards.groups import group_mean, shuffle_within
-from entrl_rewards.pear_options import PearExpert, check_options
+from entrl_rewards.options import check_choices, check_ranges
+from entrl_rewards.pear_options import PearExpert
 from entrl_rewards.phase_statistics import Phases, mean_where, phase_metrics, read_phases
 from entrl_rewards.trainer_signals import Gather, LogMetric, optimiser_step
 
@@ -102,7 +103,25 @@ class Pear(Gated):
     _state: PearState = field(default_factory=PearState, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        check_options(self)
+        check_choices(self)
+        rules = {
+            "s": (self.s > 0, "> 0 (the paper: at most 1)"),
+            "r_fmt": (0 <= self.r_fmt < 1, "in [0, 1)"),
+            "weight": (self.weight >= 0, ">= 0; a negative one would pay for thinking entropy"),
+            "min_think_tokens": (self.min_think_tokens >= 0, ">= 0 tokens"),
+            "max_answer_tokens": (self.max_answer_tokens is None or self.max_answer_tokens >= 1, ">= 1 token, or null"),
+        }
+        check_ranges(self, rules)
+        if isinstance(self.floor, str) and self.floor != "r_fmt":
+            raise ValueError(f"floor must be a number, 'r_fmt' or null, got {self.floor!r}")
+        if self.s <= self.r_fmt:
+            raise ValueError(
+                f"s must be above r_fmt, got s={self.s} and r_fmt={self.r_fmt}; a correct answer must pay more"
+            )
+        if not isinstance(self.floor, str) and self.floor is not None and self.floor > self.s:
+            raise ValueError(
+                f"floor must be at most s={self.s}, got {self.floor}; above it the penalty could never act"
+            )
 
     @property
     def needs(self) -> tuple[str, ...]:

@@ -1,14 +1,11 @@
-"""PEAR's expert options, and which options make sense; each refusal with the value, the rule and the next move."""
+"""PEAR's expert options; each refusal with the value, the rule and the next move."""
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from entrl.maths.phases import ThinkTags, Which
 from entrl_rewards.entropy_source import EntropyOptions
-from entrl_rewards.options import check_choices, check_ranges
-
-if TYPE_CHECKING:
-    from entrl_rewards.pear import Pear
+from entrl_rewards.options import check_ranges
 
 NO_TOKEN = -1  # no tokenizer hands it out
 
@@ -70,24 +67,3 @@ class PearExpert(EntropyOptions):
         if tags is None:
             return ThinkTags(open_ids=(NO_TOKEN,), close_ids=close_ids)
         return replace(tags, close_ids=close_ids, close_text="", close_pieces={})
-
-
-def check_options(pear: "Pear") -> None:
-    """ValueError for the first option that is out of range or does not fit another."""
-    check_choices(pear)
-    rules = {
-        "s": (pear.s > 0, "> 0 (the paper: at most 1)"),
-        "r_fmt": (0 <= pear.r_fmt < 1, "in [0, 1)"),
-        "weight": (pear.weight >= 0, ">= 0; a negative one would pay for thinking entropy"),
-        "min_think_tokens": (pear.min_think_tokens >= 0, ">= 0 tokens"),
-        "max_answer_tokens": (pear.max_answer_tokens is None or pear.max_answer_tokens >= 1, ">= 1 token, or null"),
-    }
-    check_ranges(pear, rules)
-    if isinstance(pear.floor, str) and pear.floor != "r_fmt":
-        raise ValueError(f"floor must be a number, 'r_fmt' or null, got {pear.floor!r}")
-    if pear.s <= pear.r_fmt:
-        raise ValueError(
-            f"s must be above r_fmt, got s={pear.s} and r_fmt={pear.r_fmt}; a correct answer must pay more"
-        )
-    if not isinstance(pear.floor, str) and pear.floor is not None and pear.floor > pear.s:
-        raise ValueError(f"floor must be at most s={pear.s}, got {pear.floor}; above it the penalty could never act")
