@@ -239,11 +239,8 @@ reward = Reward(expert=Expert(width=7))
 """
 
 
-@pytest.mark.parametrize(
-    ("name", "unknown"),
-    [("reward", r"reward: expert takes no argument 'dept'\."), ("Reward", r"unknown key 'dept' in .*Reward: expert\.")],
-)
-def test_a_group_of_options_is_a_mapping(tmp_path: Path, name: str, unknown: str):
+@pytest.mark.parametrize("name", ["reward", "Reward"])
+def test_a_group_of_options_is_a_mapping(tmp_path: Path, name: str):
     (tmp_path / "deep.py").write_text(GROUPED)
 
     def load(args):
@@ -252,7 +249,7 @@ def test_a_group_of_options_is_a_mapping(tmp_path: Path, name: str, unknown: str
     made = load({"scale": 2.0, "expert": {"depth": 3}})
     assert (made.scale, made.expert.depth) == (2.0, 3)
     assert made.expert.width == (7 if name == "reward" else 1)  # what the file set stays
-    with pytest.raises(ValueError, match=rf"{unknown} Did you mean 'depth'\?"):
+    with pytest.raises(ValueError, match=rf"{name}: expert takes no argument 'dept'\. Did you mean 'depth'\?"):
         load({"expert": {"dept": 3}})
     with pytest.raises(ValueError, match=r"'depth' is an expert option now: write expert: \{depth: \.\.\.\}"):
         load({"depth": 3})
