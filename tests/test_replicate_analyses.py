@@ -22,6 +22,7 @@ from entrl.environments.diagram_worlds import find_world, world_id
 from entrl.environments.joint import JointBelief
 from entrl.environments.play import play, score
 from entrl.environments.policies import GreedyExact
+from entrl.report.drawing import round_ticks
 from entrl.runs.recipe import load_recipe
 from entrl.stats.pairing import seed_differences
 from entrl.trainers.grpo.window_log import LoggedWindow, StepOptions, save_window
@@ -29,7 +30,6 @@ from entrl_lab.replicate import check_same_schedule, load_study, replicate
 from entrl_lab.replicate.analyses import analyse_all, check, independence, known, policies, pursuit
 from entrl_lab.replicate.analyses.comparison import pass_at
 from entrl_lab.replicate.analyses.predicted_change import monitored_points, window_pairs
-from entrl_lab.replicate.drawing import round_ticks
 from entrl_lab.replicate.folders import NotMeasured, TaskRuns, series
 from entrl_lab.replicate.names import find_study
 from entrl_lab.replicate.plots import BY_ANALYSIS

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from entrl.report.drawing import Frame, chart, colour, keys, span
 from entrl.stats.intervals import mean_interval
-from entrl_lab.replicate.drawing import Frame, chart, colour, keys, span
 from entrl_lab.replicate.folders import ACCURACY, ENTROPY, TaskRuns, series
 
 CURVES = ((ENTROPY, "Entropy, nats"), (ACCURACY, "Accuracy on training problems"))
