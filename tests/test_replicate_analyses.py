@@ -22,6 +22,7 @@ from entrl.environments.diagram_worlds import find_world, world_id
 from entrl.environments.joint import JointBelief
 from entrl.environments.play import play, score
 from entrl.environments.policies import GreedyExact
+from entrl.report.drawing import round_ticks
 from entrl.runs.recipe import load_recipe
 from entrl.stats.pairing import seed_differences
 from entrl.trainers.grpo.window_log import LoggedWindow, StepOptions, save_window
@@ -29,7 +30,6 @@ from entrl_lab.replicate import check_same_schedule, load_study, replicate
 from entrl_lab.replicate.analyses import analyse_all, check, independence, known, policies, pursuit
 from entrl_lab.replicate.analyses.comparison import pass_at
 from entrl_lab.replicate.analyses.predicted_change import monitored_points, window_pairs
-from entrl_lab.replicate.drawing import round_ticks
 from entrl_lab.replicate.folders import NotMeasured, TaskRuns, series
 from entrl_lab.replicate.names import find_study
 from entrl_lab.replicate.plots import BY_ANALYSIS
@@ -257,7 +257,7 @@ def test_pass_at_k_of_the_tables_is_a_share_of_subsets(tmp_path):
     for arm, found in counts.items():
         for file in tmp_path.rglob(f"{arm}-*/eval_after.json"):
             found += [p["n_correct"] for p in json.loads(file.read_text())["problems"]]
-    entry = metrics["pass@8"]["arms"]["low"]  # of 8 samples: was any right?
+    entry = metrics["pass_at_k/8"]["arms"]["low"]  # of 8 samples: was any right?
     for name, arm in (("reference", "grpo"), ("value", "low")):
         assert entry[name] == pytest.approx(np.mean([c > 0 for c in counts[arm]]), rel=1e-12)
 
@@ -272,7 +272,7 @@ def test_comparison(tmp_path):
     for block in found["metrics"].values():
         for arm in block["arms"].values():
             assert arm["p_holm"] >= arm["p"]
-    assert found["metrics"]["entropy"]["arms"]["high"]["verdict"] == "higher"
+    assert found["metrics"]["entropy/all"]["arms"]["high"]["verdict"] == "higher"
     assert "distinct-2" not in found["metrics"]  # not logged, so not there
 
 

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from entrl.report import read_run, write_report
-from entrl.report.law import FORECASTS, law_card, ticks
+from entrl.report.drawing import round_ticks
+from entrl.report.law import FORECASTS, law_card
 from entrl.stats.forecasts import judge
 from entrl.stats.law import ACCURACY, ENTROPY, bootstrap_law, fit_law, law_series
 
@@ -76,7 +77,7 @@ def test_dots_stand_where_the_numbers_say(tmp_path):
     assert np.corrcoef(across, np.exp(entropies))[0, 1] == pytest.approx(1, abs=1e-4)
     assert np.corrcoef(across, up)[0, 1] > 0.9  # svg's y runs down: low accuracy, far right
     assert all(0 < x < 560 and 0 < y < 320 for x, y in zip(across, up, strict=True))
-    opacity = [float(d.get("style", "").removeprefix("opacity:")) for d in dots]
+    opacity = [float(d.get("style", "").partition("opacity:")[2]) for d in dots]
     assert opacity == sorted(opacity)
 
 
@@ -153,7 +154,7 @@ def test_names_stay_text(tmp_path):
 
 @pytest.mark.parametrize(("lo", "hi"), [(0.98, 1.19), (0, 100), (-0.05, 0.07), (1.0801, 1.0802), (3, 900)])
 def test_ticks_are_round_inside_and_few(lo, hi):
-    found = ticks(lo, hi)
+    found = round_ticks(lo, hi)
     assert 3 <= len(found) <= 8
     assert all(lo <= t <= hi for t in found)
     steps = [b - a for a, b in pairwise(found)]

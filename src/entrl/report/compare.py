@@ -23,8 +23,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from entrl.report.metrics import numbers_of
 from entrl.report.read import RunFolder, metric_names, read_runs, series
-from entrl.stats.pairing import DIALOGUE_METRICS, PROBLEM_METRICS, paired_difference
+from entrl.stats.pairing import paired_difference
 
 EQUAL_AXES = {"step": "steps", "tokens": "tokens generated", "seconds": "seconds"}
 RECENT_SHARE = 0.1  # of the axis up to x, averaged beside the interpolated value
@@ -116,7 +117,8 @@ def _evaluations(a: RunFolder, b: RunFolder) -> dict[str, Any]:
         return {"why": f"eval_after.json is missing in {', '.join(lacking)}", "metrics": {}}
     metrics: dict[str, Any] = {}
     asked = all("inquiry" in found for found in (a.eval_after, b.eval_after))
-    for metric in PROBLEM_METRICS if asked else [m for m in PROBLEM_METRICS if m not in DIALOGUE_METRICS]:
+    numbers = numbers_of([a.eval_after, b.eval_after])
+    for metric in [n.problem for n in numbers if n.problem and (asked or not n.of_dialogues)]:
         try:
             metrics[metric] = paired_difference(a.eval_after, b.eval_after, metric)._asdict()
         except ValueError as reason:

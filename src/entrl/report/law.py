@@ -1,26 +1,23 @@
 """The law section of the report: accuracy against e^H, the fitted line and its ceiling, and how forecasts did.
 
-Drawn here as SVG rather than by the page's script: the picture is one scatter with a band, and it must also be there
-in a printed or saved page. Colours are classes of page.css, so they follow the reader's light or dark setting.
-
 Needs: `entrl.stats.law` and `entrl.stats.forecasts`; the rows of `entrl.report.read`
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
+from entrl.report.drawing import Frame, span
 from entrl.report.read import RunFolder
-from entrl.settings.json_lines import is_number
 from entrl.stats.forecasts import judge
 from entrl.stats.law import LawFit, LawIntervals, LawRefused, Series, bootstrap_law, fit_law, held_by, law_series
 
 WIDTH, HEIGHT = 560, 320  # of the drawing, CSS pixels at full width
-LEFT, RIGHT, TOP, BOTTOM = 46, 16, 12, 40  # margins for ticks and titles
+AIR = 0.04  # share of the points' range around them
+INK = "var(--ink)"
 MAX_DOTS = 400
 LINE_POINTS = 40
 SHARED_NOISE = 0.3  # correlation above which rollout luck is worth a sentence
@@ -161,116 +158,41 @@ def _notes(tested: bool, noise: float | None) -> list[str]:
     ]
 
 
-# --- drawing ----------------------------------------------------------------------------------------------------
-
-
-class _Axes(NamedTuple):
-    """Data limits, and where a point lies in the drawing."""
-
-    x: tuple[float, float]
-    y: tuple[float, float]
-
-    def at(self, x: float, y: float) -> tuple[float, float]:
-        across, up = (x - self.x[0]) / (self.x[1] - self.x[0]), (y - self.y[0]) / (self.y[1] - self.y[0])
-        return LEFT + across * (WIDTH - LEFT - RIGHT), HEIGHT - BOTTOM - up * (HEIGHT - TOP - BOTTOM)
-
-
 def _drawing(series: Series, fit: LawFit | None, ends: LawIntervals | None) -> Markup:
+    """Points of the run, faint at the start and full at the end, long runs thinned evenly; and the law, if any."""
     exp_N, share_N = np.exp(series.entropy), 100 * series.accuracy
-    xs, ys = [exp_N.min(), exp_N.max()], [share_N.min(), share_N.max()]
-    if fit is not None:  # the ceiling belongs on the picture, at e^H = 1
-        xs.append(1.0)
-        ys += [100 * fit.ceiling] if ends is None else [100 * v for v in ends.ceiling]
-    axes = _Axes(_widened(xs), _widened(ys))
-    parts = [_grid(axes)]
-    if fit is not None:
-        parts.append(_line(axes, fit, ends))
-    parts.append(_dots(axes, series))
-    label = f"Accuracy against e to the entropy, {len(exp_N)} points" + ("" if fit is None else ", with the fitted law")
-    return Markup('<svg class="law" viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>').format(
-        WIDTH, HEIGHT, label, Markup("").join(parts)
+    at_zero: tuple[float, ...] = () if fit is None else (fit.ceiling,) if ends is None else ends.ceiling
+    frame = Frame(
+        x=span([*exp_N, *([] if fit is None else [1.0])], share=AIR),  # the ceiling belongs on the picture, at e^H = 1
+        y=span([*share_N, *(100 * v for v in at_zero)], share=AIR),
+        x_label="e^H, H in nats per token (falling entropy: to the left)",
+        y_label="accuracy, %",
+        label=f"Accuracy against e to the entropy, {len(exp_N)} points"
+        + ("" if fit is None else ", with the fitted law"),
+        width=WIDTH,
+        height=HEIGHT,
     )
-
-
-def _widened(values: Sequence[float]) -> tuple[float, float]:
-    lo, hi = float(min(values)), float(max(values))
-    margin = 0.04 * (hi - lo) or 0.05 * abs(hi) or 1.0
-    return lo - margin, hi + margin
-
-
-def _grid(axes: _Axes) -> Markup:
-    out = []
-    for value in ticks(*axes.x):
-        x, _ = axes.at(value, axes.y[0])
-        out.append(
-            Markup('<path class="grid" d="M{0:.1f} {1}V{2}"/><text x="{0:.1f}" y="{3}" text-anchor="middle">{4}</text>')
-            .format(x, TOP, HEIGHT - BOTTOM, HEIGHT - BOTTOM + 15, _number(value))
-        )  # fmt: skip
-    for value in ticks(*axes.y):
-        _, y = axes.at(axes.x[0], value)
-        out.append(
-            Markup('<path class="grid" d="M{0} {1:.1f}H{2}"/><text x="{3}" y="{4:.1f}" text-anchor="end">{5}</text>')
-            .format(LEFT, y, WIDTH - RIGHT, LEFT - 6, y + 4, _number(value))
-        )  # fmt: skip
-    titles = Markup(
-        '<text x="{}" y="{}" text-anchor="middle">e^H, H in nats per token (falling entropy: to the left)</text>'
-        '<text transform="translate(11 {}) rotate(-90)" text-anchor="middle">accuracy, %</text>'
-    ).format((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 6, (TOP + HEIGHT - BOTTOM) / 2)
-    return Markup("").join([*out, titles])
-
-
-def _line(axes: _Axes, fit: LawFit, ends: LawIntervals | None) -> Markup:
-    """Band, line and ceiling; dashed where the line leaves the measured entropies."""
-    exp_M = np.linspace(1.0, fit.exp_range[1], LINE_POINTS)
-    out = []
-    if ends is not None:
-        lo_M, hi_M = (100 * v for v in ends.predict(np.log(exp_M)))
-        around = [*zip(exp_M, hi_M, strict=True), *zip(exp_M[::-1], lo_M[::-1], strict=True)]
-        out.append(Markup('<path class="band" d="{}Z"/>').format(_path(axes, around)))
-    inside = [(x, 100 * float(fit.predict(math.log(x)))) for x in fit.exp_range]
-    beyond = [(1.0, 100 * fit.ceiling), inside[0]]
-    out.append(Markup('<path class="fit" d="{}"/>').format(_path(axes, inside)))
-    out.append(Markup('<path class="fit beyond" d="{}"/>').format(_path(axes, beyond)))
-    x, y = axes.at(1.0, 100 * fit.ceiling)
-    if ends is not None:
-        (_, low), (_, high) = (axes.at(1.0, 100 * v) for v in ends.ceiling)
-        out.append(
-            Markup('<path class="fit" d="M{0:.1f} {2:.1f}V{3:.1f}M{1:.1f} {2:.1f}h8M{1:.1f} {3:.1f}h8"/>')
-            .format(x, x - 4, low, high)
-        )  # fmt: skip
-    dot = '<circle class="ceiling" cx="{:.1f}" cy="{:.1f}" r="4.5"><title>ceiling {:.1f} %</title></circle>'
-    out.append(Markup(dot).format(x, y, 100 * fit.ceiling))
-    return Markup("").join(out)
-
-
-def _path(axes: _Axes, points: Sequence[tuple[float, float]]) -> str:
-    return "M" + "L".join("{:.1f} {:.1f}".format(*axes.at(x, y)) for x, y in points)
-
-
-def _dots(axes: _Axes, series: Series) -> Markup:
-    """Points of the run, faint at the start and full at the end; long runs thinned evenly."""
-    stride = max(1, math.ceil(len(series.times) / MAX_DOTS))
+    if fit is not None:
+        _line(frame, fit, ends)
+    stride = max(1, math.ceil(len(exp_N) / MAX_DOTS))
     last = max(float(series.times[-1]), 1.0)
-    out = []
     for time, entropy, accuracy in list(zip(*series, strict=True))[::stride]:
-        x, y = axes.at(math.exp(entropy), 100 * accuracy)
-        out.append(
-            Markup(
-                '<circle class="dot" cx="{:.1f}" cy="{:.1f}" r="3.2" style="opacity:{:.2f}">'
-                "<title>after {:.0f} steps: H {:.3f} nats, accuracy {:.1f} %</title></circle>"
-            ).format(x, y, 0.25 + 0.75 * time / last, time, entropy, 100 * accuracy)
-        )
-    return Markup("").join(out)
+        title = f"after {time:.0f} steps: H {entropy:.3f} nats, accuracy {100 * accuracy:.1f} %"
+        look = f"var(--run);opacity:{0.25 + 0.75 * time / last:.2f}"
+        frame.dot(math.exp(entropy), 100 * accuracy, look, title=title)
+    return Markup(frame.svg())
 
 
-def ticks(lo: float, hi: float, count: int = 6) -> list[float]:
-    """About `count` round numbers (1, 2 or 5 times a power of ten apart) inside [lo, hi]."""
-    raw = (hi - lo) / count
-    power = 10.0 ** math.floor(math.log10(raw))
-    step = power * next(m for m in (1, 2, 5, 10) if m * power >= raw * (1 - 1e-9))
-    first, last = math.ceil(lo / step - 1e-9), math.floor(hi / step + 1e-9)
-    return [round(i * step, 12) for i in range(first, last + 1)]
-
-
-def _number(value: float) -> str:
-    return str(escape(f"{value:g}".replace("-", "−"))) if is_number(value) else ""
+def _line(frame: Frame, fit: LawFit, ends: LawIntervals | None) -> None:
+    """Band, line and ceiling; dashed where the line leaves the measured entropies."""
+    low, high = fit.exp_range
+    if ends is not None:
+        exp_M = np.linspace(1.0, high, LINE_POINTS)
+        lo_M, hi_M = (100 * v for v in ends.predict(np.log(exp_M)))
+        frame.band(exp_M.tolist(), lo_M.tolist(), hi_M.tolist(), "var(--quiet)")
+        frame.rise(1.0, 100 * ends.ceiling[0], 100 * ends.ceiling[1], INK)
+    at_low, at_high = (100 * float(fit.predict(math.log(x))) for x in (low, high))
+    frame.line([low, high], [at_low, at_high], INK, kind="fit")
+    frame.line([1.0, low], [100 * fit.ceiling, at_low], INK, kind="fit beyond")
+    title = f"ceiling {100 * fit.ceiling:.1f} %"
+    frame.dot(1.0, 100 * fit.ceiling, "var(--panel)", radius=4.5, title=title, kind="ceiling")

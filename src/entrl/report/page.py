@@ -1,7 +1,7 @@
 """Run folders -> one HTML file that needs no network: template, style, script and data in one page.
 
-Curves are drawn as inline SVG by our own script rather than with plotly: the page then loads in a moment and stays
-under 1 MB where plotly alone would add 4.5 MB, and colours follow the reader's light or dark setting.
+Curves are drawn by our own script rather than by a chart library, which would add megabytes: the page then loads in a
+moment and stays under 1 MB. What does not move with the reader's choice is `entrl.report.drawing`'s.
 
 Completions are model output and may hold anything. They travel as JSON inside a script element with `<`, `>` and `&`
 written as escapes, and the script only ever puts them on the page as text nodes.

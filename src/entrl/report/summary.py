@@ -1,11 +1,12 @@
 """What a reader should know before looking at a curve: facts of the run, warnings, before and after."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
+from entrl.report.metrics import Number, numbers_of
 from entrl.report.read import RunFolder, metric_names, series
 from entrl.settings.json_lines import is_number
 from entrl.stats.pairing import paired_difference
@@ -31,116 +32,59 @@ class TableRow(NamedTuple):
     cells: list[Cell]
 
 
-class Row(NamedTuple):
-    """How one line of the before/after table is read from an evaluation."""
+class Evaluated(Protocol):
+    """A run folder that was read, or a run that has just ended."""
 
-    label: str
-    value: Callable[[dict[str, Any]], Any]
-    interval: str | None = None
-    paired: str | None = None  # metric of paired_difference
-    share: bool = False  # shown in percent
-    more_is_better: bool | None = None
-    digits: int = 1
+    @property
+    def eval_before(self) -> dict[str, Any] | None: ...
+    @property
+    def eval_after(self) -> dict[str, Any] | None: ...
 
 
-def _field(name: str, inside: str | None = None) -> Callable[[dict[str, Any]], Any]:
-    def read(evaluation: dict[str, Any]) -> Any:
-        value = evaluation.get(name)
-        if inside is None:
-            return value
-        return value.get(inside) if isinstance(value, dict) else None
-
-    return read
-
-
-def _rows(runs: list[RunFolder]) -> list[Row]:
-    evaluations = [e for run in runs for e in (run.eval_before, run.eval_after) if e]
-    ks = sorted({int(k) for e in evaluations for k in (e.get("pass_at_k") or {}) if int(k) > 1})
-    return [
-        Row(
-            "Greedy accuracy, %",
-            _field("greedy_accuracy"),
-            "greedy_accuracy_ci",
-            "greedy_correct",
-            share=True,
-            more_is_better=True,
-        ),
-        Row(
-            "Sampled accuracy, %",
-            _field("sampled_accuracy"),
-            "sampled_accuracy_ci",
-            "sampled_accuracy",
-            share=True,
-            more_is_better=True,
-        ),
-        *[Row(f"pass@{k}, %", _field("pass_at_k", str(k)), share=True) for k in ks],
-        Row("Length, greedy, tokens", _field("mean_length_greedy"), None, "greedy_length"),
-        Row("Length, sampled, tokens", _field("mean_length_sampled"), None, "mean_length"),
-        Row("Questions, greedy", _asked("greedy"), None, "greedy_questions"),
-        Row("Questions, sampled", _asked("sampled"), None, "mean_questions"),
-        Row("Entropy, all, nats", _field("entropy", "all"), digits=3),
-        Row("Entropy, thinking, nats", _field("entropy", "think"), digits=3),
-        Row("Entropy, answer, nats", _field("entropy", "answer"), digits=3),
-        Row("Missing closing tag, %", _field("missing_close_rate"), share=True),
-        Row("Truncated, %", _field("truncation_rate"), share=True),
-        Row("Unverified", _field("unverified"), digits=0),
-    ]
-
-
-def _asked(way: str) -> Callable[[dict[str, Any]], Any]:
-    """Questions of a dialogue; None for problems answered in one go."""
-    return lambda evaluation: evaluation.get("inquiry", {}).get(way, {}).get("questions", {}).get("mean")
-
-
-def before_after(runs: list[RunFolder]) -> list[TableRow]:
+def before_after(runs: Sequence[Evaluated]) -> list[TableRow]:
     """The table's lines, one cell per run; lines nobody can fill are left out."""
     table = []
-    for row in _rows(runs):
-        cells = [_cell(row, run.eval_before, run.eval_after) for run in runs]
+    for number in numbers_of([e for run in runs for e in (run.eval_before, run.eval_after) if e]):
+        cells = [_cell(number, run.eval_before, run.eval_after) for run in runs]
         if any(cell.before != "–" or cell.after != "–" for cell in cells):
-            table.append(TableRow(row.label, cells))
+            table.append(TableRow(number.label, cells))
     return table
 
 
-def _cell(row: Row, before: dict[str, Any] | None, after: dict[str, Any] | None) -> Cell:
-    old, new = (row.value(e) if e else None for e in (before, after))
+def _cell(number: Number, before: dict[str, Any] | None, after: dict[str, Any] | None) -> Cell:
+    old, new = (number.read(e) if e else None for e in (before, after))
     change, better, note = "–", None, ""
-    if before and after and is_number(old) and is_number(new):
-        change, better, note = _change(row, before, after, new - old)
-    return Cell(_with_interval(row, before, old), _with_interval(row, after, new), change, better, note)
+    if before and after and old is not None and new is not None:
+        change, better, note = _change(number, before, after, new - old)
+    return Cell(_with_interval(number, before, old), _with_interval(number, after, new), change, better, note)
 
 
-def _change(row: Row, before: dict[str, Any], after: dict[str, Any], plain: float) -> tuple[str, bool | None, str]:
-    scale = 100 if row.share else 1
-    if row.paired is None:
-        return _signed(plain * scale, row.digits), None, "no interval: not recorded per problem"
+def _change(
+    number: Number, before: dict[str, Any], after: dict[str, Any], plain: float
+) -> tuple[str, bool | None, str]:
+    if not number.problem:
+        return number.text(plain, sign=True), None, "no interval: not recorded per problem"
     try:
-        paired = paired_difference(before, after, row.paired)
+        paired = paired_difference(before, after, number.problem)
     except ValueError as reason:
-        return _signed(plain * scale, row.digits), None, f"not paired: {reason}"
-    diff, lo, hi = (_signed(value * scale, row.digits) for value in paired[:3])
+        return number.text(plain, sign=True), None, f"not paired: {reason}"
+    diff, lo, hi = (number.text(value, sign=True) for value in paired[:3])
     text = f"{diff} [{lo}, {hi}]"
     note = f"paired over {paired.n} problems" + (
         f", {paired.unverified} unverified left out" if paired.unverified else ""
     )
-    if row.more_is_better is None or paired.lo <= 0 <= paired.hi:
+    if number.more_is_better is None or paired.lo <= 0 <= paired.hi:
         return text, None, note
-    return text, (paired.diff > 0) == row.more_is_better, note
+    return text, (paired.diff > 0) == number.more_is_better, note
 
 
-def _signed(value: float, digits: int) -> str:
-    return f"{value:+.{digits}f}".replace("-", "−")
-
-
-def _with_interval(row: Row, evaluation: dict[str, Any] | None, value: Any) -> str:
-    if not is_number(value):
+def _with_interval(number: Number, evaluation: dict[str, Any] | None, value: float | None) -> str:
+    if value is None:
         return "–"
-    scale = 100 if row.share else 1
-    text = f"{value * scale:.{row.digits}f}"
-    ends = evaluation.get(row.interval) if evaluation and row.interval else None
+    ends = evaluation.get(number.interval) if evaluation and number.interval else None
     if isinstance(ends, list) and len(ends) == 2 and all(map(is_number, ends)):
-        text += f" [{ends[0] * scale:.{row.digits}f}, {ends[1] * scale:.{row.digits}f}]"
-    return text
+        return f"{number.text(value)} [{number.text(ends[0])}, {number.text(ends[1])}]"
+    return number.text(value)
 
 
 def run_facts(run: RunFolder) -> dict[str, str]:

@@ -16,6 +16,7 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 from transformers import PrinterCallback, ProgressCallback, set_seed
 
 from entrl.engines.faults import RolloutError
@@ -24,6 +25,7 @@ from entrl.evaluation.answers import evaluate
 from entrl.evaluation.dialogues import evaluate_dialogues
 from entrl.models.load import load_model, load_policy, new_adapter
 from entrl.report import write_report
+from entrl.report.summary import before_after
 from entrl.runs.contents import contents, refuse_changed
 from entrl.runs.ending import Ending
 from entrl.runs.folder import RunFolder, make_manifest, now, read_json, write_json, write_text
@@ -339,27 +341,17 @@ def describe_start(run: Run) -> None:
 
 def describe_end(console: Console, result: RunResult) -> None:
     if result.eval_before and result.eval_after:
-        console.print(before_after(result.eval_before, result.eval_after))
+        console.print(before_after_table(result))
         say(console, gain_line(result.eval_before, result.eval_after))
     say(console, f"model  {result.model_dir}")
     say(console, f"report {result.report}")
 
 
-def before_after(before: dict[str, Any], after: dict[str, Any]) -> Table:
-    """The two evaluations side by side."""
-    table = Table("", "before", "after", title="evaluation on problems not trained on")
-    rows = {
-        "greedy accuracy": lambda e: e.get("greedy_accuracy"),
-        "sampled accuracy": lambda e: e.get("sampled_accuracy"),
-        **{f"pass@{k}": (lambda e, k=k: e["pass_at_k"].get(k)) for k in after.get("pass_at_k", {})},
-        "greedy length (tokens)": lambda e: e.get("mean_length_greedy"),
-        "entropy, thinking (nats)": lambda e: (e.get("entropy") or {}).get("think"),
-        "entropy, answer (nats)": lambda e: (e.get("entropy") or {}).get("answer"),
-        "no closing tag": lambda e: e.get("missing_close_rate"),
-        "truncated": lambda e: e.get("truncation_rate"),
-    }
-    for name, read in rows.items():
-        table.add_row(name, *("-" if v is None else f"{v:.3f}" for v in (read(before), read(after))))
+def before_after_table(result: RunResult) -> Table:
+    """The report's before/after table; intervals of the changes alone, so that it fits a terminal."""
+    table = Table("", "before", "after", "change", title="evaluation on problems not trained on")
+    for label, (cell,) in before_after([result]):
+        table.add_row(label, *(text.partition(" [")[0] for text in (cell.before, cell.after)), Text(cell.change))
     return table
 
 

@@ -33,20 +33,6 @@ from entrl.stats.intervals import (
     student_interval,
 )
 
-# metric -> the field of a problem it reads, as shown in errors
-PROBLEM_METRICS = {
-    "greedy_correct": "greedy_correct",
-    "sampled_accuracy": "n_correct / n_samples",
-    "greedy_length": "greedy_length",
-    "mean_length": "mean_length",
-    # of dialogues (`inquiry` in the evaluation)
-    "greedy_questions": "greedy_questions",
-    "mean_questions": "mean_questions",
-    "greedy_score": "greedy_score",
-    "mean_score": "mean_score",
-}
-DIALOGUE_METRICS = ("greedy_questions", "mean_questions", "greedy_score", "mean_score")
-SAMPLED_METRICS = ("sampled_accuracy", "mean_length", "mean_questions", "mean_score")
 SAME_FIELDS = ("task", "split", "seed", "max_new_tokens")  # differ in one of these, and the questions differ
 SAMPLING_FIELDS = ("temperature", "top_p", "samples")  # these must agree as well where completions were sampled
 
@@ -75,7 +61,7 @@ class ClusteredDifference(NamedTuple):
 
 
 def problem_value(problem: Mapping[str, Any], metric: str) -> float | None:
-    """One problem's score, or None where it was not verified."""
+    """One problem's score, or None where it was not verified; `sampled_accuracy` is n_correct / n_samples."""
     if metric == "sampled_accuracy":
         n_correct, n_samples = problem.get("n_correct"), problem.get("n_samples")
         return None if n_correct is None or not n_samples else n_correct / n_samples
@@ -91,10 +77,15 @@ def paired_difference(
     seed: int = 0,
     resamples: int = RESAMPLES,
 ) -> PairedDifference:
-    """b - a over the problems of two evaluations of the same task."""
-    if metric not in PROBLEM_METRICS:
-        raise ValueError(f"metric must be one of {', '.join(PROBLEM_METRICS)}, got {metric!r}")
-    problems_a, problems_b = _paired_problems(eval_a, eval_b, sampled=metric in SAMPLED_METRICS)
+    """b - a over the problems of two evaluations of the same task.
+
+    metric: a number that problems hold, or `sampled_accuracy`. What is not called `greedy_...` comes from samples, so
+    the evaluations must have sampled alike.
+    """
+    problems_a, problems_b = _paired_problems(eval_a, eval_b, sampled=not metric.startswith("greedy_"))
+    known = {key: None for p in problems_a.values() for key, value in p.items() if not isinstance(value, str)}
+    if metric not in (*known, "sampled_accuracy"):
+        raise ValueError(f"metric must be one of sampled_accuracy, {', '.join(known)}, got {metric!r}")
     values_a = [problem_value(problem, metric) for problem in problems_a.values()]
     values_b = [problem_value(problems_b[key], metric) for key in problems_a]
     d_N = np.array(
@@ -102,7 +93,7 @@ def paired_difference(
     )
     if not len(d_N):
         raise ValueError(
-            f"no problem has {PROBLEM_METRICS[metric]} on both sides ({len(values_a)} problems, all unverified); "
+            f"no problem has {metric} on both sides ({len(values_a)} problems, all unverified); "
             "evaluate again with a verifier that answers, or choose another metric"
         )
     lo, hi = bootstrap_interval(d_N, seed=seed, resamples=resamples)

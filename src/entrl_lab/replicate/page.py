@@ -7,19 +7,12 @@ from typing import Any
 
 import jinja2
 
+from entrl.report.metrics import Number
 from entrl.runs.folder import write_text
 from entrl_lab.replicate.folders import TaskRuns
 from entrl_lab.replicate.plots import BY_ANALYSIS, curves
 from entrl_lab.replicate.study import Study
-from entrl_lab.replicate.summary import ACCURACIES, blocks_of
-
-NUMBERS = {  # shown in the table of means: key -> (heading, factor, format)
-    "greedy_accuracy": ("greedy, %", 100, ".1f"),
-    "sampled_accuracy": ("sampled, %", 100, ".1f"),
-    "pass_at_k": ("pass@{}, %", 100, ".1f"),
-    "entropy/all": ("entropy, nats", 1, ".4f"),
-    "mean_length_sampled": ("length, tokens", 1, ".1f"),
-}
+from entrl_lab.replicate.summary import blocks_of, cells, columns
 
 
 def write_page(file: Path, study: Study, result: Mapping[str, Any], runs: Mapping[str, TaskRuns]) -> Path:
@@ -54,29 +47,17 @@ def _plot(use: str, found: Mapping[str, Any]) -> str:
 
 def _table(block: Mapping[str, Any], reference: str) -> dict[str, Any]:
     """Heads and rows of the means, with the seed-paired difference from the reference."""
-    keys = [k for k in block["means"][reference] if k in NUMBERS or k.split("/")[0] == "pass_at_k"]
-    keys = [k for k in keys if k != "pass_at_k/1"]  # the sampled accuracy once more
-    heads = [NUMBERS.get(k, NUMBERS["pass_at_k"])[0].format(k.rpartition("/")[2]) for k in keys]
+    shown = columns(block, reference)
     rows = [
-        {
-            "arm": arm,
-            "seeds": len(block["values"][arm]),
-            "cells": [_cell(means, block["differences"].get(arm, {}), key) for key in keys],
-        }
-        for arm, means in block["means"].items()
+        {"arm": arm, "seeds": len(block["values"][arm]), "cells": [_cell(block, arm, number) for number in shown]}
+        for arm in block["means"]
     ]
-    return {"heads": heads, "rows": rows}
+    return {"heads": [number.label for number in shown], "rows": rows}
 
 
-def _cell(means: Mapping[str, float], differences: Mapping[str, Any], key: str) -> dict[str, str]:
-    if key not in means:
-        return {"value": "-", "gap": "", "mark": ""}
-    _, factor, form = NUMBERS.get(key, NUMBERS["pass_at_k"])
-    gap = differences.get(key)
-    if gap is None:
-        return {"value": format(factor * means[key], form), "gap": "", "mark": ""}
-    mean, lo, hi = (format(factor * gap[k], f"+{form}") for k in ("mean", "lo", "hi"))
-    told = gap["lo"] > 0 or gap["hi"] < 0
-    judged = key.split("/")[0] in ACCURACIES  # more entropy or length is neither better nor worse
-    mark = ("better" if gap["lo"] > 0 else "worse") if told and judged else ""
-    return {"value": format(factor * means[key], form), "gap": f"{mean} [{lo}, {hi}]", "mark": mark}
+def _cell(block: Mapping[str, Any], arm: str, number: Number) -> dict[str, str]:
+    value, difference, gap = cells(block, arm, number)
+    mark = ""
+    if gap is not None and number.more_is_better:  # more entropy or length is neither better nor worse
+        mark = "better" if gap["lo"] > 0 else "worse" if gap["hi"] < 0 else ""
+    return {"value": value, "gap": difference, "mark": mark}

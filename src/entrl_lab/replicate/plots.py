@@ -8,19 +8,15 @@ from typing import Any
 
 import numpy as np
 
+from entrl.report.drawing import Frame, chart, colour, keys, span
+from entrl.report.metrics import find
 from entrl.stats.intervals import mean_interval
-from entrl_lab.replicate.drawing import Frame, chart, colour, keys, span
 from entrl_lab.replicate.folders import ACCURACY, ENTROPY, TaskRuns, series
 
 CURVES = ((ENTROPY, "Entropy, nats"), (ACCURACY, "Accuracy on training problems"))
 SMOOTH = 0.06  # share of a run over which curves are averaged
 POINTS = 120  # of a curve
-FOREST = (
-    *("greedy_accuracy", "sampled_accuracy", "pass@", "entropy", "length", "distinct-2", "edit distance"),
-    *("success", "score", "questions"),
-)
 VERDICT_COLOUR = {"higher": "var(--run2)", "lower": "var(--run1)", "non-inferior": "var(--run0)"}
-UNITS = {"entropy": "nats", "length": "tokens"}  # by a word of a metric's name
 ROW = 20  # height of a forest plot's row
 
 
@@ -84,10 +80,9 @@ def forest(found: Mapping[str, Any]) -> str:
     """Differences of every arm from the reference, one plot per metric."""
     html = ""
     for metric, block in found["metrics"].items():
-        if not metric.startswith(FOREST):
-            continue
-        arms = block["arms"]
-        scale = 100 if metric.startswith(("greedy", "sampled", "pass", "success", "score")) else 1
+        arms, number = block["arms"], find(metric)
+        unit, scale = ("points", 100) if block["unit"] == "%" else (block["unit"], 1)
+        title = metric.replace("_", " ") if number is None else number.title
         names = list(reversed(arms))
         ends = [scale * arms[n][k] for n in names for k in ("lo", "hi")]
         frame = Frame(
@@ -97,7 +92,7 @@ def forest(found: Mapping[str, Any]) -> str:
             left=150,
             height=ROW * len(names) + 44,
             x_label=f"difference from {found['reference']} ({block['reference'] * scale:.4g})",
-            label=f"Differences in {metric} with 95 % intervals",
+            label=f"Differences in {title} with 95 % intervals",
         )
         frame.upright(0)
         if scale == 100:
@@ -108,8 +103,7 @@ def forest(found: Mapping[str, Any]) -> str:
             text = f"{name}: {scale * d['diff']:+.3g} [{scale * d['lo']:+.3g}, {scale * d['hi']:+.3g}], "
             frame.reach(row, scale * d["lo"], scale * d["hi"], shade)
             frame.dot(scale * d["diff"], row, shade, radius=4, title=f"{text}p {d['p_holm']:.3g}, {d['verdict']}")
-        unit = "points" if scale == 100 else next((u for word, u in UNITS.items() if word in metric), "")
-        html += chart(metric.replace("_", " ") + (f", {unit}" if unit else ""), frame.svg())
+        html += chart(f"{title}, {unit}" if unit else title, frame.svg())
     legend = keys([*VERDICT_COLOUR, "not distinguishable"], [*VERDICT_COLOUR.values(), "var(--quiet)"])
     return f'{legend}<div class="charts">{html}</div>' if html else ""
 

@@ -7,7 +7,9 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
+from entrl.report.metrics import Number, find, numbers_of
 from entrl.runs.folder import now
 from entrl.settings.json_lines import json_lines
 from entrl.settings.provenance import git_state
@@ -16,10 +18,8 @@ from entrl.stats.pairing import non_inferior, seed_differences
 from entrl.version import __version__
 from entrl_lab.replicate.study import Run, Study, Task
 
-ACCURACIES = ("greedy_accuracy", "sampled_accuracy", "pass_at_k")  # judged by the margin; higher is better
 LAST_SHARE = 0.25  # training metrics are averaged over this last share of the steps
 TRAINING_METRICS = ("policy_entropy/token_mean", "completions/mean_length", "reward", "step_time")
-SHOWN = ("greedy_accuracy", "sampled_accuracy", "pass_at_k/8", "mean_length_sampled", "entropy/all")
 
 
 def training_end(folder: Path) -> dict[str, float]:
@@ -39,11 +39,7 @@ def training_end(folder: Path) -> dict[str, float]:
 def numbers(folder: Path) -> dict[str, float]:
     """One run as named numbers: its evaluation, and where its training ended."""
     after = json.loads((folder / "eval_after.json").read_text(encoding="utf-8"))
-    out = {name: after[name] for name in ("greedy_accuracy", "sampled_accuracy", "mean_length_greedy")}
-    out["mean_length_sampled"] = after["mean_length_sampled"]
-    out |= {f"pass_at_k/{k}": v for k, v in after["pass_at_k"].items()}
-    out |= {f"entropy/{k}": v for k, v in after["entropy"].items()}
-    out |= {name: after[name] for name in ("missing_close_rate", "truncation_rate")}
+    out = {number.name: number.read(after) for number in numbers_of([after])}
     for way, metrics in after.get("inquiry", {}).items():  # dialogues: how the questions went
         out |= {f"{name}/{way}": found["mean"] for name, found in metrics.items() if name != "success"}
     return {k: float(v) for k, v in (out | training_end(folder)).items() if v is not None}
@@ -128,29 +124,42 @@ def _differences(
     for key in (k for k in base[0] if all(k in r for r in [*base, *rows])):
         found = seed_differences([r[key] for r in base], [r[key] for r in rows])
         entry: dict[str, Any] = {"mean": found.mean, "lo": found.lo, "hi": found.hi}
-        if key.split("/")[0] in ACCURACIES:
+        if (number := find(key)) and number.more_is_better:
             entry["non_inferior"] = non_inferior(found.mean, found.lo, margin)
         out[key] = entry
     return out
+
+
+def columns(block: Mapping[str, Any], reference: str) -> list[Number]:
+    """The numbers that a table of means shows."""
+    return [n for n in map(find, block["means"][reference]) if n is not None and n.main]
+
+
+def cells(block: Mapping[str, Any], arm: str, number: Number) -> tuple[str, str, Mapping[str, Any] | None]:
+    """An arm's mean as text, its difference from the reference as text, and that difference; "" and None for none."""
+    if number.name not in block["means"][arm]:
+        return "-", "", None
+    mean, gap = number.text(block["means"][arm][number.name]), block["differences"].get(arm, {}).get(number.name)
+    if gap is None:
+        return mean, "", None
+    diff, lo, hi = (number.text(gap[k], sign=True) for k in ("mean", "lo", "hi"))
+    return mean, f"{diff} [{lo}, {hi}]", gap
 
 
 def print_summary(result: Mapping[str, Any], console: Console) -> None:
     """Means per arm, and the differences from the reference with their intervals; one table per task."""
     for task, block in blocks_of(result).items():
         title = f"means over seeds {result['seeds']}; difference from {result['reference']}"
-        table = Table("arm", *SHOWN, title=f"{task}: {title}" if task else title)
-        for arm, means in block["means"].items():
-            table.add_row(arm, *(_cell(means, block["differences"].get(arm, {}), key) for key in SHOWN))
+        shown = columns(block, result["reference"])
+        table = Table("arm", *(n.label for n in shown), title=f"{task}: {title}" if task else title)
+        for arm in block["means"]:
+            table.add_row(arm, *(Text(_cell(*cells(block, arm, number))) for number in shown))
         console.print(table)
 
 
-def _cell(means: Mapping[str, float], differences: Mapping[str, Any], key: str) -> str:
-    cell = f"{means[key]:.3f}" if key in means else "-"
-    gap = differences.get(key)
-    if gap is None:
-        return cell
-    cell += f"\n{gap['mean']:+.3f} [{gap['lo']:+.3f}, {gap['hi']:+.3f}]"
-    return cell + (" not shown non-inferior" if gap.get("non_inferior") is False else "")
+def _cell(mean: str, difference: str, gap: Mapping[str, Any] | None) -> str:
+    told = "\nnot shown non-inferior" if gap is not None and gap.get("non_inferior") is False else ""
+    return f"{mean}\n{difference}{told}" if difference else mean
 
 
 def print_verdicts(result: Mapping[str, Any], console: Console) -> None:

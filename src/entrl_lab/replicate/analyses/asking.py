@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from entrl_lab.replicate.analyses.comparison import by_problem_difference, clustered_entry, judged, number, pass_at
+from entrl.report.metrics import named
+from entrl_lab.replicate.analyses.comparison import by_problem_difference, clustered_entry, judged, score_of
 from entrl_lab.replicate.folders import NotMeasured, TaskRuns, evaluation
 
 TITLE = "Asking: success and questions"
@@ -27,22 +28,21 @@ PAPER = (
     "Nous (by its reviews; numbers not read)."
 )
 Score = Callable[[Mapping[str, Any]], float]
-SCORES: dict[str, Score] = {
-    "success, greedy": lambda p: number(p.get("greedy_correct")),
-    "success, sampled": lambda p: pass_at(p, 1),
-    "score, greedy": lambda p: number(p.get("greedy_score")),
-    "score, sampled": lambda p: number(p.get("mean_score")),
-    "questions, greedy": lambda p: number(p.get("greedy_questions")),
-    "questions, sampled": lambda p: number(p.get("mean_questions")),
+SCORES = {
+    "success, greedy": named("greedy_accuracy"),
+    "success, sampled": named("sampled_accuracy"),
+    "score, greedy": named("score/greedy"),
+    "score, sampled": named("score/sampled"),
+    "questions, greedy": named("questions/greedy"),
+    "questions, sampled": named("questions/sampled"),
 }
-SHARES = ("success", "score")  # shown in points and held against the margin
 
 
 def scores_of(problems: Sequence[Mapping[str, Any]]) -> dict[str, Score]:
     """The scores that these problems hold; `score` (share of the answer that is right) only where it is not success."""
-    own = dict(SCORES)
+    own = {metric: score_of(number) for metric, number in SCORES.items()}
     for way in ("greedy", "sampled"):
-        success, share = ([SCORES[f"{kind}, {way}"](p) for p in problems] for kind in SHARES)
+        success, share = ([own[f"{kind}, {way}"](p) for p in problems] for kind in ("success", "score"))
         if any(math.isnan(value) for value in share) or success == share:
             del own[f"score, {way}"]
     return own
@@ -58,11 +58,11 @@ def analyse(runs: TaskRuns, *, arms: list[str] | None = None, reference: str | N
     others = [n for n in names if n != runs.reference]
     scores = scores_of(evaluation(first)["problems"])
     against = {
-        metric: judged({n: by_problem_difference(runs, n, score) for n in others}, margin_of(metric, runs))
+        metric: judged_score(metric, {n: by_problem_difference(runs, n, score) for n in others}, runs)
         for metric, score in scores.items()
     }
     trained = {
-        metric: judged({n: _since_start(runs, n, score) for n in names}, margin_of(metric, runs))
+        metric: judged_score(metric, {n: _since_start(runs, n, score) for n in names}, runs)
         for metric, score in scores.items()
     }
     saw = "; ".join(f"{n}: {_cells(against, n)}" for n in others)
@@ -99,8 +99,10 @@ def _since_start(runs: TaskRuns, arm: str, score: Score) -> dict[str, Any] | Non
     return clustered_entry(a_SP, b_SP)
 
 
-def margin_of(metric: str, runs: TaskRuns) -> float | None:
-    return runs.margin if metric.startswith(SHARES) else None
+def judged_score(metric: str, found: Mapping[str, dict[str, Any] | None], runs: TaskRuns) -> dict[str, Any]:
+    """`judged`; what is better when higher is held against the margin."""
+    number = SCORES[metric]
+    return judged(found, runs.margin if number.more_is_better else None, number.unit)
 
 
 def _cells(metrics: Mapping[str, Any], arm: str) -> str:
@@ -109,7 +111,7 @@ def _cells(metrics: Mapping[str, Any], arm: str) -> str:
         if metric.endswith(", greedy"):
             continue  # in `metrics` and the plots; a sentence of everything is not read
         if (d := block["arms"].get(arm)) is not None:
-            scale, unit = (100, " points") if metric.startswith(SHARES) else (1, "")
+            scale, unit = (100, " points") if block["unit"] == "%" else (1, "")
             cells.append(f"{metric} {scale * d['diff']:+.2f} [{scale * d['lo']:+.2f}, {scale * d['hi']:+.2f}]{unit}")
     return ", ".join(cells) or "not measured"
 

@@ -18,7 +18,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from entrl_lab.replicate.analyses.comparison import by_problem_difference, by_seed_difference, judged, number, pass_at
+from entrl.report.metrics import named
+from entrl_lab.replicate.analyses.comparison import by_problem_difference, by_seed_difference, judged, score_of
 from entrl_lab.replicate.folders import NotMeasured, TaskRuns, evaluation, rows
 
 TITLE = "By difficulty"
@@ -27,9 +28,9 @@ PAPER = (
     "GRPO its entropy shaping gains 1.8 points on average, with dynamic KL 2.3 (Table 5; no seeds or intervals)."
 )
 SCORES = {
-    "greedy_accuracy": lambda p: number(p.get("greedy_correct")),
-    "sampled_accuracy": lambda p: pass_at(p, 1),
-    "length": lambda p: number(p.get("mean_length")),
+    "greedy_accuracy": named("greedy_accuracy"),
+    "sampled_accuracy": named("sampled_accuracy"),
+    "length": named("mean_length_sampled"),
 }
 
 
@@ -45,12 +46,13 @@ def analyse(
         raise NotMeasured("no arm beside the reference")
     levels = _levels(next(iter(runs.arm(runs.reference).values())))
     metrics: dict[str, dict[str, Any]] = {}
-    for metric, score in SCORES.items():
+    for metric, number in SCORES.items():
+        margin = runs.margin if number.more_is_better else None
         for level in levels:
-            found = {n: by_problem_difference(runs, n, _on(level, score)) for n in names}
-            metrics[f"{metric}, level {level}"] = judged(found, runs.margin if metric != "length" else None)
+            found = {n: by_problem_difference(runs, n, _on(level, score_of(number))) for n in names}
+            metrics[f"{metric}, level {level}"] = judged(found, margin, number.unit)
     spent = {n: by_seed_difference(runs, n, _tokens) for n in names}
-    metrics["tokens generated"] = judged(spent, None)
+    metrics["tokens generated"] = judged(spent, None, "tokens")
     metrics = {name: block for name, block in metrics.items() if block["arms"]}
     answers = {n: _answer(metrics, n, levels, runs.margin) for n in names}
     return {

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from entrl.evaluation.scores import pass_at_k
-from entrl.stats.pairing import clustered_difference, holm, paired_p, seed_differences, verdict
+from entrl.report.metrics import Number, named, numbers_of
+from entrl.stats.pairing import clustered_difference, holm, paired_p, problem_value, seed_differences, verdict
 from entrl_lab.replicate.folders import LATE, NotMeasured, TaskRuns, evaluation, late_mean
 
 TITLE = "Arms against the reference"
@@ -22,8 +23,8 @@ PAPER = (
     "longer answers; clip-higher gains less, an entropy bonus hardly acts or explodes (Table 2, sections 4.1, 4.3; "
     "single runs)."
 )
-ACCURACIES = ("greedy_accuracy", "sampled_accuracy", "pass@")  # held against the margin; higher is better
-TRAINING = {  # metric of the page -> training metric, mean over the last quarter
+TOLD = ("sampled_accuracy", "greedy_accuracy", "entropy/all", "mean_length_sampled")  # in the verdict, in this order
+TRAINING = {  # name -> training metric, mean over the last quarter
     "training entropy": "policy_entropy/token_mean",
     "distinct-2": "diversity/distinct_2",
     "edit distance": "diversity/edit_distance",
@@ -37,11 +38,15 @@ def analyse(runs: TaskRuns, *, arms: list[str] | None = None) -> dict[str, Any]:
         raise NotMeasured("no arm beside the reference")
     table = {name: {"n_seeds": len(runs.common_seeds([runs.reference, name]))} for name in names}
     metrics: dict[str, dict[str, Any]] = {}
-    for metric, compare in _metrics(runs).items():
-        margin = runs.margin if metric.startswith(ACCURACIES) else None
-        found = judged({name: compare(name) for name in names}, margin)
-        if found["arms"]:
-            metrics[metric] = found
+    first = evaluation(next(iter(runs.arm(runs.reference).values())))
+    for number in (n for n in numbers_of([first]) if n.main):
+        margin = runs.margin if number.more_is_better else None
+        found = {name: _difference(runs, name, number) for name in names}
+        metrics[number.name] = judged(found, margin, number.unit)
+    for metric, logged in TRAINING.items():
+        found = {name: by_seed_difference(runs, name, lambda f, m=logged: _late(f, m)) for name in names}
+        metrics[metric] = judged(found, None, "nats" if "entropy" in metric else "")
+    metrics = {name: block for name, block in metrics.items() if block["arms"]}
     return {
         "reference": runs.reference,
         "margin": runs.margin,
@@ -52,30 +57,23 @@ def analyse(runs: TaskRuns, *, arms: list[str] | None = None) -> dict[str, Any]:
     }
 
 
-def _metrics(runs: TaskRuns) -> dict[str, Callable[[str], dict[str, Any] | None]]:
-    """Name -> comparison of an arm with the reference, None where either did not measure it."""
-
-    def by_problem(score: Callable[[Mapping[str, Any]], float]) -> Callable[[str], dict[str, Any] | None]:
-        return lambda arm: by_problem_difference(runs, arm, score)
-
-    def by_seed(read: Callable[[Path], float | None]) -> Callable[[str], dict[str, Any] | None]:
-        return lambda arm: by_seed_difference(runs, arm, read)
-
-    first = next(iter(runs.arm(runs.reference).values()))
-    ks = sorted(int(k) for k in evaluation(first)["pass_at_k"])
-    return {
-        "greedy_accuracy": by_problem(lambda p: number(p.get("greedy_correct"))),
-        "sampled_accuracy": by_problem(lambda p: pass_at(p, 1)),
-        **{f"pass@{k}": by_problem(lambda p, k=k: pass_at(p, k)) for k in ks if k > 1},
-        "entropy": by_seed(lambda f: evaluation(f)["entropy"].get("all")),
-        "length": by_seed(lambda f: evaluation(f).get("mean_length_sampled")),
-        **{name: by_seed(lambda f, m=metric: _late(f, m)) for name, metric in TRAINING.items()},
-    }
+def _difference(runs: TaskRuns, arm: str, number: Number) -> dict[str, Any] | None:
+    if number.more_is_better:
+        return by_problem_difference(runs, arm, score_of(number))
+    return by_seed_difference(runs, arm, lambda folder: number.read(evaluation(folder)))
 
 
-def number(value: Any) -> float:
-    """NaN for None."""
-    return math.nan if value is None else float(value)
+def score_of(number: Number) -> Callable[[Mapping[str, Any]], float]:
+    """What one problem has of a number; NaN where it was not verified."""
+    group, _, key = number.name.partition("/")
+    if group == "pass_at_k":
+        return lambda problem: pass_at(problem, int(key))
+
+    def score(problem: Mapping[str, Any]) -> float:
+        value = problem_value(problem, number.problem)
+        return math.nan if value is None else value
+
+    return score
 
 
 def pass_at(problem: Mapping[str, Any], k: int) -> float:
@@ -104,11 +102,12 @@ def by_problem_difference(
     return clustered_entry(a_SP, b_SP)
 
 
-def judged(found: Mapping[str, dict[str, Any] | None], margin: float | None) -> dict[str, Any]:
+def judged(found: Mapping[str, dict[str, Any] | None], margin: float | None, unit: str) -> dict[str, Any]:
     """A metric of several arms: p adjusted by Holm over them, and a verdict for each that was measured."""
     made = {name: one for name, one in found.items() if one is not None}
     add_verdicts(made, "diff", margin)
-    return {"reference": next(iter(made.values()))["reference"] if made else None, "arms": made}
+    reference = next(iter(made.values()))["reference"] if made else None
+    return {"reference": reference, "unit": unit, "arms": made}
 
 
 def add_verdicts(made: Mapping[str, dict[str, Any]], difference: str, margin: float | None = None) -> None:
@@ -165,7 +164,7 @@ def _saw(metrics: Mapping[str, Any], names: Sequence[str]) -> str:
             for metric in ("greedy_accuracy", "sampled_accuracy")
             if (d := metrics.get(metric, {}).get("arms", {}).get(name))
         ]
-        entropy = metrics.get("entropy", {}).get("arms", {}).get(name)
+        entropy = metrics.get("entropy/all", {}).get("arms", {}).get(name)
         if entropy and entropy["reference"]:
             cells.append(f"entropy {entropy['diff'] / entropy['reference']:+.0%}")
         parts.append(f"{name}: {', '.join(cells)}")
@@ -174,8 +173,9 @@ def _saw(metrics: Mapping[str, Any], names: Sequence[str]) -> str:
 
 def _verdict(metrics: Mapping[str, Any], names: Sequence[str]) -> str:
     parts = []
-    for metric in ("sampled_accuracy", "greedy_accuracy", "entropy", "length"):
+    for metric in TOLD:
+        title = named(metric).title.partition(",")[0].lower()
         for word in ("higher", "lower", "non-inferior"):
             if found := _of(metrics, metric, names, word):
-                parts.append(f"{metric.replace('_', ' ')} {word}: {', '.join(found)}")
+                parts.append(f"{title} {word}: {', '.join(found)}")
     return "; ".join(parts) or "no arm can be told from the reference"

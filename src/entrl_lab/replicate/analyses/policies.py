@@ -22,8 +22,8 @@ from entrl.environments.play import play, score
 from entrl.environments.policies import PLAIN
 from entrl.runs.recipe import Recipe, load_recipe
 from entrl.stats.intervals import mean_interval
-from entrl_lab.replicate.analyses.asking import SCORES, margin_of
-from entrl_lab.replicate.analyses.comparison import clustered_entry, judged
+from entrl_lab.replicate.analyses.asking import SCORES, judged_score
+from entrl_lab.replicate.analyses.comparison import clustered_entry, score_of
 from entrl_lab.replicate.folders import NotMeasured, TaskRuns, evaluation
 
 TITLE = "Trained models beside random, fixed-order and greedy exact questions"
@@ -108,14 +108,15 @@ def _over_seeds(found: Sequence[Mapping[str, Any] | None], way: str) -> dict[str
 def _against(runs: TaskRuns, metric: str, best: Mapping[Any, float], ids: Sequence[Any]) -> dict[str, Any]:
     """Every arm less the greedy exact policy on the same rows."""
     arms: dict[str, dict[str, Any] | None] = {}
+    reached = score_of(SCORES[metric])
     base_P = np.array([best[i] for i in ids])
     for arm, folders in runs.folders.items():
-        tables = [{p["id"]: SCORES[metric](p) for p in evaluation(f)["problems"]} for f in folders.values()]
+        tables = [{p["id"]: reached(p) for p in evaluation(f)["problems"]} for f in folders.values()]
         if len(tables) < 2 or any(set(t) != set(ids) for t in tables):
             continue
         arm_SP = np.array([[t[i] for i in ids] for t in tables])
         arms[arm] = clustered_entry(np.tile(base_P, (len(tables), 1)), arm_SP)
-    return judged(arms, margin_of(metric, runs)) | {"reference": float(base_P.mean())}
+    return judged_score(metric, arms, runs) | {"reference": float(base_P.mean())}
 
 
 def _cell(found: Mapping[str, Any]) -> str:

@@ -1,4 +1,8 @@
-"""Small plots as inline SVG: a frame with round ticks, and what is drawn into it. No script, colours from the page."""
+"""Plots of reports and studies as inline SVG: a frame with round ticks, and what is drawn into it.
+
+No script, so they are there in a printed or saved page; colours and kinds of marks are those of page.css, which follows
+the reader's light or dark setting. Only the curves of a report, whose axis the reader switches, are page.js's.
+"""
 
 import math
 from collections.abc import Callable, Sequence
@@ -38,9 +42,9 @@ def span(values: Sequence[float], *, share: float = 0.06, zero: bool = False) ->
 
 def short(value: float) -> str:
     """A tick's label."""
-    if value == 0 or 1e-3 <= abs(value) < 1e5:
-        return f"{value:.4g}"
-    return f"{value:.1e}".replace("e-0", "e-").replace("e+0", "e")
+    plain = value == 0 or 1e-3 <= abs(value) < 1e5
+    text = f"{value:.4g}" if plain else f"{value:.1e}".replace("e-0", "e-").replace("e+0", "e")
+    return text.replace("-", "−")
 
 
 @dataclass(kw_only=True)
@@ -82,11 +86,12 @@ class Frame:
             around = [self.at(x, b) for x, _, b in known] + [self.at(x, a) for x, a, _ in reversed(known)]
             self.marks.append(f'<path class="band" d="M{"L".join(around)}Z" style="fill:{fill}"/>')
 
-    def dot(self, x: float, y: float, fill: str, *, radius: float = 3, title: str = "", kind: str = "dot") -> None:
+    def dot(self, x: float, y: float, look: str, *, radius: float = 3, title: str = "", kind: str = "dot") -> None:
+        """look: a colour, or with more of a style behind it, as in "red;opacity:0.5"."""
         if math.isfinite(x) and math.isfinite(y):
             inside = f"<title>{escape(title)}</title>" if title else ""
             place = f'cx="{self.px(x):.1f}" cy="{self.py(y):.1f}" r="{radius}"'
-            self.marks.append(f'<circle class="{kind}" {place} style="fill:{fill}">{inside}</circle>')
+            self.marks.append(f'<circle class="{kind}" {place} style="fill:{look}">{inside}</circle>')
 
     def reach(self, y: float, lo: float, hi: float, stroke: str) -> None:
         """A horizontal interval."""
@@ -126,7 +131,7 @@ class Frame:
         return [
             f'<path class="grid" d="M{self.at(self.x[0], y)}L{self.at(self.x[1], y)}"/>'
             + _text(self.left - 5, self.py(y) + 4, short(y), "end")
-            for y in round_ticks(*self.y, 4)
+            for y in round_ticks(*self.y, max(4, self.height // 50))
         ]
 
     def _row(self, index: int, name: str) -> str:

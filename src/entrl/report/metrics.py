@@ -1,0 +1,110 @@
+"""The numbers of an evaluation: how each is called, read, shown and paired. The one list of them.
+
+The before/after table, `entrl compare` and the studies walk this list. A new number is computed in `entrl.evaluation`,
+named here, and stands in all of them.
+
+Needs: eval_*.json as `entrl.evaluation` writes it
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from typing import Any
+
+from entrl.settings.json_lines import is_number
+
+
+@dataclass(frozen=True, kw_only=True)
+class Number:
+    """One number of an evaluation, or a family of them: `*` in its name stands for a key of that group."""
+
+    name: str  # in studies; also where it stands in the evaluation, "/" going into a group
+    path: str = ""  # where it stands, if not where its name says
+    title: str
+    unit: str = ""  # "%": a share, shown times 100
+    digits: int = 1
+    interval: str = ""  # field of its 95 % interval
+    problem: str = ""  # the same of one problem, a metric of `paired_difference`; "" = not recorded by problem
+    more_is_better: bool | None = None  # None: no direction is better. True: held against a study's margin
+    main: bool = False  # among the few that a study's tables and comparisons show
+
+    @property
+    def label(self) -> str:
+        return f"{self.title}, {self.unit}" if self.unit else self.title
+
+    @property
+    def of_dialogues(self) -> bool:
+        return self.path.startswith("inquiry/")
+
+    def read(self, evaluation: Mapping[str, Any]) -> float | None:
+        value: Any = evaluation
+        for key in (self.path or self.name).split("/"):
+            value = value.get(key) if isinstance(value, Mapping) else None
+        return value if is_number(value) else None
+
+    def text(self, value: float, *, sign: bool = False) -> str:
+        scaled = value * (100 if self.unit == "%" else 1)
+        return f"{scaled:{'+' if sign else ''}.{self.digits}f}".replace("-", "−")
+
+
+NUMBERS = (
+    Number(
+        name="greedy_accuracy",
+        title="Greedy accuracy",
+        unit="%",
+        interval="greedy_accuracy_ci",
+        problem="greedy_correct",
+        more_is_better=True,
+        main=True,
+    ),
+    Number(
+        name="sampled_accuracy",
+        title="Sampled accuracy",
+        unit="%",
+        interval="sampled_accuracy_ci",
+        problem="sampled_accuracy",
+        more_is_better=True,
+        main=True,
+    ),
+    Number(name="pass_at_k/*", title="pass@*", unit="%", more_is_better=True, main=True),
+    Number(name="mean_length_greedy", title="Length, greedy", unit="tokens", problem="greedy_length"),
+    Number(name="mean_length_sampled", title="Length, sampled", unit="tokens", problem="mean_length", main=True),
+    *(
+        Number(
+            name=f"{name}/{way}",
+            path=f"inquiry/{way}/{name}/mean",
+            title=f"{title}, {way}",
+            unit=unit,
+            problem=f"{'greedy' if way == 'greedy' else 'mean'}_{name}",
+            more_is_better=True if unit else None,
+        )
+        for name, title, unit in (("questions", "Questions", ""), ("score", "Share of the answer right", "%"))
+        for way in ("greedy", "sampled")
+    ),
+    Number(name="entropy/all", title="Entropy, all", unit="nats", digits=4, main=True),
+    Number(name="entropy/think", title="Entropy, thinking", unit="nats", digits=4),
+    Number(name="entropy/answer", title="Entropy, answer", unit="nats", digits=4),
+    Number(name="missing_close_rate", title="Missing closing tag", unit="%"),
+    Number(name="truncation_rate", title="Truncated", unit="%"),
+    Number(name="unverified", title="Unverified", digits=0),
+)
+
+
+def find(name: str) -> Number | None:
+    """The number of that name, a member of a family with its own title; None for what is no number of an evaluation."""
+    number = next((n for n in NUMBERS if fnmatchcase(name, n.name)), None)
+    return number and replace(number, name=name, title=number.title.replace("*", name.rpartition("/")[2]))
+
+
+def named(name: str) -> Number:
+    number = find(name)
+    if number is None:
+        raise ValueError(f"{name!r} is no number of an evaluation; there are {', '.join(n.name for n in NUMBERS)}")
+    return number
+
+
+def numbers_of(evaluations: Sequence[Mapping[str, Any]]) -> list[Number]:
+    """The list, with a family's members that some of these evaluations hold; pass@1 is the sampled accuracy."""
+    ks = sorted({int(k) for e in evaluations for k in (e.get("pass_at_k") or {})} - {1})
+    opened = ([n.name.replace("*", str(k)) for k in ks] if "*" in n.name else [n.name] for n in NUMBERS)
+    return [named(name) for names in opened for name in names]
