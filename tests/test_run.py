@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerFast
 from entrl.models.merge import merge_adapter
 from entrl.runs.folder import RunFolder, append_lines, read_recipe, write_json
 from entrl.runs.recipe import Recipe, load_recipe
-from entrl.runs.train import train
+from entrl.runs.train import before_after_table, train
 from entrl.settings.groups import flat
 from entrl.settings.json_lines import finite
 from entrl.settings.provenance import git_state
@@ -79,6 +79,7 @@ def test_a_run_leaves_everything_behind(model: str, tmp_path: Path):
     assert result.eval_before["n_problems"] == result.eval_after["n_problems"] == 4
     assert result.eval_before["problems"][0]["id"] == result.eval_after["problems"][0]["id"]
     assert result.report.is_file()
+    assert list(before_after_table(result).columns[0].cells)[:2] == ["Greedy accuracy, %", "Sampled accuracy, %"]
 
 
 @pytest.mark.parametrize("name", ["grpo", "clip-cov", "pear", "pear-kl-cov"])
