@@ -118,7 +118,8 @@ def _evaluations(a: RunFolder, b: RunFolder) -> dict[str, Any]:
     metrics: dict[str, Any] = {}
     asked = all("inquiry" in found for found in (a.eval_after, b.eval_after))
     numbers = numbers_of([a.eval_after, b.eval_after])
-    for metric in [n.problem for n in numbers if n.problem and (asked or not n.of_dialogues)]:
+    held = [n for n in numbers if any(n.read(found) is not None for found in (a.eval_after, b.eval_after))]
+    for metric in [n.problem for n in held if n.problem and (asked or not n.of_dialogues)]:
         try:
             metrics[metric] = paired_difference(a.eval_after, b.eval_after, metric)._asdict()
         except ValueError as reason:

@@ -1,7 +1,7 @@
 """The numbers of an evaluation: how each is called, read, shown and paired. The one list of them.
 
 The before/after table, `entrl compare` and the studies walk this list. A new number is computed in `entrl.evaluation`,
-named here, and stands in all of them.
+named here, and stands in all of them; `main=True` puts it into a study's tables and comparisons as well.
 
 Needs: eval_*.json as `entrl.evaluation` writes it
 """

@@ -58,7 +58,8 @@ def analyse(runs: TaskRuns, *, arms: list[str] | None = None) -> dict[str, Any]:
 
 
 def _difference(runs: TaskRuns, arm: str, number: Number) -> dict[str, Any] | None:
-    if number.more_is_better:
+    by_problem = number.problem or number.name.startswith("pass_at_k/")
+    if number.more_is_better and by_problem:
         return by_problem_difference(runs, arm, score_of(number))
     return by_seed_difference(runs, arm, lambda folder: number.read(evaluation(folder)))
 
