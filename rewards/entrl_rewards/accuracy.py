@@ -8,7 +8,7 @@ way. Where only texts are known (stock TRL) it is what follows the last closing 
 unless the text or its prompt opened the thinking, or `require_close` is set: then there is no answer and r = 0. How the
 answer is scored depends on the row's `verifier` column (JSON or a dict, key `kind`):
 
-    math            math-verify: \boxed{}, LaTeX and plain expressions, compared as mathematics (default)
+    math            \boxed{}, LaTeX and plain expressions, compared by `entrl.verify.mathematics` (default)
     reasoning_gym   the score_answer of the dataset that made the problem; <answer> tags are taken off
     exact           equal after squeezing white space
     choice          the letter in \boxed{}, after "answer is" or "Answer:", or alone
@@ -17,7 +17,8 @@ A prediction that cannot be parsed is wrong. A check that crashed or ran out of 
 in `accuracy/verify_crash` and `accuracy/verify_timeout` (items of one call on one rank; TRL averages over calls and
 ranks), with a warning naming the item.
 
-Source:  math-verify 0.9 (`parse`, `verify`), reasoning-gym 0.1.25 (`score_answer`)
+Source:  mathematics: ours, with math-verify 0.9 (`parse`, `verify`) for sums, integrals, limits and determinants alone;
+         reasoning-gym 0.1.25 (`score_answer`)
 Differs: math-verify's own timeout needs the main thread and signals; ours is a killed child process. The
          scores of reasoning-gym are graded; here they are cut at `threshold`, since
          PEAR and pass@k need right or wrong. `partial_credit` gives the graded score

@@ -26,7 +26,7 @@ _PUBLIC = {
     "entrl.controllers.cw_grpo": "CWGRPO",
     "entrl.controllers.dynamic_kl": "DynamicKL",
     "entrl.controllers.guard": "Guard",
-    "entrl.controllers.hooks": "Controller LossTerms LossView OneRank Ranks Rows StepFeedback Window",
+    "entrl.controllers.hooks": "Controller LossSettings LossTerms LossView OneRank Ranks Rows StepFeedback Window",
     "entrl.controllers.kl_cov": "KLCov",
     "entrl.controllers.std_floor": "StdFloor",
     "entrl.controllers.steer": "Steer",
@@ -48,7 +48,7 @@ _PUBLIC = {
     "entrl.beliefs.estimators": "ExactBayes",
     "entrl.beliefs.factored": "FactoredBelief",
     # runs
-    "entrl.runs.plan": "plan",
+    "entrl.runs.plan": "Measured plan",
     "entrl.runs.recipe": "Recipe load_recipe",
     "entrl.runs.train": "RunResult train",
     # judging what came out
@@ -63,7 +63,7 @@ _PUBLIC = {
     "entrl.models.load": "load_model load_policy",
     "entrl.models.merge": "merge_adapter",
     "entrl.teach.cold_start": "cold_start load_cold_start",
-    "entrl.teach.curation": "curate",
+    "entrl.teach.curation": "CurationSpec curate",
     "entrl.teach.offline.run": "offline",
     "entrl.teach.offline.spec": "load_offline",
     # the command line, and errors a program may want to catch
@@ -87,6 +87,7 @@ if TYPE_CHECKING:  # "X as X" is how a checker knows that a name is handed on
     from entrl.controllers.guard import Guard as Guard
     from entrl.controllers.hooks import (
         Controller as Controller,
+        LossSettings as LossSettings,
         LossTerms as LossTerms,
         LossView as LossView,
         OneRank as OneRank,
@@ -127,13 +128,13 @@ if TYPE_CHECKING:  # "X as X" is how a checker knows that a name is handed on
     from entrl.report import write_report as write_report
     from entrl.report.compare import compare_runs as compare_runs
     from entrl.report.read import read_run as read_run
-    from entrl.runs.plan import plan as plan
+    from entrl.runs.plan import Measured as Measured, plan as plan
     from entrl.runs.recipe import Recipe as Recipe, load_recipe as load_recipe
     from entrl.runs.train import RunResult as RunResult, train as train
     from entrl.stats.law import fit_law as fit_law
     from entrl.tasks import load_task as load_task, task_names as task_names
     from entrl.teach.cold_start import cold_start as cold_start, load_cold_start as load_cold_start
-    from entrl.teach.curation import curate as curate
+    from entrl.teach.curation import CurationSpec as CurationSpec, curate as curate
     from entrl.teach.offline.run import offline as offline
     from entrl.teach.offline.spec import load_offline as load_offline
     from entrl.trainers.async_grpo.config import EntropyAsyncGRPOConfig as EntropyAsyncGRPOConfig

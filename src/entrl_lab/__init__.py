@@ -1,0 +1,1 @@
+"""The laboratory: studies, conformance, replay, the building of shipped models. Knows everything; nobody knows it."""

@@ -22,6 +22,7 @@ from torch import Tensor
 Scope = Literal["step", "exact", "micro_batch"]
 # What a controller changes. Two that share a role would each undo what the other's source assumes, so they are refused
 # together; different roles act on different factors of the loss and compose (`conflicts` has the few exceptions).
+# A new role also needs its line in `ROLE_CLASHES` (trainers/refusals/conflicts.py).
 #   advantage     replaces sequence advantages after a rollout
 #   weight        scales the policy term token by token
 #   penalty       adds a term that holds tokens near the policy that sampled them

@@ -1,6 +1,6 @@
 r"""What a policy can do on a task: greedy and sampled accuracy, unbiased pass@k, lengths, entropies by phase.
 
-    pass@k = mean over problems of 1 - C(n - c, k) / C(n, k)      n samples of a problem, c of them right
+pass@k: `scores.py`. n samples of a problem, c of them right.
 
 Every number with its set: greedy accuracy is over problems, with the Wilson interval; sampled accuracy is the mean
 over problems of c / n, with a bootstrap interval over problems; lengths are in tokens, the end token included;
@@ -15,7 +15,7 @@ A completion that could not be verified (None) counts neither as right nor as wr
 in `unverified`; golds that nothing can verify are counted beforehand, in `unverifiable_golds`. A problem with fewer
 than k verified samples leaves pass@k; with none it leaves sampled accuracy.
 
-Source:  pass@k: Chen et al. 2021 (arXiv 2107.03374), section 2.1. Interval: Wilson 1927
+Source:  interval: Wilson 1927
 Needs:   one process; entropies come out of the sampling pass itself, no second forward pass
 """
 

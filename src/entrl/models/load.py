@@ -147,7 +147,7 @@ def load_weights(
 def _put_on(base: Any, found: Adapter, adapter: Any, revision: str | None) -> Any:
     from peft import PeftConfig, PeftModel
 
-    from entrl.models.fold import fold
+    from entrl.models.fold import fold  # brings torch
 
     config: Any = PeftConfig.from_pretrained(found.where, revision=revision)
     trains = not isinstance(adapter, str)

@@ -25,7 +25,7 @@ def merge_adapter(
     """
     import torch
 
-    from entrl.models.fold import check_saved, fixed_prompts, forward, round_to
+    from entrl.models.fold import check_saved, fixed_prompts, forward, round_to  # brings torch
 
     check_adapter(adapter)
     if out.exists() and any(out.iterdir()):

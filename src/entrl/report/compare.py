@@ -25,7 +25,7 @@ from rich.text import Text
 
 from entrl.report.metrics import numbers_of
 from entrl.report.read import RunFolder, metric_names, read_runs, series
-from entrl.stats.pairing import paired_difference
+from entrl.stats.pairing import paired_difference, problem_value
 
 EQUAL_AXES = {"step": "steps", "tokens": "tokens generated", "seconds": "seconds"}
 RECENT_SHARE = 0.1  # of the axis up to x, averaged beside the interpolated value
@@ -118,8 +118,10 @@ def _evaluations(a: RunFolder, b: RunFolder) -> dict[str, Any]:
     metrics: dict[str, Any] = {}
     asked = all("inquiry" in found for found in (a.eval_after, b.eval_after))
     numbers = numbers_of([a.eval_after, b.eval_after])
-    held = [n for n in numbers if any(n.read(found) is not None for found in (a.eval_after, b.eval_after))]
-    for metric in [n.problem for n in held if n.problem and (asked or not n.of_dialogues)]:
+    problems = [problem for found in (a.eval_after, b.eval_after) for problem in found["problems"]]
+    for metric in [n.problem for n in numbers if n.problem and (asked or not n.of_dialogues)]:
+        if all(problem_value(problem, metric) is None for problem in problems):
+            continue  # an older evaluation, or none that was judged
         try:
             metrics[metric] = paired_difference(a.eval_after, b.eval_after, metric)._asdict()
         except ValueError as reason:

@@ -1,10 +1,10 @@
-"""Run folder -> plain values: what `run.py` wrote, with what is missing or damaged said in words.
+"""Run folder -> plain values: what a run wrote, with what is missing or damaged said in words.
 
 A run that was killed leaves a half-written last line; a resumed run repeats steps; a diverged run logs NaN. None of
 these stops a report: the reader keeps what can be read, and `notes` says what it left out. A folder without a
 manifest and without metrics is not a run folder, and that is an error.
 
-Needs: the run-folder format of run.py (manifest.json, recipe.yaml, metrics.jsonl, completions.jsonl, eval_*.json).
+Needs: the run folder of `entrl.runs` (manifest.json, recipe.yaml, metrics.jsonl, completions.jsonl, eval_*.json).
 """
 
 import json

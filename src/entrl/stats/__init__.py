@@ -1,0 +1,1 @@
+"""Statistics of finished runs: intervals, paired differences, learning curves, the law of entropy and its forecasts."""

@@ -14,7 +14,7 @@ Source:  percentile bootstrap and the paired t interval are textbook methods. Tw
 Differs: a problem one side could not verify (None) is left out of both sides and counted, never read as wrong.
          Bootstrap over problems says nothing about training noise; that is what the seeds are for.
          The floor under V is ours: with few seeds the difference of the three terms can fall below each of them.
-Needs:   evaluation results as evaluate.py writes them.
+Needs:   evaluation results as `entrl.evaluation.answers` writes them.
 """
 
 import math

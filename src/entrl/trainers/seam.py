@@ -1,7 +1,7 @@
 """What `EntropyGRPOTrainer` expects TRL's private methods to look like, and the refusal where they look otherwise.
 
 Kept apart from the trainer so that another TRL release can be checked (and this list brought up to date) without
-reading 600 lines of overrides.
+reading the overrides.
 """
 
 import inspect

@@ -109,7 +109,7 @@ def train_through(sequence: list[float], **options: Any) -> AdaptiveTrace:
     from transformers import PrinterCallback, TrainerCallback
     from trl import GRPOConfig
 
-    from entrl.trainers.grpo.trainer import EntropyGRPOTrainer
+    from entrl.trainers.grpo.trainer import EntropyGRPOTrainer  # brings trl, which other vectors do without
 
     logits = [peak_logit(h) for h in (*sequence, sequence[-1])]  # one more step shows what the last update applies
 

@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from entrl.models.load import load_model, new_adapter
 from entrl.runs.folder import read_recipe
 from entrl.settings.names import suggest
 from entrl.trainers.grpo.window_log import LoggedWindow, joined, load_step, logged_steps, windows_root
@@ -173,14 +174,14 @@ def _training_args(run_dir: str | Path) -> Any:
     """The trainer's options out of the run folder; None for windows without a recipe (logged by one's own script)."""
     if not (Path(run_dir) / "recipe.yaml").is_file():
         return None
-    from entrl.runs.plan import build_args
+    from entrl.runs.plan import build_args  # brings trl, which reading windows does without
 
     return build_args(read_recipe(Path(run_dir)), world_size=1)
 
 
 def _check_composition(args: Any, settings: Sequence[Setting]) -> None:
     """Refuse what training would refuse, with the same words."""
-    from entrl.trainers.refusals.checks import check_schedule
+    from entrl.trainers.refusals.checks import check_schedule  # brings trl
 
     for setting in settings:
         if setting.controllers and (problems := check_schedule(args, setting.controllers, [], 1)):
@@ -233,8 +234,6 @@ def _measure(
 
 
 def _recipe_model(recipe: Any) -> Any:
-    from entrl.models.load import load_model, new_adapter
-
     lora = recipe.build_lora()
     model, _ = load_model(recipe.model, lora)
     lora = new_adapter(model, lora)

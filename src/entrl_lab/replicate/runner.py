@@ -19,6 +19,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+from entrl.cli.main import main
 from entrl.runs.contents import contents
 from entrl.runs.ours import read_manifest
 from entrl.runs.recipe import Recipe
@@ -120,8 +121,6 @@ def _in_child(commands: list[list[str]], log: str, folder: str) -> None:
     os.dup2(target, 2)
     sys.stdout, sys.stderr = os.fdopen(1, "w", 1, closefd=False), os.fdopen(2, "w", 1, closefd=False)
     import torch
-
-    from entrl.cli.main import main
 
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     code = 0

@@ -27,7 +27,10 @@ from entrl.settings.secrets import mask_text, mask_words
 from entrl.teach.cold_start.run import _threads, weights_sha256
 from entrl.teach.made_model import is_made, made_from
 from entrl.teach.offline.candidates import CandidateSpec, Made, PrefixSpec, make_groups, summary_of, write_groups
+from entrl.teach.offline.measure import change, measure
 from entrl.teach.offline.pairs import Pair, make_pairs, write_pairs
+from entrl.teach.offline.preferences import loop_template, pair_rows
+from entrl.teach.offline.rendering import Rendering
 from entrl.teach.offline.rollout import OfflineReward, OfflineRollouts, group_rows, group_size
 from entrl.teach.offline.spec import Offline
 from entrl.version import __version__
@@ -121,8 +124,6 @@ def _make(spec: Offline, say: Say) -> dict[str, Any]:
         ended = time.perf_counter()
         after = _measured(spec, model, tokenizer, held, say, "after")
     if before is not None and after is not None:
-        from entrl.teach.offline.measure import change
-
         report |= {"before": before, "after": after, "change": change(before, after)}
     write_json(spec.folder / "report.json", report)
     append_lines(spec.folder / "metrics.jsonl", history)
@@ -199,8 +200,6 @@ def teach(
 
 def build_trainer(spec: Offline, args: Any, model: Any, tokenizer: Any, made: Made, pairs: Sequence[Pair]) -> Any:
     """EntropyGRPOTrainer on fixed groups, or TRL's DPOTrainer on pairs."""
-    from entrl.teach.offline.rendering import Rendering
-
     rendering = Rendering(tokenizer, spec.data.chat_template_kwargs)
     common: dict[str, Any] = {"processing_class": tokenizer, "peft_config": new_adapter(model, spec.build_lora())}
     if spec.method == "grpo":
@@ -217,8 +216,6 @@ def build_trainer(spec: Offline, args: Any, model: Any, tokenizer: Any, made: Ma
         )
     from trl import DPOTrainer
 
-    from entrl.teach.offline.preferences import loop_template, pair_rows
-
     with loop_template(rendering):  # the constructor tokenizes
         rows = pair_rows(pairs, spec.data.chat_template_kwargs)
         # TRL would load the reference by the model's name, without its revision.
@@ -232,8 +229,6 @@ def _measured(
 ) -> dict[str, Any] | None:
     if held is None or spec.held_out is None:
         return None
-    from entrl.teach.offline.measure import measure
-
     say(f"measuring {len(held.groups)} held-out prefixes {when} training ...")
     return measure(
         model,

@@ -1,0 +1,1 @@
+"""`EntropyAsyncGRPOTrainer`: entropy rewards and controllers on TRL's asynchronous trainer."""
