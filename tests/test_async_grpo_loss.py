@@ -19,6 +19,7 @@ from entrl.controllers.guard import Guard
 from entrl.controllers.hooks import Controller, LossTerms
 from entrl.engines import cpu_tree_attention
 from entrl.trainers.async_grpo.trainer import EntropyAsyncGRPOTrainer
+from entrl.trainers.shared.row_columns import VERSION
 
 pytestmark = pytest.mark.vllm
 TOKENS = 13  # of a row at most: prompt and completion of `make_samples`
@@ -212,7 +213,7 @@ class AgesAtTraining(TrainerCallback):
         inner = trainer.compute_loss
 
         def compute_loss(model, inputs, **kwargs):
-            self.ages += (trainer.model_version - inputs["entrl_versions"][inputs["entrl_versions"] >= 0]).tolist()
+            self.ages += (trainer.model_version - inputs[VERSION][inputs[VERSION] >= 0]).tolist()
             return inner(model, inputs, **kwargs)
 
         trainer.compute_loss = compute_loss

@@ -170,6 +170,14 @@ def test_a_task_in_the_help_that_is_played_is_evaluated(tmp_path: Path, capsys: 
     assert set(found["inquiry"]) == {"greedy", "sampled"}
 
 
+def test_thinking_tags_of_a_task_that_is_played_are_refused():
+    for option in ("--think-open", "--think-close"):
+        with pytest.raises(
+            ValueError, match="'twenty_questions' is played, and thinking in a dialogue is not measured"
+        ):
+            main(["eval", "tiny-inquirer", "--task", "twenty_questions", option, "[", "--traceback"])
+
+
 def test_a_command_nobody_has(capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit, match="2"):
         main(["trian", "x.yaml"])

@@ -61,8 +61,8 @@ def test_a_plugin_is_listed_under_its_group_and_runs(package: Path, tmp_path: Pa
 
 
 def test_a_plugin_may_read_its_own_words(package: Path, capsys: pytest.CaptureFixture[str]):
-    main(["rest", "--help", "--traceback", "x", "--y=1"])
-    assert capsys.readouterr().out == "['--help', 'x', '--y=1']\n"
+    main(["rest", "--help", "--traceback", "x", "--y=1", "--tra", "--vers"])
+    assert capsys.readouterr().out == "['--help', 'x', '--y=1', '--tra', '--vers']\n"
 
 
 @pytest.mark.parametrize(

@@ -27,9 +27,9 @@ from entrl.runs.train import train
 from entrl.tasks import load_task
 from entrl.tasks.traces import Mixture, lesson
 from entrl.teach.cold_start import cold_start
-from entrl.teach.cold_start.spec import make_cold_start
+from entrl.teach.cold_start.spec import ColdStart
 from entrl.teach.offline.run import offline
-from entrl.teach.offline.spec import make_offline
+from entrl.teach.offline.spec import Offline
 from entrl.trainers.grpo.window_log import joined, load_step
 
 RECIPES = Path(__file__).parents[1] / "recipes" / "tiny-reasoner"
@@ -223,7 +223,7 @@ def test_a_cold_start_teaches_the_folded_model(adapter, tmp_path):
         "sft": {"max_steps": 1, "learning_rate": 0.0, "use_cpu": True, "bf16": False},
         "out": str(tmp_path / "out"),
     }
-    cold_start(make_cold_start(content, name="cold", base=tmp_path), console=Console(quiet=True))
+    cold_start(ColdStart.make(content, name="cold", base=tmp_path), console=Console(quiet=True))
     folded = load_weights(adapter, adapter="fold", dtype="float32").state_dict()
     taught = load_file(tmp_path / "out" / "model" / "model.safetensors")
     assert all(torch.equal(taught[name], folded[name]) for name in taught)
@@ -266,14 +266,14 @@ def test_offline_runs_teach_the_folded_model_or_its_adapter(tmp_path):
     }
     for name, lora in (("folded", None), ("trained", SHAPE)):
         asked = {**content, "lora": lora, "out": str(tmp_path / name)}
-        offline(make_offline(asked, name=name, base=tmp_path))
+        offline(Offline.make(asked, name=name, base=tmp_path))
     start, taught = (load_weights(p, adapter="fold", dtype="float32") for p in (made, str(tmp_path / "trained/model")))
     folded = load_file(tmp_path / "folded" / "model" / "model.safetensors")
     for weights in (start.state_dict(), taught.state_dict()):
         assert all(torch.equal(folded[name], weights[name]) for name in folded)
     asked = {**content, "lora": None, "out": str(tmp_path / "other"), "trainer": content["trainer"] | {"beta": 0.1}}
     with pytest.raises(ValueError, match="TRL reads the reference from the base alone"):
-        offline(make_offline(asked, name="other", base=tmp_path))
+        offline(Offline.make(asked, name="other", base=tmp_path))
 
 
 # --- adapters on tied embeddings, in training ---

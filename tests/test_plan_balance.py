@@ -14,7 +14,6 @@ def test_by_hand():
     assert found.training == pytest.approx(10)  # 100 x 200 x (1 + 3/3) / (4 x 1000)
     assert found.sync == 1  # 2 x 1e6 / 2e6
     assert found.synchronous == pytest.approx(26)
-    assert found.overlapped == 15
     assert found.bottleneck == "generation"
 
 

@@ -1,8 +1,10 @@
 """entrl.settings: values are checked against annotations, wherever a file hands arguments on (case R13)."""
 
+import pickle
+from collections.abc import Callable, Generator, Iterable, MutableSequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, NewType
 
 import pytest
 
@@ -140,6 +142,61 @@ def test_an_argument_of_another_type_is_one_clear_error(make, message):
 def test_a_reward_of_ones_own_is_typed_where_it_is_annotated(own, name, args, message):
     with pytest.raises(ValueError, match=message):
         load_reward(f"own.py:{name}", args, base=own)
+
+
+Count = NewType("Count", int)
+
+
+def markers(completions: Any, *, words: Iterable[str] = (), **_: Any) -> list[float]:
+    return [float(sum(word in completion for word in words)) for completion in completions]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Markers:
+    words: Iterable[str] | None = None
+    weights: Iterable | None = None
+    more: Generator[str, None, None] | None = None
+
+    def __call__(self, completions: Any, **_: Any) -> list[float]:
+        return markers(completions, words=[*(self.words or ()), *(self.weights or ()), *(self.more or ())])
+
+
+def counted(completions: Any, *, most: Annotated[int, "tokens"] = 1, few: Count = Count(1), **_: Any) -> list[float]:
+    return [float(most + few)] * len(completions)
+
+
+@pytest.mark.parametrize(
+    ("target", "option"), [(markers, "words"), (Markers, "words"), (Markers, "weights"), (Markers, "more")]
+)
+def test_what_is_iterated_over_can_be_read_again(target: Any, option: str):
+    """pydantic makes an iterator of such a list, and the second batch would have found it empty."""
+    reward = configure(target, {option: ["so", "wait"]}, source="own")
+    for one in (reward, pickle.loads(pickle.dumps(reward))):
+        assert [one(completions=["so wait", "no"]) for _ in range(2)] == [[2.0, 0.0]] * 2
+
+
+@pytest.mark.parametrize(
+    ("hint", "value", "message"),
+    [
+        (Iterable[str], [1], r"^own.0 must be str, got 1$"),
+        (Iterable[str] | None, "so", r"^own must be a list of str or null, got 'so'$"),
+        (Iterable, 3, r"^own must be a list, got 3$"),
+        (MutableSequence[int], ["8"], r"^own.0 must be int, got '8'"),
+        (dict[str, Count], {"a": True}, r"^own.a must be int, got True$"),
+        (Count, "8", r"^own must be int, got '8'; write own: 8, without quotes$"),
+    ],
+)
+def test_what_other_annotations_hold_is_strict_too(hint: Any, value: Any, message: str):
+    with pytest.raises(ValueError, match=message):
+        typed(value, hint, "own")
+
+
+@pytest.mark.parametrize("option", ["most", "few"])
+def test_annotated_and_new_types_convert_nothing(option: str):
+    with pytest.raises(ValueError, match=f"own: {option} must be int, got '8'; write {option}: 8, without quotes"):
+        configure(counted, {option: "8"}, source="own")
+    bound: Callable[..., Any] = configure(counted, {option: 8}, source="own")
+    assert bound(completions=["a"]) == [9.0]
 
 
 def test_without_annotations_arguments_pass_as_they_are(own):

@@ -15,7 +15,7 @@ from entrl.runs.recipe import load_recipe
 from entrl.settings.yaml import parse_yaml
 from entrl.teach.cold_start import cold_start, is_made, load_cold_start
 from entrl.teach.cold_start.answers import lesson_problems, lesson_rows, measured_rates, sample_problems, sample_rows
-from entrl.teach.cold_start.spec import LessonsSpec, SampleSpec, SamplingSpec, make_cold_start
+from entrl.teach.cold_start.spec import ColdStart, LessonsSpec, SampleSpec, SamplingSpec
 from entrl.teach.curation import pass_rates
 from entrl_lab.nursery.tokenizer import character_tokenizer
 
@@ -48,7 +48,7 @@ def load(file, *words):
 @pytest.mark.parametrize("name", ["cold-start-vanilla", "cold-start"])
 def test_shipped_files_are_read_and_read_back(name):
     start = load(RECIPES / f"{name}.yaml")
-    again = make_cold_start(parse_yaml(start.to_yaml()), name=name, base=RECIPES)
+    again = ColdStart.make(parse_yaml(start.to_yaml()), name=name, base=RECIPES)
     assert again == start
     assert again.config_hash() == start.config_hash()
 

@@ -14,7 +14,7 @@ from entrl.tasks import load_task
 from entrl.teach.offline import CandidateSpec, PairSpec, PrefixSpec, make_groups, make_pairs, read_groups, write_groups
 from entrl.teach.offline.candidates import chance_right, played_prefix
 from entrl.teach.offline.rollout import OfflineRollouts, group_size
-from entrl.teach.offline.spec import make_offline
+from entrl.teach.offline.spec import Offline
 
 
 def rows(size: int = 6, **args):
@@ -152,12 +152,12 @@ def content(**changes):
 
 
 def made(**changes):
-    return make_offline(content(**changes), name="x", base=Path())
+    return Offline.make(content(**changes), name="x", base=Path())
 
 
 def test_a_resolved_file_reads_back_the_same():
     spec = made(method="dpo", pairs={"margin": 0.5}, trainer={"max_steps": 2, "beta": 0.2})
-    again = make_offline({k: v for k, v in spec.resolved().items() if v != []}, name="x", base=Path())
+    again = Offline.make({k: v for k, v in spec.resolved().items() if v != []}, name="x", base=Path())
     assert again == spec
     assert again.config_hash() == spec.config_hash() != made().config_hash()
 

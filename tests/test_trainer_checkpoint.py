@@ -99,5 +99,17 @@ def test_a_checkpoint_of_another_world_size_is_refused(tmp_path):
         load_state(tmp_path, 0, 1)
 
 
+@pytest.mark.parametrize("part", ["micro_step", "buffered_rows", "controllers", "rewards"])
+def test_a_checkpoint_without_a_part_of_the_run_is_refused(tmp_path, part):
+    options = {"max_steps": 2, "save_strategy": "steps", "save_steps": 1}
+    trainer(tmp_path, **options).train()
+    folder = tmp_path / "out" / "checkpoint-1"
+    state = load_state(folder, 0, 1)
+    del state[part]
+    save_state(folder, 0, state)
+    with pytest.raises(ValueError, match=f"checkpoint-1 holds no {part}, so the run would not go on as if"):
+        trainer(tmp_path, **options).train(resume_from_checkpoint=str(folder))
+
+
 def test_a_checkpoint_of_stock_trl_has_no_state(tmp_path):
     assert load_state(tmp_path, 0, 1) is None

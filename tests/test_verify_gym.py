@@ -18,7 +18,7 @@ import sympy
 from reasoning_gym.factory import DATASETS
 
 from entrl.tasks import load_task
-from entrl.tasks.procedural import create
+from entrl.tasks.reasoning_gym_rows import create
 from entrl.verify.gym import reasoning_gym_score
 from entrl.verify.gym_expressions import Unreadable, exact, integer, literal, symbolic
 from entrl.verify.gym_graders import GRADERS

@@ -52,6 +52,12 @@ def run_eval(options: argparse.Namespace) -> int:
     from entrl.settings.yaml import parse_yaml
     from entrl.tasks import INQUIRIES, is_endless
 
+    played = options.task in INQUIRIES
+    if played and (options.think_open, options.think_close) != (None, None):
+        raise ValueError(
+            f"the task {options.task!r} is played, and thinking in a dialogue is not measured; leave out --think-open "
+            "and --think-close"
+        )
     ks = numbers(options.k, int, "-k")
     spec = EvalSpec(
         task=options.task,
@@ -76,7 +82,6 @@ def run_eval(options: argparse.Namespace) -> int:
     be_quiet()
     size = spec.size or (ENDLESS_SIZE if is_endless(spec.task) else None)
     dataset = load_rows(spec.task, spec, size=size, base=None)
-    played = spec.task in INQUIRIES
     length = options.max_new_tokens or (DIALOGUE_LENGTH if played else ANSWER_LENGTH)
     common = {
         "samples": spec.samples,

@@ -45,7 +45,12 @@ class Command:
 
     def parse(self, name: str, words: Sequence[str], options: argparse.Namespace) -> argparse.Namespace:
         """`words` after the command's name, into `options`; leaves the program where they are wrong."""
-        parser = argparse.ArgumentParser(prog=f"entrl {name}", description=self.help, add_help=not self.own_parser)
+        parser = argparse.ArgumentParser(
+            prog=f"entrl {name}",
+            description=self.help,
+            add_help=not self.own_parser,
+            allow_abbrev=not self.own_parser,  # of --traceback, say: it would take a word that is the command's own
+        )
         add_global_options(parser)
         if self.own_parser:
             options, options.words = parser.parse_known_args(words, options)

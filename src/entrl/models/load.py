@@ -76,13 +76,6 @@ def find_adapter(path: str, *, revision: str | None = None, base: str | None = N
     return Adapter(where=where, settings=settings | moved)
 
 
-def adapter_base(folder: str) -> str:
-    found = find_adapter(folder)
-    if found is None:
-        raise FileNotFoundError(f"{folder} has no adapter_config.json, or is a whole model")
-    return found.base
-
-
 def base_of(path: str, *, revision: str | None = None) -> tuple[str, str | None]:
     """(where, revision) of the whole model that `path` is or sits on: for its configuration, and for engines."""
     found = find_adapter(path, revision=revision)

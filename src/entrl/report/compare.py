@@ -24,7 +24,7 @@ from rich.table import Table
 from rich.text import Text
 
 from entrl.report.metrics import numbers_of
-from entrl.report.read import RunFolder, metric_names, read_runs, series
+from entrl.report.read import RunRecord, metric_names, read_runs, series
 from entrl.stats.pairing import paired_difference, problem_value
 
 EQUAL_AXES = {"step": "steps", "tokens": "tokens generated", "seconds": "seconds"}
@@ -74,7 +74,7 @@ def compare_runs(run_a: str | Path, run_b: str | Path) -> dict[str, Any]:
     }
 
 
-def _at_equal_axis(a: RunFolder, b: RunFolder, axis: str, metrics: list[str]) -> dict[str, Any]:
+def _at_equal_axis(a: RunRecord, b: RunRecord, axis: str, metrics: list[str]) -> dict[str, Any]:
     """All shared metrics at the largest x both runs reached, and which run limits it."""
     reached = [series(run.train, axis, axis)[0] for run in (a, b)]
     if not all(reached):
@@ -110,7 +110,7 @@ def _recent(xs: list[float], ys: list[float], x: float, at_x: float) -> float:
     return float(np.mean(recent)) if recent else at_x
 
 
-def _evaluations(a: RunFolder, b: RunFolder) -> dict[str, Any]:
+def _evaluations(a: RunRecord, b: RunRecord) -> dict[str, Any]:
     """Paired differences after training, per metric; or the reason why there are none."""
     lacking = [run.name for run in (a, b) if run.eval_after is None]
     if a.eval_after is None or b.eval_after is None:

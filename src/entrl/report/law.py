@@ -11,7 +11,7 @@ import numpy as np
 from markupsafe import Markup
 
 from entrl.report.drawing import Frame, span
-from entrl.report.read import RunFolder
+from entrl.report.read import RunRecord
 from entrl.stats.forecasts import judge
 from entrl.stats.law import LawFit, LawIntervals, LawRefused, Series, bootstrap_law, fit_law, held_by, law_series
 
@@ -59,7 +59,7 @@ class LawCard:
     notes: list[str] = field(default_factory=list)
 
 
-def law_card(run: RunFolder) -> LawCard:
+def law_card(run: RunRecord) -> LawCard:
     """Fit, intervals, drawing and judgement of one run."""
     series, tested = law_series(run.train, run.evals)
     fit, ends, refused = _fit(series)
@@ -81,7 +81,7 @@ def law_card(run: RunFolder) -> LawCard:
     )
 
 
-def interventions_of(run: RunFolder) -> list[str]:
+def interventions_of(run: RunRecord) -> list[str]:
     """What the recipe holds entropy with; a logged flag without a name comes from a reward that reads entropies."""
     entries = run.recipe.get("controllers") or []
     found = [f"controller {e.get('use', e) if isinstance(e, dict) else e}" for e in entries]

@@ -20,7 +20,7 @@ from markupsafe import Markup
 
 from entrl.report.charts import lay_out
 from entrl.report.law import law_card
-from entrl.report.read import X_AXES, RunFolder, metric_names, read_runs
+from entrl.report.read import X_AXES, RunRecord, metric_names, read_runs
 from entrl.report.staleness import staleness_table
 from entrl.report.summary import TableRow, before_after, run_facts, warnings_of
 from entrl.settings.json_lines import is_number
@@ -41,7 +41,7 @@ def write_report(run_dirs: Sequence[str | Path], out: str | Path | None = None) 
     return out
 
 
-def render(runs: Sequence[RunFolder]) -> str:
+def render(runs: Sequence[RunRecord]) -> str:
     """The page as text."""
     runs = list(runs)
     table = before_after(runs)
@@ -63,7 +63,7 @@ def render(runs: Sequence[RunFolder]) -> str:
     )
 
 
-def _unpaired(table: list[TableRow], runs: list[RunFolder]) -> list[str]:
+def _unpaired(table: list[TableRow], runs: list[RunRecord]) -> list[str]:
     """Each reason why a change has no paired interval, once per run."""
     reasons = {
         f"{run.name}: {cell.note}": None
@@ -82,7 +82,7 @@ def script_json(value: Any) -> Markup:
     return Markup(text)
 
 
-def _card(run: RunFolder) -> dict[str, Any]:
+def _card(run: RunRecord) -> dict[str, Any]:
     return {
         "name": run.name,
         "status": str(run.manifest.get("status") or "unknown"),
@@ -93,7 +93,7 @@ def _card(run: RunFolder) -> dict[str, Any]:
     }
 
 
-def payload(runs: Sequence[RunFolder]) -> dict[str, Any]:
+def payload(runs: Sequence[RunRecord]) -> dict[str, Any]:
     """What the script draws: columns per run, the chart layout, completions, the colour scale's end."""
     names = list(dict.fromkeys(n for run in runs for n in metric_names(run.train)))
     budget = COMPLETION_BYTES // len(runs)

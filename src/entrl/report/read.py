@@ -23,7 +23,7 @@ FILES = ("manifest.json", "recipe.yaml", "metrics.jsonl")
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunFolder:
+class RunRecord:
     """Everything a report or a comparison reads from one run."""
 
     path: Path
@@ -39,14 +39,14 @@ class RunFolder:
     notes: list[str] = field(default_factory=list)  # what could not be read
 
 
-def read_run(path: str | Path) -> RunFolder:
+def read_run(path: str | Path) -> RunRecord:
     """Read one run folder; raises FileNotFoundError naming what is missing where it is none."""
     path = Path(path)
     _refuse_other_folders(path)
     notes: list[str] = [f"{name} is missing" for name in FILES if not (path / name).is_file()]
     recipe_text = mask_text(_read_text(path / "recipe.yaml"))
     rows = read_json_lines(path / "metrics.jsonl", notes)
-    return RunFolder(
+    return RunRecord(
         path=path,
         name=path.resolve().name,
         manifest=_without_secrets(_read_json(path / "manifest.json", notes) or {}),
@@ -68,7 +68,7 @@ def _without_secrets(manifest: dict[str, Any]) -> dict[str, Any]:
     return mask(manifest) | words
 
 
-def read_runs(paths: Sequence[str | Path]) -> list[RunFolder]:
+def read_runs(paths: Sequence[str | Path]) -> list[RunRecord]:
     """Several runs, with names that tell them apart."""
     if not paths:
         raise ValueError("no run folder given; name at least one folder that `entrl train` wrote")
@@ -80,7 +80,7 @@ def read_runs(paths: Sequence[str | Path]) -> list[RunFolder]:
     depth = next((d for d in range(2, max(map(len, parts)) + 1) if len({p[-d:] for p in parts}) == len(parts)), 1)
     if depth == 1:
         raise ValueError(f"the same run folder is named twice among {', '.join(map(str, paths))}; name each once")
-    return [RunFolder(**{**vars(run), "name": "/".join(p[-depth:])}) for run, p in zip(runs, parts, strict=True)]
+    return [RunRecord(**{**vars(run), "name": "/".join(p[-depth:])}) for run, p in zip(runs, parts, strict=True)]
 
 
 def read_json_lines(path: Path, notes: list[str]) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from entrl.report.metrics import Number, numbers_of
-from entrl.report.read import RunFolder, metric_names, series
+from entrl.report.read import RunRecord, metric_names, series
 from entrl.settings.json_lines import is_number
 from entrl.stats.pairing import paired_difference
 
@@ -87,7 +87,7 @@ def _with_interval(number: Number, evaluation: dict[str, Any] | None, value: flo
     return number.text(value)
 
 
-def run_facts(run: RunFolder) -> dict[str, str]:
+def run_facts(run: RunRecord) -> dict[str, str]:
     """What was run, as label -> text."""
     manifest, recipe = run.manifest, run.recipe
     git = manifest.get("git") if isinstance(manifest.get("git"), dict) else {}
@@ -125,7 +125,7 @@ def _uses(entries: Any) -> str:
     return ", ".join(str(e.get("use", e)) if isinstance(e, dict) else str(e) for e in entries or [])
 
 
-def wall_time(run: RunFolder) -> str:
+def wall_time(run: RunRecord) -> str:
     started, finished = (_timestamp(run.manifest.get(key)) for key in ("started", "finished"))
     if started is not None and finished is not None:
         return duration(finished - started)
@@ -148,7 +148,7 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
 
 
-def warnings_of(run: RunFolder) -> list[str]:
+def warnings_of(run: RunRecord) -> list[str]:
     """Everything that changes how the curves should be read, worst first."""
     status, error = str(run.manifest.get("status") or "unknown"), run.manifest.get("error")
     found = [] if status == "finished" else [f"status is {status}: the run did not finish"]
@@ -158,12 +158,12 @@ def warnings_of(run: RunFolder) -> list[str]:
     return found + run.notes
 
 
-def _missing_evals(run: RunFolder) -> list[str]:
+def _missing_evals(run: RunRecord) -> list[str]:
     have = {"eval_before.json": run.eval_before, "eval_after.json": run.eval_after}
     return [name for name, value in have.items() if value is None]
 
 
-def _verifier_warnings(run: RunFolder) -> list[str]:
+def _verifier_warnings(run: RunRecord) -> list[str]:
     found = []
     for metric in metric_names(run.train):
         if metric.endswith(("verify_timeout", "verify_crash")):
@@ -177,7 +177,7 @@ def _verifier_warnings(run: RunFolder) -> list[str]:
     return found
 
 
-def _controller_warnings(run: RunFolder) -> list[str]:
+def _controller_warnings(run: RunRecord) -> list[str]:
     selected = {m: series(run.train, m)[1] for m in metric_names(run.train) if m.endswith("/selected")}
     found = [
         f"{metric.removesuffix('/selected')} selected 0 tokens in {values.count(0)} of {len(values)} logged steps"
@@ -191,7 +191,7 @@ def _controller_warnings(run: RunFolder) -> list[str]:
     return found
 
 
-def _curve_warnings(run: RunFolder) -> list[str]:
+def _curve_warnings(run: RunRecord) -> list[str]:
     found = []
     truncated = _end_mean(series(run.train, "completions/clipped_ratio")[1])
     if truncated is not None and truncated > TRUNCATED_SHARE:

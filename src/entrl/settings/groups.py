@@ -30,7 +30,7 @@ from entrl.settings.yaml import dump_yaml, parse_yaml
 
 # "8" is no number and 1 is not true: pydantic would convert them. Lists do become tuples, which YAML does not have.
 STRICT = {int: pydantic.StrictInt, float: pydantic.StrictFloat, bool: pydantic.StrictBool, str: pydantic.StrictStr}
-CONTAINERS: tuple[Any, ...] = (list, tuple, dict, set, frozenset, collections.abc.Sequence, collections.abc.Mapping)
+LAZY = (collections.abc.Iterable, collections.abc.Generator)  # of which pydantic makes what can be read once only
 
 
 def check(good: bool, message: str) -> None:
@@ -150,10 +150,14 @@ def _strict(hint: Any) -> Any:
     """The annotation as pydantic reads it: strict scalars, and dataclasses as they are, for `build` makes them."""
     if dataclasses.is_dataclass(hint):
         return pydantic.InstanceOf[hint] if is_group(hint) else Any
+    hint = getattr(hint, "__supertype__", hint)  # of a NewType
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         return typing.Union[tuple(map(_strict, inner))]  # noqa: UP007
-    return origin[tuple(map(_strict, inner))] if inner and origin in CONTAINERS else STRICT.get(hint, hint)
+    if hint in LAZY or origin in LAZY:
+        return _strict(Sequence[inner[0]] if inner else Sequence)
+    container = isinstance(origin, type) and issubclass(origin, collections.abc.Collection)
+    return origin[tuple(map(_strict, inner))] if inner and container else STRICT.get(hint, hint)
 
 
 def _told(error: pydantic.ValidationError, value: Any, hint: Any, where: str) -> str:
@@ -168,13 +172,15 @@ def _told(error: pydantic.ValidationError, value: Any, hint: Any, where: str) ->
 
 
 def _name(option: Any) -> str:
+    option = getattr(option, "__supertype__", option)
     origin, inner = typing.get_origin(option), typing.get_args(option)
     if origin is list and is_group(inner[0]):
         return "a list like [{use: name}]"
     if origin is typing.Literal:
         return f"one of {', '.join(map(str, inner))}"
-    if origin in (tuple, collections.abc.Sequence):
-        return f"a list of {', '.join(_name(one) for one in inner if one is not ...)}"
+    if (origin or option) in (tuple, collections.abc.Sequence, *LAZY):
+        of = ", ".join(_name(one) for one in (inner[:1] if origin in LAZY else inner) if one is not ...)
+        return f"a list of {of}" if of else "a list"
     known = {type(None): "null"}
     return "a mapping" if is_group(option) else known.get(option, getattr(origin or option, "__name__", str(option)))
 

@@ -11,7 +11,7 @@ Kinds:   `sums` (the tiny reasoner's task), `reasoning_gym:NAME`, files of your 
          `csv:PATH`, `parquet:PATH`, see `entrl.tasks.files`), benchmarks of the hub by name; `twenty_questions` and
          `diagram`, which are played in an environment (see `entrl.tasks.inquiries`)
 Split:   procedural tasks put a problem in train or test by a hash of its text, so the two never share one,
-         whatever the seeds and sizes (see `entrl.tasks.procedural`)
+         whatever the seeds and sizes (see `entrl.tasks.rows.side_of`)
 """
 
 import inspect
@@ -23,7 +23,7 @@ from entrl.settings.groups import typed
 from entrl.settings.names import suggest
 from entrl.tasks.files import FILE_TASKS, file_rows
 from entrl.tasks.hub import BENCHMARKS, benchmark_rows
-from entrl.tasks.procedural import reasoning_gym_rows
+from entrl.tasks.reasoning_gym_rows import chat_rows
 from entrl.tasks.rows import Row, as_dataset
 from entrl.tasks.sums import sums_rows
 
@@ -31,6 +31,7 @@ if TYPE_CHECKING:  # a second to import, and readers of run folders need only `e
     from datasets import Dataset
 
 Split = Literal["train", "test"]
+PROCEDURAL: dict[str, Callable[..., list[Row]]] = {"sums": sums_rows}
 INQUIRIES = ("twenty_questions", "diagram")
 
 __all__ = ["FILE_TASKS", "Row", "Split", "is_endless", "load_task", "task_names"]
@@ -38,12 +39,12 @@ __all__ = ["FILE_TASKS", "Row", "Split", "is_endless", "load_task", "task_names"
 
 def task_names() -> list[str]:
     """Names `load_task` knows, with the two families written as patterns."""
-    return ["sums", *BENCHMARKS, *INQUIRIES, "reasoning_gym:NAME", *(f"{kind}:PATH" for kind in FILE_TASKS)]
+    return [*PROCEDURAL, *BENCHMARKS, *INQUIRIES, "reasoning_gym:NAME", *(f"{kind}:PATH" for kind in FILE_TASKS)]
 
 
 def is_endless(task: str) -> bool:
     """True for a task that generates its problems: it has as many as are asked for, and none repeats."""
-    return task.partition(":")[0] in ("sums", "reasoning_gym", *INQUIRIES)
+    return task.partition(":")[0] in (*PROCEDURAL, "reasoning_gym", *INQUIRIES)
 
 
 def load_task(
@@ -75,10 +76,10 @@ def load_task(
 
 def _builder(kind: str, argument: str, name: str) -> tuple[Callable[..., list[Row]], tuple[str, ...], bool]:
     """The function behind a name, its leading arguments, and whether it checks its options by itself."""
-    if name == "sums":
-        return sums_rows, (), False
+    if name in PROCEDURAL:
+        return PROCEDURAL[name], (), False
     if kind == "reasoning_gym" and argument:
-        return reasoning_gym_rows, (argument,), True
+        return chat_rows, (argument,), True
     if kind in FILE_TASKS and argument:
         return file_rows, (kind, argument), False
     if name in BENCHMARKS:
@@ -89,7 +90,7 @@ def _builder(kind: str, argument: str, name: str) -> tuple[Callable[..., list[Ro
         return getattr(inquiries, f"{name}_rows"), (), False
     if name.endswith(tuple(f".{kind}" for kind in FILE_TASKS)):
         raise ValueError(f"unknown task {name!r}. For a file of your own write {name.rpartition('.')[2]}:{name}")
-    hint = suggest(name, ["sums", *INQUIRIES, *BENCHMARKS])
+    hint = suggest(name, [*PROCEDURAL, *INQUIRIES, *BENCHMARKS])
     raise ValueError(f"unknown task {name!r}.{hint} Known: {', '.join(task_names())}")
 
 

@@ -21,9 +21,7 @@ from entrl.environments.events import draw, pick
 from entrl.environments.table_files import find_table
 from entrl.environments.tables import Table
 from entrl.environments.twenty_questions import game_prompt
-from entrl.tasks.rows import Row, chat, digest
-
-TEST_EVERY = 5  # one seed in five is a test seed
+from entrl.tasks.rows import Row, chat, digest, side_of
 
 
 def twenty_questions_rows(
@@ -146,7 +144,7 @@ def _seeds(name: str, split: str, size: int) -> Iterator[int]:
     """`size` numbers of one side of the split; the first n do not depend on how many are asked for."""
     number = digest(name) % 2**30  # seeds start far apart
     for _ in range(size):
-        while (digest(f"table/{number}") % TEST_EVERY == 0) is not (split == "test"):
+        while side_of(f"table/{number}") != split:
             number += 1
         yield number
         number += 1

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 if TYPE_CHECKING:
     from datasets import Dataset
 
+TEST_EVERY = 5  # one text in five is a test problem's; more would make slow generators slower still
 BOXED = r"Please reason step by step, and put your final answer within \boxed{}."
 
 
@@ -49,3 +50,8 @@ def verifier_json(kind: str, **fields: Any) -> str:
 def digest(text: str) -> int:
     """A number that depends on the text only: the same on every machine and in every process."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
+
+
+def side_of(text: str) -> str:
+    """The side of the split, `train` or `test`, of the problem that a text stands for."""
+    return "train" if digest(text) % TEST_EVERY else "test"

@@ -10,7 +10,7 @@ Which numbers of terms: a range (`min_terms` to `max_terms`, drawn by chain_sum)
 import math
 from collections.abc import Sequence
 
-from entrl.tasks.procedural import distinct_items
+from entrl.tasks.reasoning_gym_rows import distinct_items
 from entrl.tasks.rows import Row, digest
 
 RANGE = (3, 4)  # terms of a problem where the caller names neither a range nor tiers

@@ -91,7 +91,7 @@ def file_verifier(column: Any, where: str, *, default: str = "math") -> str:
 
     column: a word ("exact"), an object ({"kind": "choice", "letters": "ABCDE"}), its JSON, or None for `default`.
     reasoning-gym's scorers read an entry, a config and a place in a generator, which a file could fill with anything;
-    rows that ask for them are made by `entrl.tasks.procedural` only.
+    rows that ask for them are made by `entrl.tasks.reasoning_gym_rows` only.
     """
     spec: Any = default if column is None else column
     if isinstance(spec, str) and spec.lstrip().startswith("{"):

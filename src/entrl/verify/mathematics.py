@@ -77,15 +77,6 @@ def quick_score(text: str, gold: str) -> float | None:
     return None if _formula(answer) or _formula(right) else 0.0
 
 
-def readable_gold(gold: str) -> bool:
-    """Whether an answer can be verified against this gold."""
-    try:
-        gold_statement(gold)
-    except UnreadableGold:
-        return False
-    return True
-
-
 def statement(text: str, gold: str) -> Statement:
     """What the text states as its answer; boxes side by side count together where the gold is a list."""
     right = read(gold_statement(gold))

@@ -8,7 +8,6 @@ here but constant ends of intervals. What cannot be read becomes `Words`, which 
 
 import functools
 import re
-from collections.abc import Callable
 
 from entrl.verify import regions
 from entrl.verify.characters import plain
@@ -361,5 +360,4 @@ def _split(text: str, at: set[str], *, thousands: bool = False, found: list[str]
     return parts
 
 
-Reader = Callable[[str, int], Value | None]
 __all__ = ["Tree", "is_mathematics", "read", "words"]

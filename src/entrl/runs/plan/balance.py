@@ -53,11 +53,6 @@ class Balance:
         return self.generation + self.training + self.sync
 
     @property
-    def overlapped(self) -> float:
-        """The least an asynchronous trainer can need: its slower half."""
-        return max(self.generation, self.training + self.sync)
-
-    @property
     def bottleneck(self) -> str:
         parts = {"generation": self.generation, "training": self.training, "sync": self.sync}
         return max(parts, key=lambda name: parts[name])

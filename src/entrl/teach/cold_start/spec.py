@@ -153,6 +153,3 @@ class ColdStart(MadeModel):
 def load_cold_start(path: str | Path, overrides: Sequence[str] = ()) -> ColdStart:
     """Read a cold start's file, apply `key=value` overrides, check everything that needs no model."""
     return ColdStart.read(path, overrides)
-
-
-make_cold_start = ColdStart.make

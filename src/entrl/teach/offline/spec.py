@@ -156,9 +156,6 @@ def load_offline(path: str | Path, overrides: Sequence[str] = ()) -> Offline:
     return Offline.read(path, overrides)
 
 
-make_offline = Offline.make
-
-
 def _trainer(group: Any, method: str, count: int | None) -> dict[str, Any]:
     """The `trainer` group with our defaults; values are checked against the annotations of the method's config.
 

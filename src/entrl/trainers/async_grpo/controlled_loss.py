@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from entrl.controllers.hooks import ROW_TENSORS, Scope, Window
+from entrl.controllers.hooks import Scope, Window
 from entrl.trainers.async_grpo.rows import FlatBatch, padded_rows
 from entrl.trainers.async_grpo.staleness import Staleness
 from entrl.trainers.ranks import AccelerateRanks
 from entrl.trainers.shared.controls import Controls
 from entrl.trainers.shared.loss import LossPass
 from entrl.trainers.shared.observation import Observation
+from entrl.trainers.shared.row_columns import joined_rows
 
 
 class LateAdvantages:
@@ -66,9 +67,7 @@ class ControlledLoss:
             others = {"old": p.layout.spread(p.old_log_probs_M), "entropies": p.layout.spread(p.entropies_M)}
             wide.append(padded_rows(p.rows, others, shape=(p.layout.rows, columns)))
         joined = {name: torch.cat([o[name] for _, o in wide]) for name in ("old", "entropies")}
-        rows = wide[0][0]
-        rows = type(rows)(**{name: torch.cat([getattr(r, name) for r, _ in wide]) for name in ROW_TENSORS})
-        rows, joined = padded_rows(rows, joined, shape=(rows_of_all, columns))
+        rows, joined = padded_rows(joined_rows([r for r, _ in wide]), joined, shape=(rows_of_all, columns))
         return Window(
             rows=rows,
             log_probs_BT=joined["old"],

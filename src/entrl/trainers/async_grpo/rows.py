@@ -16,15 +16,10 @@ from entrl.controllers.hooks import Rows
 from entrl.controllers.monitor import ANSWER, OTHER, THINK
 from entrl.engines.trails import ROWS_PER_GROUP, UNKNOWN, TrailedMetrics
 from entrl.maths.phases import ThinkTags, phase_masks
+from entrl.trainers.shared.row_columns import ENTROPIES, INFORMATIVE, PHASE, ROW_ID, VERSION
 
 # Columns this collator adds, and what a padded place holds.
-PADDING = {
-    "entrl_entropies": torch.nan,
-    "entrl_versions": UNKNOWN,
-    "entrl_row_ids": -1,
-    "entrl_informative": 0,
-    "entrl_phases": OTHER,
-}
+PADDING = {ENTROPIES: torch.nan, VERSION: UNKNOWN, ROW_ID: -1, INFORMATIVE: 0, PHASE: OTHER}
 
 
 class TrailCollator:
@@ -62,25 +57,25 @@ class TrailCollator:
             metrics = sample["metrics"]
             trail = metrics.trail if isinstance(metrics, TrailedMetrics) else None
             if trail is None or trail.entropies is None:
-                parts["entrl_entropies"].append(torch.full((count,), torch.nan))
+                parts[ENTROPIES].append(torch.full((count,), torch.nan))
             else:
-                parts["entrl_entropies"].append(torch.tensor(trail.entropies)[trained_T])
+                parts[ENTROPIES].append(torch.tensor(trail.entropies)[trained_T])
             if trail is None:
-                parts["entrl_versions"].append(torch.full((count,), UNKNOWN))
+                parts[VERSION].append(torch.full((count,), UNKNOWN))
                 row_id, informative = ROWS_PER_GROUP * (sample["group_id"] + 1) - 1 - self._foreign, True
                 self._foreign += 1
             else:
-                parts["entrl_versions"].append(torch.tensor(trail.versions)[trained_T])
+                parts[VERSION].append(torch.tensor(trail.versions)[trained_T])
                 row_id, informative = trail.row_id, trail.informative
-            parts["entrl_row_ids"].append(torch.full((count,), row_id))
-            parts["entrl_informative"].append(torch.full((count,), int(informative)))
+            parts[ROW_ID].append(torch.full((count,), row_id))
+            parts[INFORMATIVE].append(torch.full((count,), int(informative)))
             phase_T = torch.full((len(trained_T),), OTHER)
             if trail is not None and self.tags is not None:
                 ids, own = (sample[name][trail.prompt_tokens :] for name in ("input_ids", "completion_mask"))
                 prompt = sample["input_ids"][: trail.prompt_tokens].tolist()
                 phases = phase_masks(ids.tolist(), self.tags, torch.tensor(own).bool(), prompt_ids=prompt)
                 phase_T[trail.prompt_tokens :] = THINK * phases.think.long() + ANSWER * phases.answer.long()
-            parts["entrl_phases"].append(phase_T[trained_T])
+            parts[PHASE].append(phase_T[trained_T])
         return {name: torch.cat(tensors) for name, tensors in parts.items()}
 
 
@@ -138,10 +133,10 @@ class FlatBatch:
         layout = Layout.of(flat["segment_id"])
         mask_BT = layout.spread(torch.ones_like(flat["segment_id"], dtype=torch.bool), False)
         # One value per sample, repeated on its tokens; a row without tokens keeps the fill.
-        row_id_B = flat["entrl_row_ids"].new_full((layout.rows,), -1)
+        row_id_B = flat[ROW_ID].new_full((layout.rows,), -1)
         informative_B = torch.zeros(layout.rows, dtype=torch.bool, device=mask_BT.device)
-        row_id_B[layout.row_M] = flat["entrl_row_ids"]
-        informative_B[layout.row_M] = flat["entrl_informative"].bool()
+        row_id_B[layout.row_M] = flat[ROW_ID]
+        informative_B[layout.row_M] = flat[INFORMATIVE].bool()
         rows = Rows(
             advantages_BT=layout.spread(flat["advantages"].float()),
             mask_BT=mask_BT,
@@ -152,9 +147,9 @@ class FlatBatch:
             index_M=flat["token_index"],
             old_log_probs_M=flat["old_log_probs"],
             advantages_M=flat["advantages"],
-            entropies_M=flat["entrl_entropies"],
-            versions_M=flat["entrl_versions"],
-            phase_BT=layout.spread(flat["entrl_phases"], OTHER),
+            entropies_M=flat[ENTROPIES],
+            versions_M=flat[VERSION],
+            phase_BT=layout.spread(flat[PHASE], OTHER),
             rows=rows,
             layout=layout,
         )

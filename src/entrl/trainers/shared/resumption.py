@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 else:
     Base = object  # mixed in before it
 
+ALWAYS = ("micro_step", "buffered_rows", "controllers", "rewards")  # of the parts, where a trainer keeps them
 TABLE = ("prompt", "completion", "advantages")  # of TRL's `_logs`, beside the rewards
 
 
@@ -103,6 +104,11 @@ class Resumable(Base):
         if (reason := redrawn_because(self.args)) is not None:
             warnings.warn(f"the resumed run goes on with other completions: {reason}", stacklevel=1)
         for name, part in self.kept.items():
+            if name in ALWAYS and name not in state:
+                raise ValueError(
+                    f"{checkpoint} holds no {name}, so the run would not go on as if it had not stopped; resume from "
+                    "another checkpoint, or start a new run from its weights (model.path)"
+                )
             if state.get(name) is not None:  # a checkpoint of an older release, or of other options
                 part.load_state_dict(state[name])
         self._resumed = state.get("log", {})

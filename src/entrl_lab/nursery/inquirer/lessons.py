@@ -25,8 +25,8 @@ import numpy as np
 from entrl.environments.diagram_worlds import SLOTS, World, find_world, world_id, written
 from entrl.environments.tables import ATTRIBUTES, FEW, FEW_NAMES, IDLE, NAMES, Table, animals, procedural_table
 from entrl.environments.twenty_questions import INSTRUCTION
-from entrl.tasks.inquiries import TEST_EVERY, _request
-from entrl.tasks.rows import digest
+from entrl.tasks.inquiries import _request
+from entrl.tasks.rows import side_of
 from entrl_lab.nursery.inquirer.tokenizer import (
     ASSISTANT,
     CALL_END,
@@ -100,7 +100,7 @@ def train_seeds(rng: random.Random) -> Iterator[int]:
     """Seeds of tables on the train side of the split; no test table is ever seen."""
     while True:
         seed = rng.randrange(2**31)
-        if digest(f"table/{seed}") % TEST_EVERY:
+        if side_of(f"table/{seed}") == "train":
             yield seed
 
 

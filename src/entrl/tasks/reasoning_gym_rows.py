@@ -1,9 +1,8 @@
 """reasoning-gym problems without repeats, with train and test disjoint by construction.
 
 reasoning-gym seeds item i with `seed + i`, so the datasets of seeds 0 and 1 share all but one item, and small
-problem spaces repeat by chance besides. So a problem's text decides its side: it belongs to test when the
-first 8 bytes of its SHA-256, as a number, are divisible by TEST_EVERY, else to train. Items of the other side
-and repeats are skipped. The first n rows do not depend on how many are asked for.
+problem spaces repeat by chance besides. So a problem's text decides its side (`entrl.tasks.rows.side_of`). Items of the
+other side and repeats are skipped. The first n rows do not depend on how many are asked for.
 """
 
 import json
@@ -12,10 +11,9 @@ from typing import Any
 
 from entrl.settings.groups import field_hints, typed
 from entrl.settings.names import suggest
-from entrl.tasks.rows import Row, chat, digest, verifier_json
+from entrl.tasks.rows import Row, chat, digest, side_of, verifier_json
 from entrl.verify.gym_scorers import check_dataset
 
-TEST_EVERY = 5  # one problem in five is a test problem; more would make slow generators slower still
 CHUNK = 256  # items generated per reasoning-gym dataset object
 MAX_BARREN = 4096  # items in a row that add nothing before we say that the problem space is used up
 
@@ -25,7 +23,7 @@ MISTYPED = {("intermediate_integration", "symbols"), ("polynomial_multiplication
 ANSWER_TAGS = "Put your final answer between <answer> and </answer> tags."
 
 
-def reasoning_gym_rows(
+def chat_rows(
     name: str, *, split: str, size: int, seed: int, instruction: str = ANSWER_TAGS, **config: Any
 ) -> list[Row]:
     """Chat rows of one reasoning-gym dataset; `config` holds the fields of its config class."""
@@ -52,7 +50,7 @@ def distinct_items(
     barren = 0
     for item, where in _items(name, config, seed=seed):
         question = item["question"]
-        if (digest(question) % TEST_EVERY == 0) is not (split == "test") or question in found:
+        if side_of(question) != split or question in found:
             barren += 1
             if barren >= MAX_BARREN:
                 raise ValueError(
