@@ -190,7 +190,8 @@ def sha256(path: Path) -> str:
 
 def _parser() -> argparse.ArgumentParser:
     defaults = NurseryConfig()
-    parser = argparse.ArgumentParser(prog="entrl nursery", description="Build the tiny reasoner's base model.")
+    about = "Build the tiny reasoner's base model. Others: --model tiny-inquirer or --model tiny-specifier, and --help."
+    parser = argparse.ArgumentParser(prog="entrl nursery", description=about)
     parser.add_argument("--out", type=Path, required=True, help="folder to write; must not hold a model yet")
     parser.add_argument("--seed", type=int, default=defaults.seed)
     parser.add_argument(
