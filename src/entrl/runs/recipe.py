@@ -67,6 +67,8 @@ class Recipe(SettingsFile, Parts):
             return " This looks like a study, which `entrl replicate` runs."
         if key in ("answers", "sft", "curation"):
             return " This looks like a cold start, which `entrl cold-start` makes."
+        if key in ("method", "candidates", "held_out"):
+            return " This looks like offline teaching, which `entrl offline` does."
         return f" Did you mean 'trainer.{key}'?" if key in trainer_fields() else ""
 
     @classmethod
