@@ -187,3 +187,5 @@ def test_plan_checks_what_trl_checks_late(override: str, message: str):
 def test_a_study_is_told_from_a_recipe():
     with pytest.raises(ValueError, match="looks like a study, which `entrl replicate` runs"):
         load_recipe(ROOT / "tiny-reasoner" / "study.yaml")
+    with pytest.raises(ValueError, match="looks like offline teaching, which `entrl offline` does"):
+        load_recipe(ROOT / "twenty-questions" / "dpo.yaml")
