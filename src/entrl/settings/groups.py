@@ -156,8 +156,10 @@ def _strict(hint: Any) -> Any:
         return typing.Union[tuple(map(_strict, inner))]  # noqa: UP007
     if hint in LAZY or origin in LAZY:
         return _strict(Sequence[inner[0]] if inner else Sequence)
-    container = isinstance(origin, type) and issubclass(origin, collections.abc.Collection)
-    return origin[tuple(map(_strict, inner))] if inner and container else STRICT.get(hint, hint)
+    if inner and isinstance(origin, type) and issubclass(origin, collections.abc.Collection):
+        container: Any = origin
+        return container[tuple(map(_strict, inner))]
+    return STRICT.get(hint, hint)
 
 
 def _told(error: pydantic.ValidationError, value: Any, hint: Any, where: str) -> str:
