@@ -63,6 +63,20 @@ def test_dialogues_are_compared_by_their_questions_too(tmp_path):
     assert metrics["mean_score"]["diff"] == 0
 
 
+def test_numbers_nobody_was_judged_by_say_so_and_those_of_neither_run_are_left_out(tmp_path):
+    runs = [make_run(tmp_path / name, steps=10) for name in ("a", "b")]
+    for run in runs:
+        file = run / "eval_after.json"
+        found = json.loads(file.read_text())
+        for problem in found["problems"]:
+            problem |= {"greedy_correct": None}
+            problem.pop("mean_length", None)
+        file.write_text(json.dumps(found))
+    metrics = compare_runs(*runs)["evaluation"]["metrics"]
+    assert "why" in metrics["greedy_correct"]
+    assert "mean_length" not in metrics
+
+
 def test_compare_without_evaluations_or_seconds(tmp_path, capsys):
     a, b = (make_run(tmp_path / name, steps=5, with_eval=name == "a") for name in "ab")
     (b / "metrics.jsonl").write_text('{"step": 1, "kind": "train", "reward": 0.5}\n')

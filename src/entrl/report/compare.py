@@ -25,7 +25,7 @@ from rich.text import Text
 
 from entrl.report.metrics import numbers_of
 from entrl.report.read import RunRecord, metric_names, read_runs, series
-from entrl.stats.pairing import paired_difference, problem_value
+from entrl.stats.pairing import paired_difference
 
 EQUAL_AXES = {"step": "steps", "tokens": "tokens generated", "seconds": "seconds"}
 RECENT_SHARE = 0.1  # of the axis up to x, averaged beside the interpolated value
@@ -118,10 +118,11 @@ def _evaluations(a: RunRecord, b: RunRecord) -> dict[str, Any]:
     metrics: dict[str, Any] = {}
     asked = all("inquiry" in found for found in (a.eval_after, b.eval_after))
     numbers = numbers_of([a.eval_after, b.eval_after])
-    problems = [problem for found in (a.eval_after, b.eval_after) for problem in found["problems"]]
+    recorded = {key for found in (a.eval_after, b.eval_after) for problem in found["problems"] for key in problem}
+    recorded |= {"sampled_accuracy"}  # of n_correct and n_samples, which every evaluation has
     for metric in [n.problem for n in numbers if n.problem and (asked or not n.of_dialogues)]:
-        if all(problem_value(problem, metric) is None for problem in problems):
-            continue  # an older evaluation, or none that was judged
+        if metric not in recorded:
+            continue  # both are older than the number
         try:
             metrics[metric] = paired_difference(a.eval_after, b.eval_after, metric)._asdict()
         except ValueError as reason:

@@ -100,6 +100,13 @@ def _json(file: Path, stamp: int) -> Any:
     return json.loads(file.read_text(encoding="utf-8"))
 
 
+def outcome(folder: Path, name: str) -> float:
+    """`selected` (tokens a step), `entropy` (at the end of training, nats), or a number of the evaluation after it."""
+    if name == "selected":
+        return float(selected(folder)[1].mean())
+    return late_mean(folder, ENTROPY, EDGE) if name == "entropy" else float(evaluation(folder)[name])
+
+
 def evaluation(folder: Path, when: Literal["before", "after"] = "after") -> dict[str, Any]:
     """eval_after.json of a run, or eval_before.json."""
     file = folder / f"eval_{when}.json"

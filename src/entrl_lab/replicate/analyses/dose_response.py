@@ -14,7 +14,7 @@ import numpy as np
 from entrl.stats.intervals import mean_interval
 from entrl.stats.pairing import paired_p
 from entrl_lab.replicate.analyses.comparison import add_verdicts
-from entrl_lab.replicate.folders import EDGE, ENTROPY, NotMeasured, TaskRuns, evaluation, late_mean, selected
+from entrl_lab.replicate.folders import NotMeasured, TaskRuns, outcome, selected
 
 TITLE = "Dose-response: selected tokens and entropy"
 PAPER = "More clipped tokens (Clip-Cov) or a larger coefficient (KL-Cov) give higher entropy (section 4.4, Fig. 12)."
@@ -38,7 +38,7 @@ def _group(runs: TaskRuns, arms: list[str]) -> dict[str, Any]:
     seeds = runs.common_seeds(arms)
     folders = {arm: [runs.arm(arm)[s] for s in seeds] for arm in arms}
     doses = {arm: [_dose(f) for f in own] for arm, own in folders.items()}
-    values = {o: {arm: [_outcome(f, o) for f in own] for arm, own in folders.items()} for o in OUTCOMES}
+    values = {o: {arm: [outcome(f, o) for f in own] for arm, own in folders.items()} for o in OUTCOMES}
     mean_dose = {arm: float(np.mean(d)) for arm, d in doses.items()}
     if len({round(d, 9) for d in mean_dose.values()}) < 2:
         raise NotMeasured(f"all arms of {arms} selected the same number of tokens ({mean_dose})")
@@ -57,10 +57,6 @@ def _group(runs: TaskRuns, arms: list[str]) -> dict[str, Any]:
 def _dose(folder: Path) -> float:
     _, values = selected(folder)
     return float(values.mean()) if len(values) else 0.0
-
-
-def _outcome(folder: Path, name: str) -> float:
-    return late_mean(folder, ENTROPY, EDGE) if name == "entropy" else float(evaluation(folder)[name])
 
 
 def _slope(doses: dict[str, list[float]], values: dict[str, list[float]], arms: list[str]) -> dict[str, Any]:

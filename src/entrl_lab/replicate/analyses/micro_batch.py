@@ -12,17 +12,7 @@ import numpy as np
 
 from entrl.stats.pairing import paired_p, seed_differences
 from entrl_lab.replicate.analyses.comparison import add_verdicts
-from entrl_lab.replicate.folders import (
-    EDGE,
-    ENTROPY,
-    NotMeasured,
-    TaskRuns,
-    evaluation,
-    late_mean,
-    recipe_value,
-    rows,
-    selected,
-)
+from entrl_lab.replicate.folders import NotMeasured, TaskRuns, outcome, recipe_value, rows, selected
 
 TITLE = "Micro-batch size: published selection and ours"
 PAPER = (
@@ -37,8 +27,8 @@ ROUND_OFF = 1e-5  # relative; float32 sums in another order, after some dozens o
 def analyse(runs: TaskRuns, *, published: list[str], ours: list[str]) -> dict[str, Any]:
     """published, ours: arms that differ in trainer.per_device_train_batch_size alone; the first is compared with."""
     sides = {"published": _side(runs, published), "ours": _side(runs, ours)}
-    for outcome in OUTCOMES:
-        flat = {f"{side}/{arm}": d[outcome] for side, found in sides.items() for arm, d in found["differences"].items()}
+    for name in OUTCOMES:
+        flat = {f"{side}/{arm}": d[name] for side, found in sides.items() for arm, d in found["differences"].items()}
         add_verdicts(flat, "mean")
     return {
         "sides": sides,
@@ -55,7 +45,7 @@ def _side(runs: TaskRuns, arms: list[str]) -> dict[str, Any]:
     for arm, own in folders.items():
         if not len(selected(own[0])[0]):
             raise NotMeasured(f"arm {arm!r} logged no selected tokens; it has no selecting controller")
-    values = {arm: {o: [_outcome(f, o) for f in own] for o in OUTCOMES} for arm, own in folders.items()}
+    values = {arm: {o: [outcome(f, o) for f in own] for o in OUTCOMES} for arm, own in folders.items()}
     first_steps = {arm: [_first_step(f) for f in own] for arm, own in folders.items()}
     base, *others = arms
     same_rows = all(first_steps[a][i][1:] == first_steps[base][i][1:] for a in others for i in range(len(seeds)))
@@ -68,12 +58,6 @@ def _side(runs: TaskRuns, arms: list[str]) -> dict[str, Any]:
         "selected_first_step": {arm: [s[0] for s in own] for arm, own in first_steps.items()},
         "differences": {arm: {o: _difference(values[base][o], values[arm][o]) for o in OUTCOMES} for arm in others},
     }
-
-
-def _outcome(folder: Path, name: str) -> float:
-    if name == "selected":
-        return float(selected(folder)[1].mean())
-    return late_mean(folder, ENTROPY, EDGE) if name == "entropy" else float(evaluation(folder)[name])
 
 
 def _first_step(folder: Path) -> tuple[float, Any, Any]:
