@@ -276,7 +276,7 @@ def test_phases_on_a_vocabulary_without_the_tags(smollm2: SimpleNamespace, text:
 @pytest.mark.slow
 @needs_package
 def test_rewards_read_entropies_by_these_phases(smollm2: SimpleNamespace):
-    """25 tokens with entropy t at token t: counted from 0 the closing tag is 19 to 21 of them, and is in neither phase."""
+    """25 tokens, entropy t at token t: counted from 0 the closing tag is 19 to 21, and is in neither phase."""
     tokenizer = smollm2.tokenizer
     ids = tokenizer("<think>17+8=25, 25-6=19</think>19")["input_ids"] + [tokenizer.eos_token_id]
     entropy_T = torch.arange(25.0)
