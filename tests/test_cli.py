@@ -17,7 +17,7 @@ from entrl.cli.parsers import numbers
 from entrl.cli.policies import KNOWN
 from entrl.environments import ENVIRONMENTS
 from entrl.models.load import DTYPES
-from entrl.models.shipped import shipped_models
+from entrl.models.shipped import bare_names
 from entrl.settings.overrides import split_overrides
 from entrl.tasks import INQUIRIES, task_names
 from entrl.teach.curation import FALLBACKS
@@ -146,7 +146,7 @@ def test_every_command_has_its_own_help(name: str, capsys: pytest.CaptureFixture
 def test_help_lists_what_there_is(capsys: pytest.CaptureFixture[str]):
     """Lists in help texts come from where the things are (B12)."""
     wanted = {
-        "eval": [*task_names(), *shipped_models(), *DTYPES],
+        "eval": [*task_names(), *bare_names(), *DTYPES],
         "play": [*KNOWN, *ENVIRONMENTS, *INQUIRIES, *DTYPES],
         "curate": FALLBACKS,
         "merge": DTYPES,
@@ -235,9 +235,9 @@ def test_unknown_flag_is_refused():
 def test_a_model_nobody_has_is_named(capsys: pytest.CaptureFixture[str]):
     assert main(["eval", "no-such-model", "--task", "sums", "--size", "2"]) == 2
     error = capsys.readouterr().err
-    shipped = ", ".join(shipped_models())
-    assert "tiny-reasoner" in shipped
-    assert f"model 'no-such-model' is no shipped model ({shipped}) and no folder here" in error
+    names = ", ".join(bare_names())
+    assert "tiny-reasoner" in names
+    assert f"model 'no-such-model' is none of ours ({names}) and no folder here" in error
 
 
 def test_a_trl_outside_the_range_is_one_line(tmp_path: Path):

@@ -2,15 +2,17 @@
 real."""
 
 import json
+import re
 from fractions import Fraction
 from pathlib import Path
 
 import pytest
+import torch
 from rich.console import Console
 from tiny_model import saved_model, tiny_model
 
 from entrl.cli.main import main
-from entrl.models.load import load_policy
+from entrl.models.load import find_adapter, load_policy, load_weights
 from entrl.runs.recipe import load_recipe
 from entrl.settings.yaml import parse_yaml
 from entrl.teach.cold_start import cold_start, is_made, load_cold_start
@@ -139,6 +141,31 @@ def test_lessons_are_checked_by_the_task_and_counted_in_tokens():
     assert not any("?" in row["completion"] for row in unchecked)
 
 
+CHAIN_SUM = {"min_terms": 3, "max_terms": 3, "min_digits": 1, "instruction": "", "system": "Think, then answer."}
+
+
+def test_lessons_for_a_sum_asked_in_a_sentence():
+    spec = LessonsSpec(task="reasoning_gym:chain_sum", args=CHAIN_SUM, problems=20, think=1.0, slip=0.0, check=0.0)
+    rows = lesson_rows(spec, lesson_problems(spec), character_tokenizer())
+    assert {row["source"] for row in rows} == {"reasoning_gym:chain_sum"}
+    for row in rows:
+        system, question = row["prompt"]
+        assert system == {"role": "system", "content": "Think, then answer."}
+        a, b, c = (int(n) for n in re.findall(r"[+-]?\d+", question["content"].rpartition(":")[2].replace(" ", "")))
+        assert row["completion"] == f"<think>{a}{b:+d}={a + b}, {a + b}{c:+d}={a + b + c}</think>{a + b + c}"
+        assert row["correct"] == 1
+
+
+def test_lessons_say_which_task_they_are_for():
+    with pytest.raises(ValueError, match=r"terms are tiers of the task sums"):
+        LessonsSpec(task="reasoning_gym:chain_sum", terms=[2])
+    with pytest.raises(ValueError, match=r"args are options of answers\.lessons\.task, which is missing"):
+        LessonsSpec(args={"min_terms": 2})
+    asked = LessonsSpec(task="reasoning_gym:chain_sum", args={"min_terms": 2}, problems=1)  # with <answer> tags
+    with pytest.raises(ValueError, match=r"with `instruction: \"\"`"):
+        lesson_rows(asked, lesson_problems(asked), character_tokenizer())
+
+
 def test_pass_rates_are_those_of_the_policy_that_is_named(tmp_path):
     """The shipped base against its own evaluation; a random model solves nothing."""
     problems = lesson_problems(LessonsSpec(terms=[2], problems=12, seed=5))
@@ -188,6 +215,29 @@ def test_a_start_is_made_once_and_is_the_same_each_time(file, tmp_path):
     base = load_policy(str(tmp_path / "base"))[0].state_dict()
     taught = load_policy(str(folder / "model"))[0].state_dict()
     assert any((base[k] != taught[k]).any() for k in base)
+
+
+def test_an_adapter_is_taught_and_trained_on(file, tmp_path):
+    """`lora` draws one, its base named; the same shape on top of it goes on with it."""
+    words = ("lora={r: 4, lora_alpha: 8, target_modules: all-linear}", f"out={tmp_path / 'first'}")
+    cold_start(load(file, *words), console=QUIET)
+    first = find_adapter(str(tmp_path / "first" / "model"))
+    assert first is not None
+    assert (first.settings["r"], first.base) == (4, str(tmp_path / "base"))
+    base, taught = (load_weights(str(tmp_path / n), adapter="apart", dtype="float32") for n in ("base", "first/model"))
+    ids_BT = torch.arange(12)[None]
+    assert not torch.equal(taught(input_ids=ids_BT).logits, base(input_ids=ids_BT).logits)
+    again = load(file, *words[:1], f"model.path={tmp_path / 'first' / 'model'}", f"out={tmp_path / 'second'}")
+    cold_start(again, console=QUIET)
+    second = find_adapter(str(tmp_path / "second" / "model"))
+    assert second is not None
+    assert second.base == str(tmp_path / "base")
+    with pytest.raises(ValueError, match="r 4, not 2"):
+        cold_start(load(file, "lora={r: 2, lora_alpha: 8, target_modules: all-linear}", *again_words(tmp_path)))
+
+
+def again_words(folder: Path) -> tuple[str, str]:
+    return f"model.path={folder / 'first' / 'model'}", f"out={folder / 'third'}"
 
 
 def test_other_settings_are_refused_and_overwritten_on_request(file, tmp_path):

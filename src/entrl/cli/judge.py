@@ -12,11 +12,11 @@ ANSWER_LENGTH, DIALOGUE_LENGTH = 512, 2048  # tokens of a completion, of a whole
 
 
 def eval_arguments(parser: argparse.ArgumentParser) -> None:
-    from entrl.models.shipped import shipped_models
+    from entrl.models.shipped import bare_names
     from entrl.tasks import task_names
 
     parser.add_argument(
-        "model", type=expanded, help=f"folder, adapter folder, hub id, or one of {', '.join(shipped_models())}"
+        "model", type=expanded, help=f"folder, adapter folder, hub id, or one of {', '.join(bare_names())}"
     )
     parser.add_argument("--task", type=expanded, required=True, help=", ".join(task_names()))
     add_rows(

@@ -1,4 +1,4 @@
-"""The one loader of models: a folder, a shipped asset, a hub id, or an adapter on one of these.
+"""The one loader of models: a folder, a shipped asset, a packaged model, a hub id, or an adapter on one of these.
 
 An adapter is never dropped. It is
 
@@ -15,7 +15,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from entrl.models.shipped import model_path, naming_model, shipped_models
+from entrl.models.packaged import NotFetched
+from entrl.models.shipped import bare_names, model_path, naming_model
 
 DTYPES = ("float32", "bfloat16", "float16")  # that weights are loaded or stored in
 NAMED = ("r", "lora_alpha", "use_rslora", "use_dora", "bias", "rank_pattern", "alpha_pattern", "modules_to_save")
@@ -30,13 +31,15 @@ class Adapter:
 
     @cached_property
     def base(self) -> str:
-        """Where its base is; a recorded path to a shipped asset also works from another installation."""
+        """Where its base is; a recorded path to a model with a bare name also works from another installation."""
         named = self.settings.get("base_model_name_or_path")
         if not named:
             raise ValueError(f"adapter {self.where} names no base model; {self._merge_with_base}")
-        shipped = Path(named).name in shipped_models() and not Path(named).is_dir()
+        ours = Path(named).name in bare_names() and not Path(named).is_dir()
         try:
-            return model_path(Path(named).name if shipped else named)
+            return model_path(Path(named).name if ours else named)
+        except NotFetched:
+            raise
         except FileNotFoundError as error:
             raise FileNotFoundError(self.without_base(error)) from None
 
@@ -160,7 +163,7 @@ def load_tokenizer(path: str, *, revision: str | None = None, base: str | None =
     """A folder's own tokenizer where it has one, be it a model, an adapter or nothing else; else that of the base."""
     from transformers import AutoTokenizer
 
-    if path not in shipped_models() and Path(path).is_dir() and _has_tokenizer(path, None):
+    if path not in bare_names() and Path(path).is_dir() and _has_tokenizer(path, None):
         return AutoTokenizer.from_pretrained(path, **options)
     with naming_model(path):
         found = find_adapter(path, revision=revision, base=base)
@@ -203,6 +206,8 @@ def model_problems(spec: Any, lora: Any, args: Any) -> tuple[list[str], list[str
         found = find_adapter(spec.path, revision=spec.revision)
         if found is None and lora is None:
             return [], []
+    except NotFetched as error:
+        return [str(error)], []
     except OSError:  # said where it is loaded
         return [], []
     try:

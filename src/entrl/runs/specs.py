@@ -139,12 +139,16 @@ class Parts:
         return [load_controller(c.use, c.args, base=self.base) for c in self.controllers]
 
     def build_lora(self) -> Any:
-        """peft.LoraConfig, or None."""
-        if self.lora is None:
-            return None
-        from peft import LoraConfig
+        return build_lora(self.lora)
 
-        return LoraConfig(**{"task_type": "CAUSAL_LM", **self.lora})
+
+def build_lora(group: Mapping[str, Any] | None) -> Any:
+    """peft.LoraConfig of a `lora` group, or None."""
+    if group is None:
+        return None
+    from peft import LoraConfig
+
+    return LoraConfig(**{"task_type": "CAUSAL_LM", **group})
 
 
 def checked_lora(group: Any) -> dict[str, Any] | None:

@@ -24,15 +24,18 @@ ANSWER_TAGS = "Put your final answer between <answer> and </answer> tags."
 
 
 def chat_rows(
-    name: str, *, split: str, size: int, seed: int, instruction: str = ANSWER_TAGS, **config: Any
+    name: str, *, split: str, size: int, seed: int, instruction: str = ANSWER_TAGS, system: str = "", **config: Any
 ) -> list[Row]:
-    """Chat rows of one reasoning-gym dataset; `config` holds the fields of its config class."""
+    """Chat rows of one reasoning-gym dataset; `config` holds the fields of its config class.
+
+    instruction: stands behind every question, system: the system prompt; "" leaves them out.
+    """
     rows = []
     for item, verifier in distinct_items(name, config, split=split, size=size, seed=seed):
         level = item["metadata"].get("difficulty", "")
         rows.append(
             Row(
-                prompt=chat(item["question"], instruction=instruction),
+                prompt=chat(item["question"], instruction=instruction, system=system),
                 answer="" if item["answer"] is None else str(item["answer"]),  # None: many right answers
                 verifier=verifier,
                 problem_id=f"{name}/{digest(item['question']):016x}",

@@ -3,6 +3,8 @@
     at once    12+7-3=  ->  <think></think>3
     thinking   12+7-3=  ->  <think>12+7=19,19-3=16</think>16
 
+A sum inside a sentence, as `reasoning_gym:chain_sum` asks it, is taught with a space between two steps.
+
 The lesson that answers at once guesses: it names the last term, which is hardly ever right. (With right answers
 there, the base was worse: three or four terms are more than the small model can do in its head, so those digits are
 noise to it, and learning on them unlearnt the arithmetic of the thinking lessons: right 5 to 19 % of the time when
@@ -13,6 +15,7 @@ mixture can gain much by thinking more, some by slipping less, a little by check
 
 import random
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
@@ -35,20 +38,27 @@ class Mixture:
                 raise ValueError(f"{name} is a probability and must be in [0, 1], got {value}")
 
 
-def terms_of(prompt: str) -> list[int]:
-    """`12+7-3=` -> [12, 7, -3]."""
-    if not re.fullmatch(r"\d+([+-]\d+)*=", prompt):
-        raise ValueError(f"expected a sum such as '12+7-3=', got {prompt!r}; the nursery teaches the task `sums`")
-    return [int(term) for term in re.findall(r"[+-]?\d+", prompt)]
+Prompt = str | Sequence[Mapping[str, str]]  # a bare sum, or messages with one in the last
 
 
-def lesson(prompt: str, rng: random.Random, *, mixture: Mixture) -> str:
+def terms_of(prompt: Prompt) -> list[int]:
+    """`12+7-3=`, or a last message that ends in `... 12 + 7 - 3 =`: [12, 7, -3]."""
+    text = prompt if isinstance(prompt, str) else prompt[-1]["content"].rpartition(":")[2].replace(" ", "")
+    if not re.fullmatch(r"\d+([+-]\d+)*=", text):
+        raise ValueError(
+            f"expected a sum such as '12+7-3=', got {text!r}; lessons teach the tasks sums and reasoning_gym:chain_sum "
+            '(with `instruction: ""`)'
+        )
+    return [int(term) for term in re.findall(r"[+-]?\d+", text)]
+
+
+def lesson(prompt: Prompt, rng: random.Random, *, mixture: Mixture) -> str:
     """The completion that teaches this prompt."""
     terms = terms_of(prompt)
     if rng.random() >= mixture.think:
         return f"{THINK_OPEN}{THINK_CLOSE}{abs(terms[-1])}"
     steps, total = running_sum(terms, rng, mixture=mixture)
-    return f"{THINK_OPEN}{','.join(steps)}{THINK_CLOSE}{total}"
+    return f"{THINK_OPEN}{(',' if isinstance(prompt, str) else ', ').join(steps)}{THINK_CLOSE}{total}"
 
 
 def running_sum(terms: list[int], rng: random.Random, *, mixture: Mixture) -> tuple[list[str], int]:

@@ -23,7 +23,7 @@ from entrl.settings.names import load_object
 from entrl.tasks import load_task
 from entrl.tasks.traces import lesson
 from entrl.teach.answer_files import Row, read_answers, token_count, with_lengths
-from entrl.teach.cold_start.spec import AnswersSpec, LessonsSpec, SampleSpec, SamplingSpec
+from entrl.teach.cold_start.spec import TIERS, AnswersSpec, LessonsSpec, SampleSpec, SamplingSpec
 
 Policy = tuple[Any, Any]  # model and tokenizer
 
@@ -53,7 +53,10 @@ def collect(
 
 
 def lesson_problems(spec: LessonsSpec) -> Any:
-    return load_task({"task": "sums", "terms": spec.terms}, split="train", size=spec.problems, seed=spec.seed)
+    task: dict[str, Any] = {"task": "sums", "terms": spec.terms or TIERS}
+    if spec.task is not None:
+        task = {"task": spec.task, **(spec.args or {})}
+    return load_task(task, split="train", size=spec.problems, seed=spec.seed)
 
 
 def lesson_rows(spec: LessonsSpec, problems: Any, tokenizer: Any) -> list[Row]:
@@ -62,7 +65,7 @@ def lesson_rows(spec: LessonsSpec, problems: Any, tokenizer: Any) -> list[Row]:
     pairs = [(dict(problem), mixtures[j % len(mixtures)]) for problem in problems for j in range(spec.per_problem)]
     texts = [lesson(problem["prompt"], rng, mixture=mixture) for problem, mixture in pairs]
     lengths = [token_count(text, tokenizer) for text in texts]
-    return scored_rows([problem for problem, _ in pairs], texts, lengths, source="sums")
+    return scored_rows([problem for problem, _ in pairs], texts, lengths, source=spec.task or "sums")
 
 
 # --- a policy's own answers ---------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from typing import Any
 
 from rich.console import Console
 
-from entrl.models.load import load_model, model_problems
+from entrl.models.load import load_model, model_problems, new_adapter
 from entrl.runs.folder import now, read_json, write_json, write_text
 from entrl.runs.lock import locked
 from entrl.runs.ours import clear, refuse_foreign
@@ -92,12 +92,13 @@ def _make(start: ColdStart, console: Console) -> dict[str, Any]:
     be_quiet()
     with _threads(start.threads):
         began = time.perf_counter()
-        problems, notes = model_problems(start.model, None, None)
+        lora = start.build_lora()
+        problems, notes = model_problems(start.model, lora, None)
         if problems:
             raise ValueError(problems[0])
         for note in notes:
             say(console, note)
-        model, tokenizer = load_model(start.model)
+        model, tokenizer = load_model(start.model, lora)
         every = collect(
             start.answers, start.answers_file(), (model, tokenizer), base=start.base, say=lambda t: say(console, t)
         )
@@ -105,7 +106,7 @@ def _make(start: ColdStart, console: Console) -> dict[str, Any]:
         write_choice(start.folder, rows, report)
         print_choice(report, console)
         taught = time.perf_counter()
-        steps = teach(model, tokenizer, rows, start)
+        model, steps = teach(model, tokenizer, rows, start, lora=lora)
         ended = time.perf_counter()
     model.config.use_cache = True  # the trainer turned it off
     model.save_pretrained(start.model_dir)
@@ -130,18 +131,26 @@ def _threads(count: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def teach(model: Any, tokenizer: Any, rows: Sequence[Mapping[str, Any]], start: ColdStart) -> int:
-    """SFT on prompt and completion; returns the optimiser steps. TRL appends the end token."""
+def teach(
+    model: Any, tokenizer: Any, rows: Sequence[Mapping[str, Any]], start: ColdStart, *, lora: Any = None
+) -> tuple[Any, int]:
+    """SFT on prompt and completion; returns what was trained, and the optimiser steps. TRL appends the end token."""
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
     table = Dataset.from_list([_pair(row) for row in rows])
     with tempfile.TemporaryDirectory() as scratch:  # the trainer wants a folder, what is kept lies in `out`
         args = SFTConfig(output_dir=scratch, **start.sft)
-        trainer = SFTTrainer(model=model.train(), args=args, train_dataset=table, processing_class=tokenizer)
+        trainer = SFTTrainer(
+            model=model.train(),
+            args=args,
+            train_dataset=table,
+            processing_class=tokenizer,
+            peft_config=new_adapter(model, lora),
+        )
         trainer.train()
-    model.eval()
-    return trainer.state.global_step
+    trained = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
+    return trained.eval(), trainer.state.global_step
 
 
 def _pair(row: Mapping[str, Any]) -> dict[str, Any]:

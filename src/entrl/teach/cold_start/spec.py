@@ -4,9 +4,10 @@ model:     {path, dtype, ...}      what is taught, as in a recipe
 answers:   one of
     file: answers.jsonl            rows of `entrl.teach.answer_files`, relative to this file
     sample: {task, size, ...}      a policy's own answers to the problems of a task
-    lessons: {terms, ...}          the nursery's scripted traces for sums
+    lessons: {terms, ...}          scripted traces for sums, the nursery's or (task:) of reasoning_gym:chain_sum
   and, where pass rates should not be counted from these answers themselves,
     pass_rate: {policy, samples}   measured by sampling a policy on the same problems
+lora:      peft.LoraConfig fields, or null: all weights
 curation:  entrl.teach.curation.CurationSpec fields, or null: teach every answer
 sft:       trl.SFTConfig fields verbatim
 threads:   torch threads, null = torch's own choice; another count may give other weights
@@ -18,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from entrl.runs.specs import ModelSpec
+from entrl.runs.specs import ModelSpec, build_lora, checked_lora
 from entrl.settings.groups import at_least_one, config_group, field_hints
 from entrl.settings.names import find_file
 from entrl.tasks.traces import Mixture
@@ -34,11 +35,16 @@ OWNED_SFT_KEYS = {
 SFT_DEFAULTS = {"save_strategy": "no", "report_to": "none", "disable_tqdm": True, "completion_only_loss": True}
 
 
+TIERS = [2, 4, 6]  # terms of the task `sums` where none are named
+
+
 @dataclass(frozen=True, kw_only=True)
 class LessonsSpec:
     """Scripted traces for sums: problems dealt out over tiers of difficulty, in the order they are taught."""
 
-    terms: list[int] = field(default_factory=lambda: [2, 4, 6])  # tiers of difficulty: numbers of terms
+    terms: list[int] | None = None  # tiers of difficulty of the task sums: numbers of terms (TIERS)
+    task: str | None = None  # None: sums; else reasoning_gym:chain_sum
+    args: dict[str, Any] | None = None  # options of that task
     problems: int = 9600
     per_problem: int = 1  # lessons written for each problem
     think: float = Mixture().think  # see nursery.traces.Mixture
@@ -52,6 +58,10 @@ class LessonsSpec:
             at_least_one(f"answers.lessons.{name}", getattr(self, name))
         if self.checks is not None and not self.checks:
             raise ValueError("answers.lessons.checks is empty; list one share for each lesson of a problem")
+        if self.task is None and self.args is not None:
+            raise ValueError("answers.lessons.args are options of answers.lessons.task, which is missing; name it")
+        if self.task is not None and self.terms is not None:
+            raise ValueError("answers.lessons.terms are tiers of the task sums; with a task, set its own args instead")
         self.mixtures()
 
     def mixtures(self) -> list[Mixture]:
@@ -125,6 +135,7 @@ class ColdStart(MadeModel):
     model: ModelSpec
     answers: AnswersSpec
     out: str
+    lora: dict[str, Any] | None = None
     curation: CurationSpec | None = None
     sft: dict[str, Any] = field(default_factory=dict)
     threads: int | None = None
@@ -137,7 +148,11 @@ class ColdStart(MadeModel):
         from trl import SFTConfig  # brings torch
 
         given, hints = groups.get("sft", {}), field_hints(SFTConfig)
-        return {**groups, "sft": config_group(given, hints, "sft", defaults=SFT_DEFAULTS, owned=OWNED_SFT_KEYS)}
+        sft = config_group(given, hints, "sft", defaults=SFT_DEFAULTS, owned=OWNED_SFT_KEYS)
+        return {**groups, "lora": checked_lora(groups.get("lora")), "sft": sft}
+
+    def build_lora(self) -> Any:
+        return build_lora(self.lora)
 
     def answers_file(self) -> Path | None:
         return None if self.answers.file is None else find_file(self.answers.file, self.base)
