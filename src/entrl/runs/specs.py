@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from entrl.environments import load_environment
+from entrl.models.quantization import Quantization
 from entrl.runs.removed_keys import REMOVED_MODEL_KEYS
 from entrl.settings.arguments import configure
 from entrl.settings.groups import at_least_one, check, config_group, field_hints
@@ -26,6 +27,7 @@ class ModelSpec:
     revision: str | None = None
     trust_remote_code: bool = False
     tokenizer: str | None = None  # None: the model's own
+    quantization: Quantization | None = None  # of the base under an adapter; None: none
 
     def __post_init__(self) -> None:
         check(bool(self.path), "model.path is empty; give an asset name, a folder or a hub id")

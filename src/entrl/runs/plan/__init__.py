@@ -5,7 +5,7 @@ from entrl.runs.plan.checks import (
     build_args,
     column_problems,
     launcher_problems,
-    missing_engine,
+    missing_here,
     opening_problems,
     prepare,
 )
@@ -24,7 +24,7 @@ __all__ = [
     "column_problems",
     "count_parameters",
     "launcher_problems",
-    "missing_engine",
+    "missing_here",
     "opening_problems",
     "plan",
     "prepare",

@@ -109,6 +109,7 @@ def training_of(recipe: Recipe, args: Any, machines: Machines) -> Training:
         checkpointing=bool(args.gradient_checkpointing),
         processes=machines.world_size,
         sharding=machines.sharding,
+        quantised=None if (q := recipe.model.quantization) is None else q.bytes_per_weight,
     )
 
 

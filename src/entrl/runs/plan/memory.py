@@ -93,6 +93,7 @@ class Training:
     checkpointing: bool
     processes: int
     sharding: Sharding
+    quantised: float | None = None  # bytes of a weight of the base's linear layers; None: as `dtype` says
 
     @property
     def adapter_item(self) -> int:
@@ -104,7 +105,7 @@ def training_memory(shape: ModelShape, run: Training) -> dict[str, float]:
     """Bytes on one process at the peak of a backward pass, by what holds them."""
     shards = 1 if run.sharding == "none" else run.processes
     item, trained = run.adapter_item, shape.trained
-    out = {"weights": (shape.parameters * ITEM[run.dtype] + (trained * item if run.lora else 0)) / shards}
+    out = {"weights": (base_bytes(shape, run) + (trained * item if run.lora else 0)) / shards}
     out["gradients"] = trained * item / shards
     out["optimiser"] = trained * optimiser_bytes(run.optimiser, item) / shards
     if run.sharding == "none" and run.processes > 1:
@@ -118,6 +119,14 @@ def training_memory(shape: ModelShape, run: Training) -> dict[str, float]:
     out["activations"] = activation_bytes(shape, run)
     out["head"] = min(HEAD_TILE, 4 * run.rows * run.tokens * shape.vocabulary)
     return out
+
+
+def base_bytes(shape: ModelShape, run: Training) -> float:
+    """Of the weights that the model came with; embeddings, norms and the output layer are never quantised."""
+    if run.quantised is None:
+        return shape.parameters * ITEM[run.dtype]
+    linear = shape.layers * shape.hidden * (2 * shape.query + 2 * shape.key_value + 3 * shape.intermediate)
+    return linear * run.quantised + (shape.parameters - linear) * ITEM[run.dtype]
 
 
 def activation_bytes(shape: ModelShape, run: Training) -> float:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from entrl.runs.law_watch import evaluation_steps
-from entrl.runs.plan.checks import Prepared, evaluation_problems, has_accelerator, missing_engine, prepare
+from entrl.runs.plan.checks import Prepared, evaluation_problems, has_accelerator, missing_here, prepare
 from entrl.runs.plan.estimates import Measured, describe_engines, describe_model, describe_time
 from entrl.runs.plan.machines import Machines, machine_problems, read_machines
 from entrl.runs.plan.rows import check_data
@@ -92,13 +92,13 @@ def plan(
         found.problems += engine_problems
         rows += describe_time(recipe, prepared, machines, shape, measured)
     data = check_data(recipe, prepared)
-    engine = None if prepared.args is None else missing_engine(prepared.args)
+    missing = [] if prepared.args is None else missing_here(recipe, prepared.args)
     return Plan(
         rows=rows,
         problems=found.problems + data.problems,
         warnings=found.warnings + data.warnings,
         notes=found.notes,
-        unchecked=[*unseen_model, *data.unchecked, *([engine] if engine else [])],
+        unchecked=[*unseen_model, *data.unchecked, *missing],
     )
 
 
