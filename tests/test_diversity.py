@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from entrl.evaluation.answers import _diversity, evaluate
-from entrl.evaluation.writer import Completion
+from entrl.evaluation.writing import Completion
 from entrl.maths.diversity import (
     MEASURES,
     distinct_n,

@@ -9,13 +9,13 @@ import pytest
 import torch
 from entrl_rewards.accuracy import reward
 from peft import LoraConfig, get_peft_model
-from rich.progress import Progress
 from transformers import GenerationConfig, Qwen3Config, Qwen3ForCausalLM
 
 from entrl.evaluation import answers as module
 from entrl.evaluation.answers import evaluate, evaluate_path
+from entrl.evaluation.generation import TransformersWriter
 from entrl.evaluation.scores import pass_at_k, summary
-from entrl.evaluation.writer import Writer, as_sampler
+from entrl.evaluation.writing import Asked, Sampling
 from entrl.models.load import find_adapter, load_policy
 from entrl.models.shipped import model_path
 from entrl.tasks import load_task
@@ -123,9 +123,11 @@ def test_result_adds_up(model, tokenizer, dataset):
 def test_entropies_equal_a_teacher_forced_float64_pass(model, tokenizer, dataset):
     """Exact means exact: padding, temperature, phases and the cut at the end token included."""
     prompts = [tokenizer(text=p)["input_ids"] for p in dataset["prompt"] for _ in range(3)]
-    with as_sampler(model, tokenizer, 0), Progress(disable=True) as bar:
-        writer = Writer(model, tokenizer, 12, 5, bar)
-        drawn = writer.write("t", prompts, [len(p) for p in prompts], temperature=0.7, top_p=0.9)
+    sampling = Sampling(samples=3, temperature=0.7, top_p=0.9, max_new_tokens=12, seed=0)
+    writer = TransformersWriter(model=model, tokenizer=tokenizer, sampling=sampling, rows=20)
+    asked = [Asked(index=i, prompt_ids=prompts[3 * i]) for i in range(len(dataset))]
+    found = {a.index: a for a in writer.write(asked)}
+    drawn = [c for i in range(len(dataset)) for c in found[i].drawn]
     reference = tiny(tokenizer).double()
     expected = []
     for prompt, completion in zip(prompts, drawn, strict=True):
@@ -134,6 +136,8 @@ def test_entropies_equal_a_teacher_forced_float64_pass(model, tokenizer, dataset
         p = torch.softmax(logits / 0.7, -1)
         expected.append(-(p * p.log()).sum(-1))
         torch.testing.assert_close(completion.entropies.double(), expected[-1], atol=1e-5, rtol=1e-5)
+        said = p.log().gather(-1, torch.tensor(completion.ids)[:, None])[:, 0]
+        torch.testing.assert_close(completion.logprobs.double(), said, atol=1e-4, rtol=1e-5)
     found = module._signals(prompts, drawn, module.tags_of(tokenizer, "<think>", "</think>"))["entropy"]
     assert found["all"] == pytest.approx(torch.cat(expected).mean().item(), abs=1e-5)
     close = tokenizer.convert_tokens_to_ids("</think>")

@@ -29,9 +29,10 @@ from typing import Any
 import torch
 from rich.progress import Progress
 
+from entrl.evaluation.generation import TransformersWriter
 from entrl.evaluation.scores import summary
 from entrl.evaluation.scoring import DEFAULT_SCORE, Score, checked_golds, scorer, scores, tags_of, warn_of_silence
-from entrl.evaluation.writer import Completion, Writer, as_sampler, encode
+from entrl.evaluation.writing import Asked, Completion, Sampling, encode
 from entrl.maths.diversity import group_diversity
 from entrl.maths.phases import ThinkTags, answer_text, phase_masks
 from entrl.models.load import load_policy
@@ -63,18 +64,21 @@ def evaluate(
 
     The caller's random state, training mode and generation config are as before afterwards.
     """
-    _check(samples=samples, k=k, temperature=temperature, top_p=top_p, max_new_tokens=max_new_tokens)
+    sampling = Sampling(samples=samples, temperature=temperature, top_p=top_p, max_new_tokens=max_new_tokens, seed=seed)
+    check_k(k, samples)
     started = time.monotonic()
     check, tags = scorer(score), tags_of(tokenizer, think_open, think_close)
     golds = checked_golds(check, dataset)
     prompts = [encode(tokenizer, prompt, chat_template_kwargs or {}) for prompt in dataset["prompt"]]
-    with as_sampler(model, tokenizer, seed), Progress(transient=True, disable=not progress) as bar:
-        writer = Writer(model, tokenizer, max_new_tokens, batch_size, bar)
-        greedy = writer.write("greedy", prompts, [len(ids) for ids in prompts])
-        # Rows of a batch wait for its longest one: batch those that were long before.
-        hints = [len(ids) + len(g.ids) for ids, g in zip(prompts, greedy, strict=True) for _ in range(samples)]
-        rows = [ids for ids in prompts for _ in range(samples)]
-        drawn = writer.write("sampling", rows, hints, temperature=temperature, top_p=top_p)
+    writer = TransformersWriter(model=model, tokenizer=tokenizer, sampling=sampling, rows=batch_size)
+    # Rows of a batch wait for its longest prompt.
+    order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))
+    with Progress(transient=True, disable=not progress) as bar:
+        asked = [Asked(index=i, prompt_ids=prompts[i]) for i in order]
+        found = {a.index: a for a in bar.track(writer.write(asked), total=len(asked), description="evaluating")}
+    greedy = [g for i in range(len(prompts)) if (g := found[i].greedy) is not None]
+    rows = [ids for ids in prompts for _ in range(samples)]
+    drawn = [c for i in range(len(prompts)) for c in found[i].drawn]
 
     def judged(asked: list[list[int]], said: list[Completion], times: int) -> list[float | None]:
         answers = [answer_text(c.ids, tags, tokenizer, prompt_ids=ids) for ids, c in zip(asked, said, strict=True)]
@@ -187,15 +191,7 @@ def _diversity(drawn: list[Completion], samples: int) -> dict[str, float | None]
     return {name: None if math.isnan(value) else value for name, value in values.items()}
 
 
-def _check(*, samples: int, k: Sequence[int], temperature: float, top_p: float, max_new_tokens: int) -> None:
-    if samples < 1:
-        raise ValueError(f"samples must be >= 1, got {samples}")
-    if temperature <= 0:
-        raise ValueError(f"temperature must be > 0, got {temperature}; greedy accuracy is always reported as well")
-    if not 0 < top_p <= 1:
-        raise ValueError(f"top_p must be in (0, 1], got {top_p}")
-    if max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens must be >= 1, got {max_new_tokens}")
+def check_k(k: Sequence[int], samples: int) -> None:
     for j in k:
         if not 1 <= j <= samples:
             raise ValueError(f"pass@{j} needs at least {j} samples a problem and k >= 1, got samples={samples}")

@@ -71,9 +71,13 @@ def entropy_from_logits(logits: Tensor, *, temperature: float = 1.0, chunk: int 
 
 def _entropy_rows(logits_NV: Tensor, temperature: float) -> Tensor:
     wide = logits_NV if logits_NV.dtype == torch.float64 else logits_NV.float()
-    log_p_NV = torch.log_softmax(wide / temperature, -1)
-    finite_NV = log_p_NV.masked_fill(log_p_NV == -torch.inf, 0.0)  # 0 * -inf is 0 here, in the gradient as well
-    return -(log_p_NV.exp() * finite_NV).sum(-1)
+    return entropy_from_log_probs(torch.log_softmax(wide / temperature, -1))
+
+
+def entropy_from_log_probs(log_p: Tensor) -> Tensor:
+    """Entropy in nats over the last dimension, of log-probs that are normalised."""
+    finite = log_p.masked_fill(log_p == -torch.inf, 0.0)  # 0 * -inf is 0 here, in the gradient as well
+    return -(log_p.exp() * finite).sum(-1)
 
 
 class TopKEntropy(NamedTuple):

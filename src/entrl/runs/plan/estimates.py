@@ -7,6 +7,7 @@ from typing import Any
 from entrl.models.load import load_config
 from entrl.runs.plan.balance import Load, Rates, balance, engines_in_balance
 from entrl.runs.plan.checks import Prepared, first_line
+from entrl.runs.plan.device import Device
 from entrl.runs.plan.machines import Machines
 from entrl.runs.plan.memory import (
     GIB,
@@ -51,37 +52,39 @@ class Measured:
 
 
 def describe_model(
-    recipe: Recipe, prepared: Prepared, machines: Machines, measured: Measured
-) -> tuple[Rows, ModelShape | None, list[str], list[str]]:
-    """(rows, shape, problems, what could not be looked at): parameters, counted on the meta device, and memory."""
+    recipe: Recipe, prepared: Prepared, machines: Machines, device: Device
+) -> tuple[Rows, ModelShape | None, list[str], list[str], list[str]]:
+    """(rows, shape, problems, memory that is short, what could not be looked at).
+
+    Parameters are counted on the meta device.
+    """
     try:
         config = model_config(recipe)
     except FileNotFoundError as error:
-        return [], None, [str(error)], []
+        return [], None, [str(error)], [], []
     except OSError as error:  # transformers: not on disk and the hub does not answer
         why = f"model {recipe.model.path} could not be looked at from here ({first_line(error)})"
-        return [], None, [], [f"{why}; memory not estimated"]
+        return [], None, [], [], [f"{why}; memory not estimated"]
     total, trained = count_parameters(config, prepared.lora)
     shape = model_shape(config, parameters=total, trained=trained)
     rows = [("parameters", f"{total:,}, trained {trained:,} ({trained / total:.1%})")]
     if prepared.args is None:
-        return rows, shape, [], []
+        return rows, shape, [], [], []
     parts = training_memory(shape, training_of(recipe, prepared.args, machines))
     needed = sum(parts.values())
     share = "per process"
     rows += [(f"memory, {name}", gib(size)) for name, size in parts.items()]
     rows.append(("memory, training", f"{gib(needed)} {share} at the peak, CUDA context and fragmentation not counted"))
-    problems = []
-    if measured.device_gib is not None:
-        reserved = reserved_by_engine(prepared.args) * measured.device_gib * GIB
-        room = measured.device_gib * GIB - reserved
-        if needed > room:
-            taken = f" ({gib(reserved)} of it for the colocated engine)" if reserved else ""
-            problems.append(
-                f"training needs about {gib(needed)} on a device of {measured.device_gib:g} GiB{taken}; "
+    short = []
+    if device.size is not None:
+        reserved = reserved_by_engine(prepared.args) * device.size
+        if needed > device.size - reserved:
+            taken = f", {gib(reserved)} of it for the colocated engine" if reserved else ""
+            short.append(
+                f"training needs about {gib(needed)} and a process has {device.described}{taken}; "
                 f"{_smaller(recipe, prepared.args, machines)}"
             )
-    return rows, shape, problems, []
+    return rows, shape, [], short, []
 
 
 def _smaller(recipe: Recipe, args: Any, machines: Machines) -> str:
@@ -121,16 +124,19 @@ def prompt_tokens(args: Any) -> int:
 
 def reserved_by_engine(args: Any) -> float:
     """Share of a device that colocated vLLM takes at start; with sleep mode it gives it back while training."""
-    colocated = args.use_vllm and args.vllm_mode == "colocate"
-    return args.vllm_gpu_memory_utilization if colocated and not args.vllm_enable_sleep_mode else 0.0
+    return args.vllm_gpu_memory_utilization if has_colocated(args) and not args.vllm_enable_sleep_mode else 0.0
+
+
+def has_colocated(args: Any) -> bool:
+    return bool(args.use_vllm and args.vllm_mode == "colocate")
 
 
 def describe_engines(
-    recipe: Recipe, args: Any, machines: Machines, shape: ModelShape | None, measured: Measured
-) -> tuple[Rows, list[str]]:
-    """(rows, problems) of generation: how many engines, what they hold, what one sync sends them."""
+    recipe: Recipe, args: Any, machines: Machines, shape: ModelShape | None, device: Device
+) -> tuple[Rows, list[str], list[str]]:
+    """(rows, problems, memory that is short) of generation: how many engines, what they hold, what a sync sends."""
     if not args.use_vllm:
-        return _own_generation(args, shape), []
+        return _own_generation(args, shape), [], []
     engines = engine_count(args, machines)
     replicas = getattr(args, "vllm_replicas", None)
     where = "servers of vllm_replicas" if replicas else f"vLLM, {args.vllm_mode}"
@@ -155,7 +161,7 @@ def describe_engines(
             "processes of the run; choose a divisor"
         )
     if shape is None:
-        return rows, problems
+        return rows, problems, []
     if shape.heads % args.vllm_tensor_parallel_size:
         problems.append(
             f"vllm_tensor_parallel_size={args.vllm_tensor_parallel_size} must divide the model's {shape.heads} "
@@ -166,20 +172,20 @@ def describe_engines(
         one = sent["adapter alone"] if replicas and recipe.lora is not None else sent["full weights"]
         rows.append(("sync", f"{gib(one)} to each of {engines} engine(s), once per rollout"))
     rows.append(("cache per token", f"{cache_bytes(shape) / 1024:.1f} KiB in 16 bit"))
-    if measured.device_gib is not None:
-        more_rows, more_problems = _room(args, shape, measured.device_gib)
-        return rows + more_rows, problems + more_problems
-    return rows, problems
+    if device.size is not None and not device.is_cpu:
+        more_rows, short = _room(args, shape, device.size)
+        return rows + more_rows, problems, short
+    return rows, problems, []
 
 
-def _room(args: Any, shape: ModelShape, device_gib: float) -> tuple[Rows, list[str]]:
+def _room(args: Any, shape: ModelShape, size: float) -> tuple[Rows, list[str]]:
     share = args.vllm_gpu_memory_utilization
-    engine = Engine(device=device_gib * GIB, share=share, parallel=args.vllm_tensor_parallel_size)
+    engine = Engine(device=size, share=share, parallel=args.vllm_tensor_parallel_size)
     tokens, longest = engine.cached_tokens(shape), prompt_tokens(args) + args.max_completion_length
     if tokens < longest:
         return [], [
-            f"an engine with vllm_gpu_memory_utilization={share} of {device_gib:g} GiB has room for {max(tokens, 0):,} "
-            f"tokens beside the weights, and one completion may need {longest:,}; raise it, or "
+            f"an engine with vllm_gpu_memory_utilization={share} of {size / GIB:.4g} GiB has room for "
+            f"{max(tokens, 0):,} tokens beside the weights, and one completion may need {longest:,}; raise it, or "
             "vllm_tensor_parallel_size"
         ]
     return [("engine cache", f"{tokens:,} tokens, {tokens // longest:,} completions of full length at a time")], []

@@ -2,14 +2,17 @@
 
     weights + gradients + optimiser   by data type, divided by the number of processes under FSDP2 and ZeRO-3
     activations                       tokens x layers x (a h + b q + c k + d i) bytes, see ACTIVATIONS
-    key-value cache                   tokens x layers x 2 k x bytes of its data type
+    key-value cache                   `entrl.models.shape`
 
 h hidden size, q attention heads x head size, k key-value heads x head size, i width of the MLP.
 An estimate: fragmentation, the CUDA context and libraries' workspaces (together often 1 to 3 GiB) are not in it.
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
+
+from entrl.models.shape import ModelShape, cache_bytes
+from entrl.models.shape import model_shape as model_shape
 
 GIB = 2**30
 ITEM = {"float32": 4, "bfloat16": 2, "float16": 2, "auto": 2}  # bytes; "auto" takes the checkpoint's, mostly 16 bit
@@ -31,44 +34,6 @@ ACTIVATIONS = {
 }
 HEAD_TILE = 4096 * 8192 * 4  # bytes; TRL's fused head works on tiles of 4,096 tokens, here with 8,192 words of float32
 LIVE = 2  # layers gathered at a time where parameters are sharded: the one at work and the one prefetched
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelShape:
-    parameters: int
-    trained: int
-    vocabulary: int
-    layers: int
-    hidden: int
-    heads: int
-    query: int  # heads x head size
-    key_value: int  # key-value heads x head size
-    intermediate: int  # of the MLP; with experts, of those a token visits together
-
-    @property
-    def layer(self) -> int:
-        """Parameters of one decoder layer, all of them taken to be alike."""
-        return (self.parameters - self.vocabulary * self.hidden) // self.layers
-
-
-def model_shape(config: Any, *, parameters: int, trained: int) -> ModelShape:
-    """From a transformers config; a text model's, or the text part of a larger one."""
-    text = config.get_text_config()
-    heads = text.num_attention_heads
-    size = getattr(text, "head_dim", None) or text.hidden_size // heads
-    experts = getattr(text, "num_experts_per_tok", None)
-    each = getattr(text, "moe_intermediate_size", None) if experts else None
-    return ModelShape(
-        parameters=parameters,
-        trained=trained,
-        vocabulary=text.vocab_size,
-        layers=text.num_hidden_layers,
-        hidden=text.hidden_size,
-        heads=heads,
-        query=heads * size,
-        key_value=(getattr(text, "num_key_value_heads", None) or heads) * size,
-        intermediate=experts * each if experts and each else text.intermediate_size,
-    )
 
 
 def optimiser_bytes(name: str, item: int) -> float:
@@ -138,11 +103,6 @@ def activation_bytes(shape: ModelShape, run: Training) -> float:
     if not run.checkpointing:
         return float(tokens * shape.layers * per_layer)
     return float(tokens * (shape.layers * ITEM[kind] * shape.hidden + per_layer))
-
-
-def cache_bytes(shape: ModelShape, *, item: int = 2) -> int:
-    """Key-value cache of one token; item: bytes of a number in it."""
-    return 2 * shape.layers * shape.key_value * item
 
 
 @dataclass(frozen=True, kw_only=True)

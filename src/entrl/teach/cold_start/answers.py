@@ -13,8 +13,9 @@ from typing import Any
 
 from entrl.evaluation.answers import evaluate
 from entrl.evaluation.asked import KEYS, settled
+from entrl.evaluation.generation import TransformersWriter
 from entrl.evaluation.scoring import DEFAULT_SCORE, tags_of
-from entrl.evaluation.writer import Writer, as_sampler, encode
+from entrl.evaluation.writing import Asked, Sampling, encode
 from entrl.maths.phases import answer_text
 from entrl.models.load import load_policy
 from entrl.runs.specs import DataSpec, load_rows
@@ -77,17 +78,22 @@ def sample_rows(spec: SampleSpec, problems: Any, student: Policy) -> list[Row]:
 
     A truncated answer would teach not to end; its verdict still counts in the pass rate.
     """
-    from rich.progress import Progress
-
     model, tokenizer = student if spec.policy is None else load_policy(spec.policy)
     asked = {"think_open": "<think>", "think_close": "</think>", "chat_template_kwargs": {}, **_asked(spec, tokenizer)}
     extra = asked["chat_template_kwargs"]
-    prompts = [encode(tokenizer, prompt, extra) for prompt in problems["prompt"] for _ in range(spec.samples)]
-    with as_sampler(model, tokenizer, spec.seed), Progress(transient=True, disable=True) as bar:
-        writer = Writer(model, tokenizer, spec.max_new_tokens, spec.batch_size, bar)
-        drawn = writer.write(
-            "answers", prompts, [len(p) for p in prompts], temperature=spec.temperature, top_p=spec.top_p
-        )
+    asked_ids = [encode(tokenizer, prompt, extra) for prompt in problems["prompt"]]
+    sampling = Sampling(
+        samples=spec.samples,
+        temperature=spec.temperature,
+        top_p=spec.top_p,
+        max_new_tokens=spec.max_new_tokens,
+        seed=spec.seed,
+        greedy=False,
+    )
+    writer = TransformersWriter(model=model, tokenizer=tokenizer, sampling=sampling, rows=spec.batch_size)
+    found = {a.index: a for a in writer.write([Asked(index=i, prompt_ids=ids) for i, ids in enumerate(asked_ids)])}
+    prompts = [ids for ids in asked_ids for _ in range(spec.samples)]
+    drawn = [completion for i in range(len(asked_ids)) for completion in found[i].drawn]
     repeated = [dict(problem) for problem in problems for _ in range(spec.samples)]
     tags = tags_of(tokenizer, asked["think_open"], asked["think_close"])
     answers = [answer_text(c.ids, tags, tokenizer, prompt_ids=ids) for ids, c in zip(prompts, drawn, strict=True)]
