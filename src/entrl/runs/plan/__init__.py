@@ -9,10 +9,11 @@ from entrl.runs.plan.checks import (
     opening_problems,
     prepare,
 )
-from entrl.runs.plan.estimates import Measured, count_parameters
+from entrl.runs.plan.estimates import count_parameters
 from entrl.runs.plan.machines import Machines, read_machines
 from entrl.runs.plan.overview import Plan, plan
 from entrl.runs.plan.rows import check_rows
+from entrl.runs.plan.times import Measured
 
 __all__ = [
     "Machines",
