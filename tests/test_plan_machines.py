@@ -198,7 +198,7 @@ def test_memory_is_refused_only_where_the_device_is_known(model):
     assert plan(recipe(model, *words)).ok
     found = plan(recipe(model, *words), measured=Measured(device_gib=8))
     (problem,) = found.problems
-    assert "on a device of 8 GiB; set gradient_checkpointing: true" in problem
+    assert "a process has 8 GiB (--device-memory); set gradient_checkpointing: true" in problem
     assert plan(recipe(model, *words), measured=Measured(device_gib=80000)).ok
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from entrl.models.packaged import NotFetched
+from entrl.models.quantization import Quantization, quantization_problems
 from entrl.models.shipped import bare_names, model_path, naming_model
 
 DTYPES = ("float32", "bfloat16", "float16")  # that weights are loaded or stored in
@@ -87,11 +88,16 @@ def base_of(path: str, *, revision: str | None = None) -> tuple[str, str | None]
     return base_of(found.base, revision=found.settings.get("revision"))
 
 
-def load_policy(path: str, *, dtype: str = "auto", device: str | None = None) -> tuple[Any, Any]:
-    """Model and tokenizer as they are evaluated: an adapter on its base, which may be a shipped asset."""
+def load_policy(
+    path: str, *, dtype: str = "auto", device: str | None = None, quantization: Quantization | None = None
+) -> tuple[Any, Any]:
+    """Model and tokenizer as they are evaluated: an adapter on its base, which may be a shipped asset.
+
+    quantization: of the base, where the adapter was trained on one in 4 bit; None takes it in `dtype`
+    """
     import torch
 
-    model = load_weights(path, adapter="apart", dtype=dtype)
+    model = load_weights(path, adapter="apart", dtype=dtype, **_quantized(quantization))
     return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")), load_tokenizer(path)
 
 
@@ -101,10 +107,15 @@ def load_model(spec: Any, lora: Any = None) -> tuple[Any, Any]:
     A PeftModel comes back where model.path is an adapter that `lora` trains on; see `new_adapter`.
     """
     options = {"attn_implementation": spec.attn_implementation} if spec.attn_implementation is not None else {}
+    options |= _quantized(spec.quantization)
     common = {"revision": spec.revision, "trust_remote_code": spec.trust_remote_code}
     how = "fold" if lora is None else lora
     model = load_weights(spec.path, adapter=how, dtype=spec.dtype, **options, **common)
     return model, tokenizer_of(spec)
+
+
+def _quantized(quantization: Quantization | None) -> dict[str, Any]:
+    return {} if quantization is None else {"quantization_config": quantization.build()}
 
 
 def tokenizer_of(spec: Any) -> Any:
@@ -202,6 +213,11 @@ def model_problems(spec: Any, lora: Any, args: Any) -> tuple[list[str], list[str
 
     args: the trainer's config, or None. A model that cannot be looked at from here has no problems yet.
     """
+    problems, notes = _adapter_problems(spec, lora, args)
+    return quantization_problems(spec.quantization, lora, args) + problems, notes
+
+
+def _adapter_problems(spec: Any, lora: Any, args: Any) -> tuple[list[str], list[str]]:
     try:
         found = find_adapter(spec.path, revision=spec.revision)
         if found is None and lora is None:
@@ -227,6 +243,11 @@ def model_problems(spec: Any, lora: Any, args: Any) -> tuple[list[str], list[str
             out.append(
                 f"model.path {found.where} is an adapter on an adapter, and an engine (use_vllm) would read the lowest "
                 f"base alone; {found.merge}"
+            )
+        if spec.quantization is not None and find_adapter(found.base):
+            out.append(
+                f"model.path {found.where} is an adapter on an adapter, and the lower one cannot be folded into 4-bit "
+                f"weights (model.quantization); {found.merge}"
             )
         return out, [f"model.path is an adapter on {found.base}: it is trained on"]
     return out + _fold_problems(found, own, args), [

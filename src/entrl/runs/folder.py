@@ -23,6 +23,7 @@ from entrl.runs.log_lengths import cut_logs
 from entrl.runs.longer import only_longer, refuse_other_steps
 from entrl.runs.ours import clear, read_manifest, refuse_foreign, refuse_linked_model
 from entrl.runs.recipe import Recipe, make_recipe
+from entrl.runs.specs import LaunchSpec
 from entrl.settings.groups import flat
 from entrl.settings.json_lines import finite
 from entrl.settings.provenance import git_state, versions
@@ -42,6 +43,7 @@ OURS = (
     "checkpoints",
     "model",
 )
+PLANNED = tuple(f"launch.{name}" for name in LaunchSpec.PLANNED)  # settings that decide no number
 STARTING = "starting"  # status of a folder that is being emptied
 
 
@@ -167,7 +169,7 @@ class RunFolder:
             return []
         before, after = self._settings(), flat(mask(recipe.resolved()))
         different = (k for k in before.keys() | after.keys() if before.get(k) != after.get(k))
-        return sorted(k for k in different if k != "trainer.output_dir")
+        return sorted(k for k in different if k != "trainer.output_dir" and not k.startswith(PLANNED))
 
     def _settings(self) -> dict[str, Any]:
         """Flat, of the run that was started here."""

@@ -7,7 +7,7 @@
     lora:   peft.LoraConfig fields verbatim, or null
     eval:   {task, split, size, samples, k, temperature, top_p, max_new_tokens, batch_size, seed, before, at, args},
             or null
-    launch: {world_size, backend}, refused when the real ones differ
+    launch: {world_size, backend}, refused when the real ones differ; {device_memory_gib, rates}, for `entrl plan`
     trainer: EntropyGRPOConfig (hence TRL GRPOConfig) fields verbatim
 
 Nothing is read from the environment but `~` and `$NAME` in paths (entrl.settings.paths). A key that is not known, is
@@ -90,8 +90,9 @@ class Recipe(SettingsFile, Parts):
         return Path(self.trainer["output_dir"])
 
     def config_hash(self) -> str:
-        """Of everything that decides the numbers; not of where the run is written, nor of tokens and keys."""
+        """Of everything that decides the numbers; not of where it is written or fits, nor of tokens and keys."""
         content = mask(self.resolved())
+        content["launch"] = {k: v for k, v in content["launch"].items() if k not in LaunchSpec.PLANNED}
         content["trainer"] = {k: v for k, v in content["trainer"].items() if k != "output_dir"}
         return content_hash(content)
 

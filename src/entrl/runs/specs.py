@@ -1,12 +1,14 @@
 """The groups that recipes, cold starts and offline runs are made of, and the objects they stand for."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
 from entrl.environments import load_environment
+from entrl.models.quantization import Quantization
 from entrl.runs.removed_keys import REMOVED_MODEL_KEYS
 from entrl.settings.arguments import configure
 from entrl.settings.groups import at_least_one, check, config_group, field_hints
@@ -26,6 +28,7 @@ class ModelSpec:
     revision: str | None = None
     trust_remote_code: bool = False
     tokenizer: str | None = None  # None: the model's own
+    quantization: Quantization | None = None  # of the base under an adapter; None: none
 
     def __post_init__(self) -> None:
         check(bool(self.path), "model.path is empty; give an asset name, a folder or a hub id")
@@ -102,12 +105,34 @@ class EvalSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RatesSpec:
+    """Measured throughput, as [lowest, highest] tokens per second, and where it was measured."""
+
+    source: str
+    generate: list[float] | None = None  # of one engine: sampled tokens
+    train: list[float] | None = None  # of one training process: tokens through forward and backward, prompts counted
+
+    def __post_init__(self) -> None:
+        check(bool(self.source), "launch.rates.source is empty; say where the rates were measured")
+        for name in ("generate", "train"):
+            ends = getattr(self, name)
+            good = ends is None or (len(ends) == 2 and 0 < ends[0] <= ends[1] < math.inf)
+            check(good, f"launch.rates.{name} must be [lowest, highest] tokens per second above 0, got {ends}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class LaunchSpec:
+    PLANNED: ClassVar[tuple[str, ...]] = ("device_memory_gib", "rates")  # for `entrl plan`; they decide no number
+
     world_size: int | None = None  # None: take what the launcher started
     backend: str | None = None
+    device_memory_gib: float | None = None  # of one device; None: of the accelerator that torch sees
+    rates: RatesSpec | None = None  # None: no time is told
 
     def __post_init__(self) -> None:
         at_least_one("launch.world_size", self.world_size)
+        gib = self.device_memory_gib
+        check(gib is None or 0 < gib < math.inf, f"launch.device_memory_gib must be a number > 0, got {gib}")
         known = ("gloo", "nccl", "mpi", "xccl")
         check(self.backend in (None, *known), f"launch.backend must be one of {', '.join(known)}, got {self.backend!r}")
 

@@ -22,6 +22,7 @@ from entrl.engines.faults import RolloutError
 from entrl.evaluation.answers import evaluate
 from entrl.evaluation.dialogues import evaluate_dialogues
 from entrl.models.load import load_model, load_policy, new_adapter
+from entrl.models.quantization import keep_adapter_in_float32
 from entrl.report import write_report
 from entrl.report.summary import before_after
 from entrl.runs.contents import contents, refuse_changed
@@ -30,7 +31,7 @@ from entrl.runs.folder import RunFolder, make_manifest, now, read_json, write_js
 from entrl.runs.law_watch import DenseEvaluation, LawWatch, evaluation_steps, interventions
 from entrl.runs.lock import FolderLock
 from entrl.runs.log import ProgressLine, RunLog, be_quiet
-from entrl.runs.plan import Prepared, check_rows, missing_engine, prepare
+from entrl.runs.plan import Prepared, check_rows, missing_here, prepare
 from entrl.runs.recipe import Recipe
 from entrl.runs.serve import find_api_key
 from entrl.runs.together import alone_on_main, failed_elsewhere, lost_ranks, main_first, together
@@ -98,7 +99,7 @@ def train(
     be_quiet()
     escape_completion_tables()
     prepared = prepare(recipe)  # joins the process group, if there is one
-    together(lambda: refuse_problems(prepared))
+    together(lambda: refuse_problems(recipe, prepared))
     console = console or Console(quiet=not PartialState().is_main_process, soft_wrap=True)
     dataset = together(lambda: load_checked_data(recipe, prepared, console))
     folder, files = RunFolder(path=recipe.run_dir), contents(flat(recipe.resolved()), recipe.base)
@@ -173,10 +174,10 @@ def read_result(folder: RunFolder, report: Path | None) -> RunResult:
     return RunResult(run_dir=folder.path, model_dir=folder.model, report=report, eval_before=before, eval_after=after)
 
 
-def refuse_problems(prepared: Prepared) -> None:
+def refuse_problems(recipe: Recipe, prepared: Prepared) -> None:
     prepared.raise_first()
-    if problem := missing_engine(prepared.args):
-        raise ValueError(problem)
+    if missing := missing_here(recipe, prepared.args):
+        raise ValueError(missing[0])
 
 
 def train_model(run: Run) -> None:
@@ -223,7 +224,8 @@ def check_trained(step: int, planned: int) -> None:
 
 def load_trained(folder: RunFolder, recipe: Recipe) -> tuple[Any, Any]:
     """What the run saved, an adapter on its base: the evaluation is of the files, not of the memory."""
-    return load_policy(str(folder.model), dtype=recipe.model.dtype, device="cpu")
+    spec = recipe.model
+    return load_policy(str(folder.model), dtype=spec.dtype, device="cpu", quantization=spec.quantization)
 
 
 def build_trainer(run: Run) -> tuple[Any, ProgressLine]:
@@ -256,6 +258,7 @@ def build_trainer(run: Run) -> tuple[Any, ProgressLine]:
         # the watch writes into what the log then saves
         callbacks=[watch, DenseEvaluation(dense), log, progress, run.ending],
     )
+    keep_adapter_in_float32(trainer.model)
     if dense and recipe.eval is not None:
         trainer.evaluation_seed = recipe.eval.seed
     log.trainer = trainer

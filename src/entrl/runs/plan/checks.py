@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from entrl.models.load import model_problems
+from entrl.models.quantization import missing_bitsandbytes
 from entrl.runs.law_watch import evaluation_steps
 from entrl.runs.recipe import Recipe
 from entrl.settings.arguments import TRL_KEYWORDS
@@ -207,6 +208,11 @@ def required_names(reward: Callable) -> set[str]:
     return {p.name for p in parameters if p.default is p.empty and p.kind in named} | set(
         getattr(reward, "columns", ())
     )
+
+
+def missing_here(recipe: Recipe, args: Any) -> list[str]:
+    """What the run needs and this machine lacks, which another one may have."""
+    return [m for m in (missing_engine(args), missing_bitsandbytes(recipe.model.quantization)) if m]
 
 
 def missing_engine(args: Any) -> str | None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from entrl.models.quantization import SHARDED
 from entrl.runs.plan.memory import Sharding
 from entrl.runs.recipe import Recipe
 from entrl.settings.yaml import parse_yaml
@@ -113,6 +114,8 @@ def machine_problems(recipe: Recipe, args: Any, machines: Machines) -> list[str]
             f"{machines.source} asks for FSDP on the CPU, where accelerate trains plain DDP and says nothing; take "
             "launch/cpu_2.yaml, or launch/zero3_cpu.yaml for sharding"
         )
+    if recipe.model.quantization is not None and machines.sharding != "none":
+        out.append(SHARDED)
     asked = "bf16" if args.bf16 else "fp16" if args.fp16 else "no"
     if machines.mixed_precision not in ("no", asked):
         out.append(

@@ -9,10 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from entrl.runs.law_watch import evaluation_steps
-from entrl.runs.plan.checks import Prepared, evaluation_problems, has_accelerator, missing_engine, prepare
-from entrl.runs.plan.estimates import Measured, describe_engines, describe_model, describe_time
+from entrl.runs.plan.checks import Prepared, evaluation_problems, has_accelerator, missing_here, prepare
+from entrl.runs.plan.device import SAY, Device, find_device
+from entrl.runs.plan.engines import describe_engines
+from entrl.runs.plan.estimates import Estimate, describe_disk, describe_memory, describe_model
 from entrl.runs.plan.machines import Machines, machine_problems, read_machines
+from entrl.runs.plan.peaks import has_colocated
 from entrl.runs.plan.rows import check_data
+from entrl.runs.plan.times import Measured, describe_time
 from entrl.runs.recipe import Recipe
 from entrl.trainers.refusals.checks import check_schedule
 from entrl.trainers.refusals.schedule import describe_schedule
@@ -29,10 +33,21 @@ class Plan:
     warnings: list[str]
     notes: list[str]
     unchecked: list[str] = field(default_factory=list)  # what could not be looked at from this machine
+    unjudged: str | None = None  # why nobody can say whether memory suffices, None where it does
 
     @property
     def ok(self) -> bool:
         return not self.problems
+
+    @property
+    def verdict(self) -> str:
+        """The last line: never "ready" where something was not looked at."""
+        if not self.ok:
+            return f"{len(self.problems)} problem(s): will not train"
+        unchecked = f"{len(self.unchecked)} thing(s) could not be checked from here" if self.unchecked else ""
+        if self.unjudged is not None:
+            return f"memory not judged: {self.unjudged}" + (f"; {unchecked}" if unchecked else "")
+        return f"no problem found, {unchecked}" if unchecked else "ready to train"
 
     def render(self) -> str:
         width = max((len(label) for label, _ in self.rows), default=0)
@@ -40,13 +55,7 @@ class Plan:
         for word, entries in (("problem", self.problems), ("warning", self.warnings), ("note", self.notes)):
             lines += [f"{word}: {entry}" for entry in entries]
         lines += [f"not checked: {entry}" for entry in self.unchecked]
-        if not self.ok:
-            verdict = f"{len(self.problems)} problem(s): will not train"
-        elif self.unchecked:
-            verdict = f"no problem found, {len(self.unchecked)} thing(s) could not be checked from here"
-        else:
-            verdict = "ready to train"
-        return "\n".join([*lines, verdict])
+        return "\n".join([*lines, self.verdict])
 
 
 def plan(
@@ -55,12 +64,15 @@ def plan(
     *,
     accelerate_config: str | Path | None = None,
     measured: Measured | None = None,
+    explain: bool = False,
 ) -> Plan:
     """Run every check and describe the run.
 
     world_size: processes to plan for; None = those `accelerate_config` starts, else launch.world_size, else 1.
     accelerate_config: the file given to `accelerate launch --config_file`.
-    measured: size of a device and throughput, where they are known; without them no time, and memory is not judged.
+    measured: size of a device and throughput, where they are known; without rates no time. Where neither it nor
+        `launch.device_memory_gib` nor torch says how large a device is, memory is not judged, and the verdict says so.
+    explain: with every term of every peak, and its formula
 
     Raises FileNotFoundError and ValueError for an accelerate file that is none, or throughput that is no number > 0.
     """
@@ -83,23 +95,51 @@ def plan(
         rows += _describe_controllers(prepared, size)
         found.warnings += _warnings(recipe, prepared, size)
         found.notes += _machine_notes(recipe, prepared.args)
-    model_rows, shape, model_problems, unseen_model = describe_model(recipe, prepared, machines, measured)
-    rows += model_rows
-    found.problems += [p for p in model_problems if p not in found.problems]
-    if prepared.args is not None:
-        engine_rows, engine_problems = describe_engines(recipe, prepared.args, machines, shape, measured)
-        rows += engine_rows
-        found.problems += engine_problems
-        rows += describe_time(recipe, prepared, machines, shape, measured)
     data = check_data(recipe, prepared)
-    engine = None if prepared.args is None else missing_engine(prepared.args)
+    device = find_device(recipe, machines, measured.device_gib)
+    estimate = describe_model(recipe, prepared)
+    if prepared.args is not None:
+        steps = _step_count(prepared.args, size, data.count)
+        describe_memory(estimate, recipe, prepared.args, machines, device, data.longest, explain)
+        describe_disk(estimate, recipe, prepared.args, steps, device, explain)
+        describe_engines(estimate, recipe, prepared.args, machines, device)
+        times, late = describe_time(recipe, prepared, machines, estimate.shape, measured, steps)
+        estimate.rows += times
+        estimate.problems += late
+    rows += [("device memory", device.described), *estimate.rows]
+    short = estimate.short if device.binding else []
+    own = [p for p in estimate.problems if p not in found.problems]
+    missing = [] if prepared.args is None else missing_here(recipe, prepared.args)
     return Plan(
         rows=rows,
-        problems=found.problems + data.problems,
-        warnings=found.warnings + data.warnings,
+        problems=[*found.problems, *own, *short, *data.problems],
+        warnings=[*found.warnings, *estimate.warnings, *data.warnings],
         notes=found.notes,
-        unchecked=[*unseen_model, *data.unchecked, *([engine] if engine else [])],
+        unchecked=[*estimate.unchecked, *data.unchecked, *missing],
+        unjudged=_unjudged(device, prepared.args, estimate),
     )
+
+
+def _step_count(args: Any, world_size: int, rows: int | None) -> int | None:
+    """Optimiser steps of the run; None where it trains by epochs over an unknown number of rows."""
+    if args.max_steps > 0:
+        return args.max_steps
+    if rows is None:
+        return None
+    schedule = describe_schedule(args, world_size)
+    rollouts = rows // schedule.prompts_per_rollout  # a rest is dropped
+    return int(args.num_train_epochs * rollouts * schedule.updates_per_rollout)
+
+
+def _unjudged(device: Device, args: Any, found: Estimate) -> str | None:
+    """Why nothing is said about memory, None where something is."""
+    if found.shape is None:
+        return "its model could not be looked at"
+    if device.size is None or (found.short and not device.binding):
+        return SAY
+    if device.is_cpu and args is not None and has_colocated(args):
+        return f"{SAY}, of the device that vLLM will share"
+    return None
 
 
 @dataclass(kw_only=True)
