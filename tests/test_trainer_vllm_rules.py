@@ -9,12 +9,14 @@ from entrl.runs.plan.checks import prepare
 from entrl.runs.recipe import load_recipe
 from entrl.trainers.config import EntropyGRPOConfig
 from entrl.trainers.grpo.trainer import EntropyGRPOTrainer
-from entrl.trainers.refusals.engine_rules import tool_problems, truncations, vllm_problems
+from entrl.trainers.refusals.engine_rules import tool_problems, vllm_problems
+from entrl.trainers.refusals.sampling import reshaping, sampling_problems
 
 
 def problems(tmp_path, *, entropy_aware: bool = True, **options) -> list[str]:
     given = {"use_cpu": True, "report_to": "none", "bf16": False} | options
-    return vllm_problems(EntropyGRPOConfig(str(tmp_path), **given), entropy_aware=entropy_aware)
+    args = EntropyGRPOConfig(str(tmp_path), **given)
+    return sampling_problems(args) + vllm_problems(args, entropy_aware=entropy_aware)
 
 
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -52,7 +54,7 @@ def test_what_trains_what_it_says_is_let_through(tmp_path, options):
         ({"top_p": 0.9}, ["top_p=0.9", "leave top_p at 1.0"]),
         ({"top_h": 0.4}, ["top_h=0.4", "allow_truncated_sampling"]),
         ({**COLOCATED, "top_h": 0.4}, ["truncation_correction: restore or weigh"]),
-        ({**COLOCATED, "repetition_penalty": 1.1}, ["repetition_penalty=1.1", "leave top_p"]),
+        ({**COLOCATED, "repetition_penalty": 1.1}, ["repetition_penalty=1.1", "leave repetition_penalty at 1.0"]),
         ({"top_p": 0.9, "truncation_correction": "restore"}, ["use_vllm: true"]),
         ({**COLOCATED, "top_p": 0.9, "truncation_correction": "weigh"}, ["sequence_mask", "goes to 0"]),
         ({**COLOCATED, "min_p": 0.1, "truncation_correction": "restore"}, ["min_p=0.1", "correctable are"]),
@@ -61,7 +63,10 @@ def test_what_trains_what_it_says_is_let_through(tmp_path, options):
             ["vllm_importance_sampling_correction"],
         ),
         ({**COLOCATED, "generation_kwargs": {"top_p": 0.5}}, ["top_p=0.5"]),
-        ({**COLOCATED, "generation_kwargs": {"presence_penalty": 0.5}}, ["presence_penalty=0.5", "leave top_p"]),
+        (
+            {**COLOCATED, "generation_kwargs": {"presence_penalty": 0.5}},
+            ["presence_penalty=0.5", "leave presence_penalty at 0.0"],
+        ),
         (
             {"use_vllm": True, "vllm_mode": "server", "top_h": 0.4, "truncation_correction": "weigh", **TOKEN},
             ["top_h=0.4 cannot reach TRL's own server"],
@@ -82,7 +87,7 @@ def test_a_sampler_that_truncates_is_only_refused_where_somebody_reads_entropies
 
 def test_neutral_values_are_no_truncation(tmp_path):
     args = EntropyGRPOConfig(str(tmp_path), use_cpu=True, top_p=1.0, top_k=0, min_p=0.0, bf16=False)
-    assert truncations(args) == {}
+    assert reshaping(args) == {}
 
 
 @pytest.mark.parametrize(

@@ -199,6 +199,17 @@ def load_config(spec: Any) -> Any:
     return AutoConfig.from_pretrained(where, revision=revision, trust_remote_code=spec.trust_remote_code)
 
 
+def generation_defaults(spec: Any) -> Any:
+    """The sampler settings that a recipe's `model` brings (generation_config.json), None where it has no such file."""
+    from transformers import GenerationConfig
+
+    try:
+        where, revision = base_of(spec.path, revision=spec.revision)
+        return GenerationConfig.from_pretrained(where, revision=revision)
+    except OSError:  # none, or said where the model is loaded
+        return None
+
+
 # --- what cannot be had -------------------------------------------------------------------------------------------
 
 

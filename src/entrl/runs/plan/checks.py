@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from entrl.models.load import model_problems
+from entrl.models.load import generation_defaults, model_problems
 from entrl.models.quantization import missing_bitsandbytes
 from entrl.runs.law_watch import evaluation_steps
 from entrl.runs.recipe import Recipe
@@ -18,8 +18,9 @@ from entrl.settings.arguments import TRL_KEYWORDS
 from entrl.settings.names import Loaded, suggest
 from entrl.trainers.config import EntropyGRPOConfig
 from entrl.trainers.grpo import trainer as _trainer  # noqa: F401  what it stands on in TRL is checked at import
-from entrl.trainers.refusals.checks import check_schedule
+from entrl.trainers.refusals.checks import check_schedule, reads_policy
 from entrl.trainers.refusals.engine_rules import tool_problems
+from entrl.trainers.refusals.sampling import model_sampling_problems
 from entrl.trainers.shared.rewards import SHARED_SIGNALS, SIGNALS, reward_name
 
 
@@ -100,6 +101,9 @@ def prepare(recipe: Recipe, *, world_size: int | None = None) -> Prepared:
     out.problems += problems
     out.notes += notes
     out.problems += environment_problems(recipe, out.rewards)
+    if out.args is not None:
+        reads = reads_policy(out.controller_objects, out.reward_funcs)
+        out.problems += model_sampling_problems(out.args, generation_defaults(recipe.model), entropy_aware=reads)
     out.problems += same_names(out.rewards)
     if out.args is not None:
         size = world_size or out.args.world_size

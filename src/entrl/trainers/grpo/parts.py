@@ -17,7 +17,9 @@ from entrl.trainers.grpo.rollout_report import RolloutReport, has_replicas
 from entrl.trainers.grpo.rollouts import Rollouts
 from entrl.trainers.grpo.scoring import Scoring
 from entrl.trainers.ranks import AccelerateRanks
+from entrl.trainers.refusals.checks import reads_policy
 from entrl.trainers.refusals.part_options import branch_options, branching_problems, filter_rule
+from entrl.trainers.refusals.sampling import model_sampling_problems
 from entrl.trainers.refusals.schedule import describe_schedule
 from entrl.trainers.refusals.surroundings import refuse_dropout
 from entrl.trainers.shared.checkpoint import moved
@@ -73,6 +75,8 @@ def build(trl: Any, controllers: Sequence[Controller], samples: deque[dict[str, 
     windows = LoggedWindows(trl, scoring=scoring, observation=observation)
     if facts.controls.on_loss or signals.scored or branching is not None or observation.probe.on or windows.on:
         refuse_dropout(trl.model)
+    own, reads = trl.model.generation_config, reads_policy(controllers, trl.reward_funcs)
+    refuse(model_sampling_problems(args, own, entropy_aware=reads))
     facts.controls.set_clip_range(trl)
     rollouts = Rollouts(
         facts,

@@ -14,7 +14,7 @@ from entrl.trainers.grpo.sampler_gap import alarms, gap_metrics, kept_tokens
 from entrl.trainers.grpo.splice import Batch
 from entrl.trainers.grpo.turns import episode_means
 from entrl.trainers.grpo.vllm import ReplicaGeneration, sampled_scores
-from entrl.trainers.refusals.engine_rules import truncations
+from entrl.trainers.refusals.sampling import reshaping
 from entrl.trainers.shared import row_columns
 from entrl.trainers.shared.first_look import FirstLook
 from entrl.trainers.shared.observation import Observation
@@ -57,7 +57,7 @@ class RolloutReport:
         """Engine against trainer, and whose tokens the importance-sampling correction gives up."""
         args = self.trl.args
         metrics = self.trl.vllm_generation.metrics() if has_replicas(self.trl) else {}
-        weighing = args.truncation_correction == "weigh" and bool(truncations(args))
+        weighing = args.truncation_correction == "weigh" and bool(reshaping(args))
         if rollout.scored and "sampling_per_token_logps" in output:
             metrics |= self._sampler_gap(output, rollout, weighing=weighing)
         if rollout.sampled is not None:

@@ -7,6 +7,7 @@ from entrl.controllers.hooks import Controller
 from entrl.trainers.refusals.conflicts import combination_problems, loss_problems
 from entrl.trainers.refusals.engine_rules import vllm_problems
 from entrl.trainers.refusals.part_options import branching_problems, filter_problems, turn_problems
+from entrl.trainers.refusals.sampling import sampling_problems
 from entrl.trainers.refusals.schedule import describe_schedule, empty_runs, group_problems, window_problems
 from entrl.trainers.shared.rewards import SCORED_SIGNALS, needed_signals, reward_name
 
@@ -39,9 +40,6 @@ def check_schedule(
     problems += combination_problems(args, controllers)
     for reward in reward_funcs:
         problems += group_problems(args, reward, schedule) + _repeated_tags(args, reward)
-    entropy_aware = any(c.uses_loss_hook for c in controllers) or any(
-        needed_signals(r) & set(SCORED_SIGNALS) for r in reward_funcs
-    )
     problems += branching_problems(args, whole_groups=schedule.whole_groups_per_rank)
     if getattr(args, "branch_roots", None) is not None:
         problems += [
@@ -52,7 +50,15 @@ def check_schedule(
     problems += filter_problems(args, reward_funcs, whole_groups=schedule.whole_groups_per_rank)
     problems += turn_problems(args, reward_funcs)
     problems += _unpublished_columns(controllers, reward_funcs)
-    return problems + vllm_problems(args, entropy_aware=entropy_aware)
+    problems += sampling_problems(args)
+    return problems + vllm_problems(args, entropy_aware=reads_policy(controllers, reward_funcs))
+
+
+def reads_policy(controllers: Sequence[Controller], reward_funcs: Sequence[Callable | Any]) -> bool:
+    """Whether somebody reads entropies or log-probs, which are those of the policy and not of what a sampler makes."""
+    return any(c.uses_loss_hook for c in controllers) or any(
+        needed_signals(r) & set(SCORED_SIGNALS) for r in reward_funcs
+    )
 
 
 def _repeated_tags(args: Any, reward: Any) -> list[str]:

@@ -6,33 +6,15 @@ trainer and controllers are those of p. Under vLLM the difference can be undone,
 
 from typing import Any
 
-NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "top_p": (1.0,),
-    "top_k": (0, -1),
-    "min_p": (0.0,),
-    "repetition_penalty": (1.0,),
-    "top_h": (),
-    # of generation_kwargs
-    "presence_penalty": (0.0,),
-    "frequency_penalty": (0.0,),
-    "min_tokens": (0,),
-    "logit_bias": ({},),
-    "bad_words": ([],),
-    "allowed_token_ids": (),
-}
+from entrl.trainers.refusals.sampling import reshaping, without
+
 CORRECTABLE = ("top_p", "top_k", "top_h")  # what the recorder in the engine sees or can reconstruct
 SEQUENCE_MODES = ("sequence_mask", "sequence_truncate")
 
 
-def truncations(args: Any) -> dict[str, Any]:
-    """The sampler settings that make q differ from p, by name."""
-    settings = {name: getattr(args, name, None) for name in NEUTRAL} | dict(args.generation_kwargs or {})
-    return {k: v for k, v in settings.items() if k in NEUTRAL and v is not None and v not in NEUTRAL[k]}
-
-
 def vllm_problems(args: Any, *, entropy_aware: bool) -> list[str]:
     """Everything about engine and sampler that would train something else than it says; empty = all right."""
-    found = truncations(args)
+    found = reshaping(args)
     correction = getattr(args, "truncation_correction", None)
     out = _source_problems(args)
     if correction is not None:
@@ -42,11 +24,11 @@ def vllm_problems(args: Any, *, entropy_aware: bool) -> list[str]:
         undo = (
             "set truncation_correction: restore or weigh, "
             if args.use_vllm and set(found) <= set(CORRECTABLE)
-            else "leave top_p at 1.0, top_k at 0, min_p and top_h unset and repetition_penalty at 1.0, "
+            else f"{without(found, args)}, "
         )
         out.append(
-            f"{given} samples from a truncated distribution, while log-probs and entropies are those of the full one; "
-            f"{undo}or set allow_truncated_sampling: true knowing this"
+            f"{given} samples from a reshaped or truncated distribution, while log-probs and entropies are those of "
+            f"the full one; {undo}or set allow_truncated_sampling: true knowing this"
         )
     return out
 
@@ -96,11 +78,6 @@ def _source_problems(args: Any) -> list[str]:
         )
     if replicas and getattr(args, "vllm_structured_outputs_regex", None):
         out.append("vllm_structured_outputs_regex does not reach vllm_replicas; remove it, or use vllm_mode: colocate")
-    if replicas and "seed" in (args.generation_kwargs or {}):
-        out.append(
-            "generation_kwargs: seed would give every rollout of vllm_replicas the same draws; set trainer.seed, from "
-            "which one seed per rollout follows"
-        )
     if replicas and not args.use_vllm:
         out.append("vllm_replicas are set but use_vllm is false; set use_vllm: true, or remove vllm_replicas")
     if replicas and args.use_vllm and args.vllm_mode != "server":
