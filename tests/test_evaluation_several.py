@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import weakref
 from pathlib import Path
 from typing import Any
@@ -136,12 +137,13 @@ def test_points_without_a_step_stand_behind(tmp_path: Path):
     assert "<b>" not in render(curve)
 
 
-def test_the_evaluated_model_is_whole_and_gone_afterwards(model: str):
-    """Under ZeRO-3 transformers would divide it; and before training begins its memory is free."""
+def test_the_evaluated_model_is_whole_and_gone_afterwards(model: str, monkeypatch: pytest.MonkeyPatch):
+    """Under ZeRO-3 transformers would divide it, under FSDP load it on one rank; before training its memory is free."""
     seen: list[Any] = []
 
     def load() -> tuple[Any, Any]:
         assert not is_deepspeed_zero3_enabled()
+        assert os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] == "false"
         loaded = load_policy(model, device="cpu")
         seen.append(weakref.ref(loaded[0]))
         return loaded
@@ -154,10 +156,12 @@ def test_the_evaluated_model_is_whole_and_gone_afterwards(model: str):
     spec = EvalSpec(task="sums", size=2, samples=1, batch_size=2, seed=0)
     subject = Subject(path=model, load=load, tokenizer=lambda: None)
     deepspeed.set_hf_deepspeed_config(config)
+    monkeypatch.setenv("FSDP_CPU_RAM_EFFICIENT_LOADING", "true")
     try:
         rows = lambda part: load_task(part.task, split="test", size=part.size, seed=0)  # noqa: E731
         found = evaluate_subject(spec, subject, Asking(length=4), rows=rows)
         assert is_deepspeed_zero3_enabled()
+        assert os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] == "true"
     finally:
         deepspeed.unset_hf_deepspeed_config()
     assert found["n_problems"] == 2

@@ -39,6 +39,7 @@ from entrl.runs.together import (
 from entrl.runs.under_way import Run
 
 Policy = tuple[Any, Any]  # model and tokenizer
+RAM_EFFICIENT = "FSDP_CPU_RAM_EFFICIENT_LOADING"  # accelerate's name for it
 WEIGHTS = ("*.safetensors", "*.bin", "adapter_config.json", "config.json")
 
 
@@ -168,19 +169,24 @@ def _end_with_others() -> None:
 
 @contextlib.contextmanager
 def whole_models() -> Iterator[None]:
-    """Under ZeRO-3 transformers divides whatever it loads over the ranks, and generates in step: not inside of this."""
+    """What is loaded inside is loaded whole by every rank: under ZeRO-3 transformers divides a model over the ranks and
+    generates in step, under FSDP with RAM-efficient loading it leaves all ranks but the first without weights."""
     from transformers.integrations import deepspeed
 
     kept = deepspeed._hf_deepspeed_config_weak_ref
     config = None if kept is None else kept()
-    if config is None:
-        yield
-        return
-    deepspeed.unset_hf_deepspeed_config()
+    loading = os.environ.get(RAM_EFFICIENT)
     try:
+        if config is not None:
+            deepspeed.unset_hf_deepspeed_config()
+        if loading is not None:
+            os.environ[RAM_EFFICIENT] = "false"
         yield
     finally:
-        deepspeed.set_hf_deepspeed_config(config)
+        if config is not None:
+            deepspeed.set_hf_deepspeed_config(config)
+        if loading is not None:
+            os.environ[RAM_EFFICIENT] = loading
 
 
 def written(result: dict[str, Any], file: Path, partial: Path | None) -> None:
