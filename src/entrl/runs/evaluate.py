@@ -10,7 +10,7 @@ import gc
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from entrl.evaluation.records import Done, Partial, Work, work_off
 from entrl.evaluation.result import of_tasks
 from entrl.evaluation.writing import Sampling
 from entrl.models.load import tokenizer_of
+from entrl.models.whole import whole_models
 from entrl.runs.folder import write_json
 from entrl.runs.specs import EvalSpec, load_rows
 from entrl.runs.together import (
@@ -39,7 +40,6 @@ from entrl.runs.together import (
 from entrl.runs.under_way import Run
 
 Policy = tuple[Any, Any]  # model and tokenizer
-RAM_EFFICIENT = "FSDP_CPU_RAM_EFFICIENT_LOADING"  # accelerate's name for it
 WEIGHTS = ("*.safetensors", "*.bin", "adapter_config.json", "config.json")
 
 
@@ -165,28 +165,6 @@ def everywhere(
 def _end_with_others() -> None:
     if words := failed_elsewhere():
         raise hush(OtherRankFailed(words))
-
-
-@contextlib.contextmanager
-def whole_models() -> Iterator[None]:
-    """What is loaded inside is loaded whole by every rank: under ZeRO-3 transformers divides a model over the ranks and
-    generates in step, under FSDP with RAM-efficient loading it leaves all ranks but the first without weights."""
-    from transformers.integrations import deepspeed
-
-    kept = deepspeed._hf_deepspeed_config_weak_ref
-    config = None if kept is None else kept()
-    loading = os.environ.get(RAM_EFFICIENT)
-    try:
-        if config is not None:
-            deepspeed.unset_hf_deepspeed_config()
-        if loading is not None:
-            os.environ[RAM_EFFICIENT] = "false"
-        yield
-    finally:
-        if config is not None:
-            deepspeed.set_hf_deepspeed_config(config)
-        if loading is not None:
-            os.environ[RAM_EFFICIENT] = loading
 
 
 def written(result: dict[str, Any], file: Path, partial: Path | None) -> None:
