@@ -10,7 +10,7 @@ its checkpoint: no step is written twice (`entrl.runs.checkpoints`).
 import json
 import platform
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,9 +29,12 @@ from entrl.settings.json_lines import finite
 from entrl.settings.provenance import git_state, versions
 from entrl.settings.secrets import mask, mask_words, without_masked
 from entrl.settings.yaml import parse_yaml
+from entrl.trainers.shared.checkpoint import refuse_other_ranks
 from entrl.trainers.shared.completeness import read_marker, unmark
 from entrl.version import __version__
 
+PARTIAL = ("eval_before.partial", "eval_after.partial")  # records of an evaluation that is not finished
+OF_THE_START = ("eval_before.json", "eval_before.partial")  # they stay where a run that was killed starts over
 OURS = (
     "recipe.yaml",
     "manifest.json",
@@ -39,6 +42,7 @@ OURS = (
     "completions.jsonl",
     "eval_before.json",
     "eval_after.json",
+    *PARTIAL,
     "report.html",
     "checkpoints",
     "model",
@@ -93,10 +97,19 @@ class RunFolder:
         done = manifest.get("status") == "finished" and (self.path / "report.html").is_file()
         return done and manifest.get("config_hash") == recipe.config_hash()
 
-    def open(self, recipe: Recipe, *, resume: bool, overwrite: bool, say: Callable[[str], None] = print) -> Path | None:
+    def open(
+        self,
+        recipe: Recipe,
+        *,
+        resume: bool,
+        overwrite: bool,
+        ranks: int = 1,
+        say: Callable[[str], None] = print,
+    ) -> Path | None:
         """Make the folder ready; returns what to go on from, None for a run from the start.
 
         That is a checkpoint, or `model` where training is over and only evaluation and report are left.
+        ranks: processes of this run, which must be those of a checkpoint that training goes on from
         say: takes the lines about checkpoints that are skipped
         """
         if resume and overwrite:
@@ -106,7 +119,7 @@ class RunFolder:
             self.refuse_foreign()
         elif resume:
             refuse_linked_model(self.path)
-            return self._resumed(recipe, manifest, say)
+            return self._resumed(recipe, manifest, ranks, say)
         elif not overwrite:
             finished = manifest.get("status") == "finished"
             go_on = f"resume=true to {'train on with a larger trainer.max_steps' if finished else 'go on with it'}, "
@@ -117,14 +130,14 @@ class RunFolder:
         self._clear()
         return None
 
-    def _clear(self) -> None:
+    def _clear(self, *, keep: Sequence[str] = ()) -> None:
         """Delete what a run writes, nothing else; the manifest last, so that a kill in here leaves a run folder."""
         self.path.mkdir(parents=True, exist_ok=True)
         write_json(self.path / "manifest.json", {"entrl": __version__, "config_hash": None, "status": STARTING})
-        if left := clear(self.path, sorted(OURS, key=lambda name: name == "manifest.json")):
+        if left := clear(self.path, sorted(set(OURS) - set(keep), key=lambda name: name == "manifest.json")):
             print(f"left in {self.path}, not written by a run: {', '.join(left)}", file=sys.stderr)
 
-    def _resumed(self, recipe: Recipe, manifest: dict[str, Any], say: Callable[[str], None]) -> Path | None:
+    def _resumed(self, recipe: Recipe, manifest: dict[str, Any], ranks: int, say: Callable[[str], None]) -> Path | None:
         if manifest.get("status") == STARTING:  # killed before anything was kept
             self._clear()
             return None
@@ -133,7 +146,7 @@ class RunFolder:
         if finished and same and (self.path / "report.html").is_file():
             raise self._nothing_left()
         if not same and only_longer(self._changed(recipe)):
-            return self._train_on(recipe, manifest, say)
+            return self._train_on(recipe, manifest, ranks, say)
         if not same:
             raise ValueError(
                 f"{self.path} was started with other settings ({', '.join(self._changed(recipe)) or 'unknown'}); a "
@@ -146,9 +159,11 @@ class RunFolder:
         checkpoint = checkpoints.newest_whole(self.checkpoints, say=say)
         if checkpoint is None:
             say(f"{self.path} has no whole checkpoint to go on from: the run starts over")
-            self._clear()
+            self._clear(keep=OF_THE_START)
             return None
-        if (reason := read_marker(checkpoint).inexact) is not None:
+        marker = read_marker(checkpoint)
+        refuse_other_ranks(checkpoint, marker.world_size, ranks)
+        if (reason := marker.inexact) is not None:
             raise ValueError(
                 f"{self.path} cannot be resumed as if it had not stopped: {reason}; add overwrite=true to run it "
                 "again, or start a new run from its weights (model.path)"
@@ -176,7 +191,7 @@ class RunFolder:
         file = self.path / "recipe.yaml"
         return flat(parse_yaml(file.read_text(encoding="utf-8"), name=str(file)))
 
-    def _train_on(self, recipe: Recipe, manifest: dict[str, Any], say: Callable[[str], None]) -> Path:
+    def _train_on(self, recipe: Recipe, manifest: dict[str, Any], ranks: int, say: Callable[[str], None]) -> Path:
         """The checkpoint another length of training goes on from; ValueError where its steps would be others."""
         newest = checkpoints.newest_whole(self.checkpoints, say=say)
         if newest is None or read_marker(newest).inexact is not None:
@@ -184,12 +199,12 @@ class RunFolder:
                 f"{self.path} keeps no checkpoint to train on from; start a new run in another trainer.output_dir, "
                 f"from these weights: model.path={self.model}"
             )
+        refuse_other_ranks(newest, read_marker(newest).world_size, ranks)
         steps = read_marker(newest).step
         ended = manifest.get("steps") == steps
         refuse_other_steps(self._settings(), flat(mask(recipe.resolved())), steps, ended=ended)
         unmark(self.model)  # of the shorter run, as are these
-        for name in ("eval_after.json", "report.html"):
-            (self.path / name).unlink(missing_ok=True)
+        clear(self.path, ("eval_after.json", "eval_after.partial", "report.html"))
         cut_logs(self.path, newest, say=say)
         say(f"training on after step {steps}")
         return newest
