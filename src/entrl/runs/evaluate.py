@@ -225,6 +225,14 @@ def evaluate_into(run: Run, load: Callable[[], Policy], when: str, *, keep: bool
     free()
 
 
+def refuse_missing_writer(spec: EvalSpec | None) -> None:
+    """ValueError, before anything is trained, where the evaluation's engine is not here."""
+    from entrl.engines.local import missing
+
+    if spec is not None and spec.engine == "vllm" and not spec.servers and (problem := missing()):
+        raise ValueError(f"eval.engine: {problem}, or set eval.engine: transformers")
+
+
 def evaluate_run(run: Run, load: Callable[[], Policy], when: str, partial: Path) -> dict[str, Any]:
     """The recipe's `eval` group: problems answered in one go, or dialogues with its environment."""
     spec, args, model = run.recipe.eval, run.prepared.args, run.recipe.model
