@@ -135,9 +135,7 @@ class RunFolder:
         if left := clear(self.path, sorted(set(OURS) - set(keep), key=lambda name: name == "manifest.json")):
             print(f"left in {self.path}, not written by a run: {', '.join(left)}", file=sys.stderr)
 
-    def _resumed(
-        self, recipe: Recipe, manifest: dict[str, Any], ranks: int, say: Callable[[str], None]
-    ) -> Path | None:
+    def _resumed(self, recipe: Recipe, manifest: dict[str, Any], ranks: int, say: Callable[[str], None]) -> Path | None:
         if manifest.get("status") == STARTING:  # killed before anything was kept
             self._clear()
             return None
