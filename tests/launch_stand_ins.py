@@ -2,8 +2,9 @@
 
 `put_slurm` writes a `srun` that starts every task of a step here and now, as many as asked for and each with its rank,
 and takes signals as Slurm's does: SIGTERM kills the tasks, SIGUSR1 goes to all their processes. Its `scontrol` knows
-the host names of one job and notes jobs that are put back into the queue in `scontrol.requeued`. `put_python` writes a `python` that records how accelerate is
-called instead of calling it, and answers /health in place of `entrl serve`; everything else goes to the real one.
+the host names of one job and notes jobs that are put back into the queue in `scontrol.requeued`. `put_python` writes a
+`python` that records how accelerate is called instead of calling it, and answers /health in place of `entrl serve`;
+everything else goes to the real one.
 """
 
 import sys

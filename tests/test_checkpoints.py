@@ -1,5 +1,6 @@
 """A checkpoint counts only when its marker, written last, names all its files and they are what it says."""
 
+import dataclasses
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -7,9 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_model import trainer
+from short_run import manifest, quietly, short_recipe
+from tiny_model import saved_model, trainer
 
 from entrl.runs.checkpoints import newest_whole
+from entrl.runs.folder import write_json
 from entrl.runs.log_lengths import cut_logs, note_logs
 from entrl.trainers.shared.checkpoint import redrawn_because, rotate
 from entrl.trainers.shared.completeness import MARKER, Marker, file_names, fingerprints, flaw, mark, read_marker
@@ -112,6 +115,20 @@ def test_tensors_can_be_read_onto_the_device_of_a_cpu_rank(tmp_path: Path):
     torch.save({"x": torch.ones(2)}, tmp_path / "x.pt")
     found = torch.load(tmp_path / "x.pt", map_location=torch.device("cpu", 0), weights_only=True)
     assert torch.equal(found["x"], torch.ones(2))
+
+
+def test_another_number_of_processes_is_refused_before_anything_is_built(tmp_path: Path):
+    """Each rank's file holds its share of a rollout, so a checkpoint of two cannot be dealt out to one, or to four."""
+    recipe = short_recipe(saved_model(tmp_path / "model"), tmp_path / "run", "trainer.max_steps=1")
+    quietly(recipe)
+    folder = tmp_path / "run" / "checkpoints" / "checkpoint-1"
+    mark(folder, dataclasses.replace(read_marker(folder), world_size=2))
+    shutil.rmtree(tmp_path / "run" / "model")
+    write_json(tmp_path / "run" / "manifest.json", manifest(tmp_path / "run") | {"status": "interrupted"})
+    before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
+    with pytest.raises(ValueError, match=r"written by 2 processes and this run has 1; resume with 2.*model\.path="):
+        quietly(recipe, resume=True)
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
 
 
 def test_a_checkpoint_that_is_something_else_is_named_and_passed_over(tmp_path: Path):

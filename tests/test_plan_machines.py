@@ -111,6 +111,17 @@ def test_fsdp_1_is_refused(model, tmp_path):
     assert "fsdp_version 1; only 2 is supported" in problems(model, BF16, file=file)
 
 
+@pytest.mark.parametrize(
+    ("name", "without", "says"),
+    [
+        ("fsdp2", ("FULL_STATE_DICT", "SHARDED_STATE_DICT"), "SHARDED_STATE_DICT saves no whole model"),
+        ("zero3", ("zero3_save_16bit_model: true", "zero3_save_16bit_model: false"), "no whole model is saved"),
+    ],
+)
+def test_a_file_under_which_no_whole_model_is_saved_is_refused(name, without, says, model, tmp_path):
+    assert says in problems(model, BF16, file=written(tmp_path, name, without))
+
+
 def test_what_the_estimate_leaves_out_is_warned_about(model, tmp_path):
     file = written(tmp_path, "zero3", ("zero_stage: 3", "zero_stage: 2"))
     assert "zero_stage 2 is not tested" in warnings(model, BF16, file=file)

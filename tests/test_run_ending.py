@@ -58,7 +58,7 @@ def checkpoints(out: Path) -> list[str]:
 # --- signals ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGINT", 130)])
+@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGINT", 130), ("SIGUSR1", 138)])
 def test_a_signal_ends_a_run_at_the_next_step_and_it_goes_on_as_if_nothing_had_been(
     name: str, code: int, model: str, file: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],

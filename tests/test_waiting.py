@@ -1,4 +1,4 @@
-"""Ranks that wait for each other without a collective (`trainers/shared/waiting.py`), under a group's timeout of 4 s."""
+"""Ranks that wait for each other without a collective (`trainers/shared/waiting.py`), with a timeout of 4 s."""
 
 import json
 import os
@@ -64,6 +64,7 @@ def stop():  # as good as gone, for the others
 found["gone"] = error_of(lambda: together(stop))
 if rank == 0:
     os.kill(pids[1], signal.SIGCONT)
+found["apart"] = error_of(lambda: wait_for_all("here" if rank else "there"))
 Path(sys.argv[1], f"{rank}.json").write_text(json.dumps(found))
 torch.distributed.destroy_process_group()
 """
@@ -91,6 +92,7 @@ def test_two_ranks_wait_beyond_the_timeout_of_their_group(tmp_path: Path):
     assert (first["of main"], second["of main"]) == tuple(["NoReplicaLeft", "all gone", said] for said in (False, True))
     assert (first["unknown"], second["unknown"]) == (["KeyError", "'no y'", False], ["ValueError", "'no y'", True])
     assert "rank 1 has shown no sign of life for 2 s" in first["gone"][1]
+    assert "ranks wait for each other: rank 0 at there/0, rank 1 at here/1." in first["apart"][1]
 
 
 def test_one_process_waits_for_nobody():

@@ -1,4 +1,5 @@
-"""How a run that is asked to end ends: SIGTERM and Ctrl-C wait for the optimiser step under way, which is then saved.
+"""How a run that is asked to end ends: SIGTERM, SIGUSR1 (Slurm's, as launch/slurm.sh asks for it) and Ctrl-C wait for
+the optimiser step under way, which is then saved.
 
 The first signal is remembered; at the next step's end (or the end of an evaluation between steps) all ranks agree, a
 checkpoint is written and training stops. From the last step until the model is saved a signal waits as well: without
@@ -19,9 +20,21 @@ from transformers import TrainerCallback
 
 from entrl.errors import RunStopped
 
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 LEAST_WAIT_S = 60.0  # seconds a step may take after a signal, however short the steps were
 ECHO_S = 1.0  # a terminal and a launcher both hand a signal on: within this time it is the same one
 GO_ON = "the same command with resume=true (and without overwrite=true) goes on"
+
+
+def launcher_patience() -> str | None:
+    """What cuts that short: torch's launcher, which accelerate uses, kills its ranks 30 s after a signal."""
+    seconds = os.environ.get("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "30")
+    if "TORCHELASTIC_RUN_ID" not in os.environ or not seconds.isdigit() or int(seconds) >= LEAST_WAIT_S:
+        return None
+    return (
+        f"a signal leaves {seconds} s for the step under way and its checkpoint, then the launcher kills the ranks; "
+        "export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=3600 before it (launch/trainers.sh does) where steps take longer"
+    )
 
 
 class Ending(TrainerCallback):
@@ -39,11 +52,11 @@ class Ending(TrainerCallback):
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
-        """Handle SIGTERM and SIGINT inside the `with`, where they are not ignored; only a main thread can."""
+        """Handle the signals inside the `with`, where they are not ignored; only a main thread can."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        numbers = [n for n in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(n) != signal.SIG_IGN]
+        numbers = [n for n in SIGNALS if signal.getsignal(n) != signal.SIG_IGN]
         before = {number: signal.signal(number, self._handle) for number in numbers}
         try:
             yield

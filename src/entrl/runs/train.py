@@ -24,7 +24,7 @@ from entrl.report import write_report
 from entrl.report.metrics import by_task
 from entrl.report.summary import before_after
 from entrl.runs.contents import contents, refuse_changed
-from entrl.runs.ending import Ending
+from entrl.runs.ending import Ending, launcher_patience
 from entrl.runs.evaluate import evaluate_into, refuse_missing_writer
 from entrl.runs.folder import RunFolder, make_manifest, now, read_json, write_text
 from entrl.runs.law_watch import DenseEvaluation, LawWatch, evaluation_steps, interventions
@@ -250,6 +250,8 @@ def describe_start(run: Run) -> None:
     s = describe_schedule(run.prepared.args, run.prepared.args.world_size)
     parts = f"{s.per_device_rows} rows x {s.gradient_accumulation_steps} micro-steps x {s.world_size} process(es)"
     run.say(f"optimiser step: {parts} = {s.rows_per_step} rows")  # whoever starts more processes should see it
+    if patience := launcher_patience():
+        run.say(f"note: {patience}")
     where = "from the start" if run.start is None else f"from {run.start.name}"
     run.say(f"run folder {run.recipe.run_dir}, {where}")
 

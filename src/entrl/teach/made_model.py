@@ -1,6 +1,7 @@
 """What cold starts and offline runs are alike: settings that a folder with a model in it is made from."""
 
 import hashlib
+import os
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,12 @@ from entrl.runs.folder import read_json
 from entrl.settings.groups import SettingsFile, content_hash, flat
 from entrl.settings.secrets import mask
 from entrl.settings.yaml import parse_yaml
+
+
+def one_process(what: str) -> None:
+    """ValueError where a launcher started several: each would make the same folder."""
+    if (processes := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
+        raise ValueError(f"{what} is one process and {processes} were started; run it without a launcher")
 
 
 class MadeModel(SettingsFile):

@@ -89,6 +89,9 @@ def _sharding(kind: str, content: dict[str, Any], path: Path) -> tuple[Sharding,
         version = options.get("fsdp_version", 1)
         if version != 2:
             return "fsdp2", [f"{path} says fsdp_version {version}; only 2 is supported, set fsdp_version: 2"], []
+        if "FULL" not in (kind_of_state := str(options.get("fsdp_state_dict_type", "SHARDED_STATE_DICT"))):
+            whole = f"{path}: fsdp_state_dict_type {kind_of_state} saves no whole model; set FULL_STATE_DICT"
+            return "fsdp2", [whole], []
         keeps = options.get("fsdp_reshard_after_forward", True) is False
         kept = [f"{path}: fsdp_reshard_after_forward is false, so gathered weights stay; not in the estimate"]
         return "fsdp2", [], kept if keeps else []
@@ -100,6 +103,8 @@ def _sharding(kind: str, content: dict[str, Any], path: Path) -> tuple[Sharding,
         if stage != 3:
             why = f"{path}: zero_stage {stage} is not tested, and memory is estimated as if nothing were divided"
             return "none", [], [why]
+        if not options.get("zero3_save_16bit_model"):
+            return "zero3", [f"{path}: set zero3_save_16bit_model: true, without it no whole model is saved"], []
         offloads = [k for k, v in options.items() if k.startswith("offload_") and v not in (None, "none")]
         return "zero3", [], [f"{path} offloads ({', '.join(offloads)}); the estimate does not"] if offloads else []
     return "none", [], []

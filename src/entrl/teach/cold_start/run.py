@@ -25,14 +25,15 @@ from entrl.settings.provenance import git_state, versions
 from entrl.settings.secrets import mask_text, mask_words
 from entrl.teach.answer_files import choose, print_choice, write_choice
 from entrl.teach.cold_start.spec import ColdStart
-from entrl.teach.made_model import is_made, made_from
+from entrl.teach.made_model import is_made, made_from, one_process
 from entrl.version import __version__
 
 WRITTEN = ("recipe.yaml", "manifest.json", "train.jsonl", "report.json", "model")
 
 
 def cold_start(start: ColdStart, *, overwrite: bool = False, console: Console | None = None) -> dict[str, Any]:
-    """Make the folder unless it is made already; returns its manifest."""
+    """Make the folder unless it is made already; returns its manifest. ValueError under several processes."""
+    one_process("a cold start")
     console = console or Console(soft_wrap=True)
     if not overwrite and is_made(start):
         say(console, f"{start.folder} is finished and was made from these settings: kept")

@@ -25,7 +25,7 @@ from entrl.runs.wording import say
 from entrl.settings.provenance import git_state, versions
 from entrl.settings.secrets import mask_text, mask_words
 from entrl.teach.cold_start.run import _threads, weights_sha256
-from entrl.teach.made_model import is_made, made_from
+from entrl.teach.made_model import is_made, made_from, one_process
 from entrl.teach.offline.candidates import CandidateSpec, Made, PrefixSpec, make_groups, summary_of, write_groups
 from entrl.teach.offline.measure import change, measure
 from entrl.teach.offline.pairs import Pair, make_pairs, write_pairs
@@ -42,11 +42,8 @@ Say = Callable[[str], None]
 
 def offline(spec: Offline, *, overwrite: bool = False, console: Console | None = None) -> dict[str, Any]:
     """Make the folder unless it is made already; returns its manifest. ValueError under several processes."""
-    from accelerate import PartialState
-
+    one_process("an offline run")
     console = console or Console(soft_wrap=True)
-    if (processes := PartialState().num_processes) > 1:
-        raise ValueError(f"an offline run is one process and {processes} were started; run it without a launcher")
     if not overwrite and is_made(spec):
         say(console, f"{spec.folder} is finished and was made from these settings: kept")
         return read_json(spec.folder / "manifest.json")

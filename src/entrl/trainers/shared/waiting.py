@@ -16,7 +16,7 @@ import json
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 from entrl.engines.faults import AdapterRefused, NoReplicaLeft, ReplicaMismatch, RolloutError, StaleVersion
@@ -153,68 +153,88 @@ class _Meeting:
         """Leave the words of an error that will be raised; marked as said where an earlier rank says the same."""
         text = json.dumps([type(error).__name__, str(error)])
         with contextlib.suppress(RuntimeError):  # a store that is gone: so are the others
-            if not self.store.check(["failure"]):
-                self.store.set("failure", json.dumps([self.rank, f"{type(error).__name__}: {error}"]))
             self.arrive(text)
             if not isinstance(error, Exception):
-                return  # a signal: at once
+                return  # a signal: at once, and no failure
+            if not self.store.check(["failure"]):
+                self.store.set("failure", json.dumps([self.rank, f"{type(error).__name__}: {error}"]))
             until = time.monotonic() + GRACE_S
             while self._arrived() < self.ranks and time.monotonic() < until:
                 time.sleep(SHORTEST_S)
-            if any(self._left_by(rank) == text for rank in range(self.rank)):
+            if any(self.left_by(rank) == text for rank in range(self.rank)):
                 hush(error)
 
     def wait(self, *, for_main: bool = False) -> _Failure | None:
         """Until all are here, or rank 0 is; at once with what a rank that failed has left."""
-        pause, watch = SHORTEST_S, _Watch(self.store, self.ranks)
+        pause, watch = SHORTEST_S, _Watch(self, range(1 if for_main else self.ranks))
+        self.store.set(f"waits/{self.rank}", self.place)
         while True:
-            if self.store.add(f"{self.place}/failed", 0) and (found := self._first_failure()):
+            found = self._first_failure() if self.store.add(f"{self.place}/failed", 0) else None
+            here = self.store.check([f"{self.place}/0"]) if for_main else self._arrived() == self.ranks
+            if found is not None or here:
+                self.store.set(f"waits/{self.rank}", "")
                 return found
-            if self.store.check([f"{self.place}/0"]) if for_main else self._arrived() == self.ranks:
-                return None
-            watch.look(lambda rank: self._left_by(rank) is not None)
+            watch.look()
             time.sleep(pause)
             pause = min(1.5 * pause, LONGEST_S)
 
     def _arrived(self) -> int:
         return self.store.add(f"{self.place}/arrived", 0)
 
-    def _left_by(self, rank: int) -> str | None:
+    def left_by(self, rank: int) -> str | None:
         """What it said on arriving; None before."""
         key = f"{self.place}/{rank}"
         return self.store.get(key).decode() if self.store.check([key]) else None
 
     def _first_failure(self) -> _Failure | None:
         for rank in range(self.ranks):
-            if text := self._left_by(rank):
+            if text := self.left_by(rank):
                 return _Failure(rank, *json.loads(text))
         return None
 
 
 class _Watch:
-    """Notices, while this rank waits, that another lives no more (a machine that is gone says nothing)."""
+    """Notices, while this rank waits, that another will not come: it lives no more, or waits somewhere else itself.
 
-    def __init__(self, store: Any, ranks: int) -> None:
-        self.store, self.ranks = store, ranks
-        self.seen = [0] * ranks
-        self.missed = [0] * ranks
+    Looks are counted instead of seconds, so that a machine that was suspended accuses nobody when it goes on.
+    """
+
+    def __init__(self, meeting: _Meeting, ranks: Iterable[int]) -> None:
+        self.meeting, self.ranks = meeting, ranks
+        self.seen: Counter[int] = Counter()
+        self.silent: Counter[int] = Counter()
+        self.elsewhere: dict[int, str] = {}
         self.next = time.monotonic() + BEAT_S
 
-    def look(self, is_here: Callable[[int], bool]) -> None:
-        """RuntimeError for a rank that is not here and has beaten no more; counted in looks, so that a suspended
-        machine accuses nobody when it goes on."""
+    def look(self) -> None:
+        """OtherRankFailed, or RuntimeError where ranks wait for each other."""
         if time.monotonic() < self.next:
             return
         self.next = time.monotonic() + BEAT_S
-        for rank in range(self.ranks):
-            beats = self.store.add(f"beats/{rank}", 0)
-            alive = beats != self.seen[rank] or beats == 0  # 0: it has not come to its first meeting
-            self.seen[rank], self.missed[rank] = beats, 0 if alive else self.missed[rank] + 1
-            if self.missed[rank] >= SILENT_BEATS and not is_here(rank):
-                raise OtherRankFailed(
-                    f"rank {rank} has shown no sign of life for {SILENT_BEATS * BEAT_S:.0f} s: its process or machine "
-                    "is gone; the same command with resume=true goes on from the last whole checkpoint"
-                )
+        for rank in self.ranks:
+            if self.meeting.left_by(rank) is None:
+                self._check_life(rank)
+                self._check_place(rank)
+
+    def _check_life(self, rank: int) -> None:
+        beats = self.meeting.store.add(f"beats/{rank}", 0)
+        alive = beats != self.seen[rank] or beats == 0  # 0: it has not come to its first meeting
+        self.seen[rank], self.silent[rank] = beats, 0 if alive else self.silent[rank] + 1
+        if self.silent[rank] >= SILENT_BEATS:
+            raise OtherRankFailed(
+                f"rank {rank} has shown no sign of life for {SILENT_BEATS * BEAT_S:.0f} s: its process or machine is "
+                "gone; the same command with resume=true goes on from the last whole checkpoint"
+            )
+
+    def _check_place(self, rank: int) -> None:
+        store, key = self.meeting.store, f"waits/{rank}"
+        place = store.get(key).decode() if store.check([key]) else ""
+        if place and place != self.meeting.place and place == self.elsewhere.get(rank):
+            raise RuntimeError(
+                f"ranks wait for each other: rank {self.meeting.rank} at {self.meeting.place}, rank {rank} at {place}. "
+                "Something was done on some ranks only, such as a callback that saves; do it on all"
+            )
+        self.elsewhere[rank] = place
 
 
 def _show_life(rank: int) -> None:
