@@ -124,8 +124,10 @@ class Recipe(SettingsFile, Parts):
         return load_rows(self.data.task, self.data, size=size, base=self.base)
 
     def load_eval_data(self) -> Any:
+        """Of the `eval` group; with several tasks, of the first."""
         assert self.eval is not None
-        return load_rows(self.eval.task, self.eval, size=self.eval.size, base=self.base)
+        spec = next(iter(self.eval.parts.values()))
+        return load_rows(spec.task, spec, size=spec.size, base=self.base)
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:

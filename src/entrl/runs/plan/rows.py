@@ -5,7 +5,7 @@ problems a few are made.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from entrl.models.load import load_config, tokenizer_of
@@ -43,11 +43,10 @@ def check_data(recipe: Recipe, prepared: Prepared) -> Found:
         check_training_rows(recipe, prepared, rows, found, count=found.count)
         _try_rewards(recipe, prepared, rows, found)
     if (spec := recipe.eval) is not None:
-        from dataclasses import replace
-
-        probe = replace(recipe, eval=replace(spec, size=PROBE_ROWS)) if is_endless(spec.task) else recipe
-        if rows := _loaded(probe.load_eval_data, "eval", found):
-            check_evaluation_rows(recipe, prepared, rows, found)
+        for part in spec.parts.values():
+            probe = replace(recipe, eval=replace(part, size=PROBE_ROWS) if is_endless(part.task) else part)
+            if rows := _loaded(probe.load_eval_data, "eval", found):
+                check_evaluation_rows(probe, prepared, rows, found)
     return found
 
 
@@ -55,8 +54,10 @@ def check_rows(recipe: Recipe, prepared: Prepared, rows: Any) -> Found:
     """What `train` says before it begins, of the training set it has loaded and of the evaluation set."""
     found = Found()
     check_training_rows(recipe, prepared, rows, found, count=len(rows))
-    if recipe.eval is not None and not is_endless(recipe.eval.task):
-        check_evaluation_rows(recipe, prepared, recipe.load_eval_data(), found)
+    for part in [] if recipe.eval is None else recipe.eval.parts.values():
+        if not is_endless(part.task):
+            one = replace(recipe, eval=part)
+            check_evaluation_rows(one, prepared, one.load_eval_data(), found)
     return found
 
 
