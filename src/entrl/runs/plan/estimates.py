@@ -38,7 +38,10 @@ def describe_model(recipe: Recipe, prepared: Prepared) -> Estimate:
     except OSError as error:  # transformers: not on disk and the hub does not answer
         why = f"model {recipe.model.path} could not be looked at from here ({first_line(error)})"
         return Estimate(unchecked=[f"{why}; memory not estimated"])
-    total, trained = count_parameters(config, prepared.lora)
+    try:
+        total, trained = count_parameters(config, prepared.lora)
+    except ValueError as error:  # peft: target modules that the model does not have
+        return Estimate(problems=[f"lora: {first_line(error)}"])
     shape = model_shape(config, parameters=total, trained=trained)
     return Estimate(shape=shape, rows=[("parameters", f"{total:,}, trained {trained:,} ({trained / total:.1%})")])
 

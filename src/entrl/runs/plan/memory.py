@@ -41,7 +41,9 @@ ACTIVATIONS = {
     ("bfloat16", True, True): (18, 14, 4, 8),
 }
 TILE = (4096, 32768)  # tokens x words of a tile of logits: TRL 1.16, kernels/chunked_logprob.py
-CPU_TILES = 6  # float32 copies of a tile that torch makes of it in the backward pass where there is no Triton
+# float32 copies of a tile that torch makes of it where there is no Triton: logits, exponentials and a product forward;
+# backward five that are named, two that are not, and a mask of a byte a number
+CPU_TILES = {"forward": 3, "backward": 7.25}
 LIVE = 2  # layers gathered at a time where parameters are sharded: the one at work and the one prefetched
 
 
@@ -281,7 +283,7 @@ def _tile(shape: ModelShape, run: Training, *, backward: bool) -> Term:
     rows, words = min(tokens, TILE[0]), min(TILE[1], shape.vocabulary)
     size, times = rows * (words if run.on_cpu else TILE[1]) * run.computed, "1 tile"
     if run.on_cpu:
-        copies = CPU_TILES if backward else CPU_TILES / 2
+        copies = CPU_TILES["backward" if backward else "forward"]
         size, times = size + copies * rows * words * 4, f"1 + {copies:g} float32 tiles"
     if run.computed < run.item:
         size += words * shape.hidden * run.computed

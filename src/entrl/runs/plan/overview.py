@@ -9,14 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from entrl.runs.law_watch import evaluation_steps
-from entrl.runs.plan.checks import Prepared, evaluation_problems, has_accelerator, missing_here, prepare
+from entrl.runs.plan.checks import Prepared, evaluation_problems, has_accelerator, prepare
 from entrl.runs.plan.device import SAY, Device, find_device
 from entrl.runs.plan.engines import describe_engines
 from entrl.runs.plan.estimates import Estimate, describe_disk, describe_memory, describe_model
 from entrl.runs.plan.machines import Machines, machine_problems, read_machines
+from entrl.runs.plan.missing import missing_here
 from entrl.runs.plan.peaks import has_colocated
 from entrl.runs.plan.rows import check_data
 from entrl.runs.plan.times import Measured, describe_time
+from entrl.runs.plan.values import value_warnings
 from entrl.runs.recipe import Recipe
 from entrl.trainers.refusals.checks import check_schedule
 from entrl.trainers.refusals.schedule import describe_schedule
@@ -94,6 +96,7 @@ def plan(
         rows += _describe_evaluations(recipe, prepared.args)
         rows += _describe_controllers(prepared, size)
         found.warnings += _warnings(recipe, prepared, size)
+        found.warnings += value_warnings(recipe, prepared.args, prepared.rewards)
         found.notes += _machine_notes(recipe, prepared.args)
     data = check_data(recipe, prepared)
     device = find_device(recipe, machines, measured.device_gib)

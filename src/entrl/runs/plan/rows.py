@@ -10,6 +10,7 @@ from typing import Any
 
 from entrl.models.load import load_config, tokenizer_of
 from entrl.runs.plan.checks import Prepared, column_problems, first_line, opening_problems, required_names
+from entrl.runs.plan.trial import trial_problems
 from entrl.runs.recipe import Recipe
 from entrl.runs.specs import EvalSpec
 from entrl.tasks import is_endless
@@ -40,6 +41,7 @@ def check_data(recipe: Recipe, prepared: Prepared) -> Found:
     if rows := _loaded(lambda: recipe.load_data(size=PROBE_ROWS if endless else None), "data", found):
         found.count = recipe.data.train_size if endless else len(rows)
         check_training_rows(recipe, prepared, rows, found, count=found.count)
+        _try_rewards(recipe, prepared, rows, found)
     if (spec := recipe.eval) is not None:
         for part in spec.parts.values():
             probe = replace(recipe, eval=replace(part, size=PROBE_ROWS) if is_endless(part.task) else part)
@@ -57,6 +59,16 @@ def check_rows(recipe: Recipe, prepared: Prepared, rows: Any) -> Found:
             one = replace(recipe, eval=part)
             check_evaluation_rows(one, prepared, one.load_eval_data(), found)
     return found
+
+
+def _try_rewards(recipe: Recipe, prepared: Prepared, rows: Any, found: Found) -> None:
+    if found.problems or prepared.problems:  # a reward that cannot be called is named already
+        return
+    try:
+        tokenizer = tokenizer_of(recipe.model)
+    except (OSError, ValueError):  # said where lengths are counted
+        return
+    found.problems += trial_problems(recipe, prepared, rows, tokenizer)
 
 
 def _loaded(load: Callable[[], Any], what: str, found: Found) -> Any:
