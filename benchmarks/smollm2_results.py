@@ -80,7 +80,7 @@ def rollouts(logged: list[dict]) -> dict:
         parts = [
             [row[name] for row in part if isinstance(row.get(name), int | float)] for part in (steps[:n], steps[-n:])
         ]
-        if WANTED(name) and all(len(part) == n for part in parts):
+        if wanted(name) and all(len(part) == n for part in parts):
             found[name] = {when: interval(part) for when, part in zip(("first", "last"), parts, strict=True)}
     return {"steps of each end": n, **found}
 
