@@ -86,7 +86,7 @@ def rollouts(logged: list[dict]) -> dict:
 
 
 def wanted(name: str) -> bool:
-    return name in ("reward", "entropy", "completions/mean_length") or name.startswith("pear/")
+    return name in ("reward", "entropy", "completions/mean_length", "step_time") or name.startswith("policy_entropy/")
 
 
 def interval(values: list[float]) -> dict:
