@@ -1,5 +1,6 @@
 """Models out of packages: fetched whole or not at all, refused where they are not what was pinned, and the real one."""
 
+import hashlib
 import json
 import signal
 import subprocess
@@ -17,15 +18,18 @@ from entrl_rewards.phase_statistics import read_phases
 from entrl_rewards.triggers import trigger_ids
 
 from entrl.cli.main import main
+from entrl.evaluation.answers import evaluate
 from entrl.maths.phases import ThinkTags, answer_text, phase_masks
 from entrl.maths.windows import high_entropy_windows, trigger_mask
 from entrl.models.load import base_of, find_adapter, load_policy, load_tokenizer, model_problems
 from entrl.models.packaged import PACKAGED, NotFetched, fetch, packaged_path
-from entrl.models.shipped import model_path
+from entrl.models.shipped import model_path, shipped_models
+from entrl.runs.recipe import load_recipe
 from entrl.runs.specs import ModelSpec
 
 NAME = "smollm2-135m-instruct"
 SMOLLM2 = PACKAGED[NAME]
+RECIPE = Path(__file__).parents[1] / "recipes" / "smollm2" / "lora-pear.yaml"
 
 
 def has_package() -> bool:
@@ -96,6 +100,20 @@ def test_an_adapter_on_it_says_so_too(cache: Path, tmp_path: Path):
     found = find_adapter(str(adapter))
     assert found is not None
     assert found.base == str(folder)
+
+
+def test_the_shipped_adapter_names_its_base_by_its_bare_name(cache: Path):
+    folder = Path(model_path("smollm2-chain-sum"))
+    assert "smollm2-chain-sum" in shipped_models()
+    settings = json.loads((folder / "adapter_config.json").read_text())
+    assert settings["base_model_name_or_path"] == NAME
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert hashlib.sha256((folder / "adapter_model.safetensors").read_bytes()).hexdigest() == manifest["weights_sha256"]
+    assert manifest["licence"] == "Apache-2.0"
+    with pytest.raises(FileNotFoundError, match=f"run `entrl fetch {NAME}`"):
+        load_policy("smollm2-chain-sum")
+    base = lay(cache, **{"config.json": "{}"})
+    assert base_of("smollm2-chain-sum") == (str(base), None)
 
 
 @pytest.mark.parametrize("harm", ["gone", "short", "no manifest", "broken manifest"])
@@ -240,6 +258,19 @@ def test_whole_and_unchanged_is_kept_and_a_changed_byte_is_not(fetched: Path, mo
     config.write_text(right.replace("8192", "8191"))
     fetch(NAME)
     assert config.read_text() == right
+
+
+@pytest.mark.slow
+@needs_package
+def test_the_shipped_adapter_can_do_what_it_was_taught(fetched: Path, monkeypatch: pytest.MonkeyPatch):
+    """Some of the sums, hardly ever without its tags: where a recipe may start."""
+    monkeypatch.setenv("ENTRL_MODELS", str(fetched.parent))
+    task = load_recipe(RECIPE).load_eval_data().select(range(24))
+    model, tokenizer = load_policy("smollm2-chain-sum", device="cpu")
+    found = evaluate(model, tokenizer, task, samples=2, max_new_tokens=64, seed=0, progress=False)
+    assert 0.25 < found["sampled_accuracy"] < 0.75
+    assert found["missing_close_rate"] < 0.05
+    assert found["truncation_rate"] == 0.0
 
 
 # --- tags of several tokens -----------------------------------------------------------------------------------------

@@ -1,0 +1,98 @@
+"""One row of recipes/smollm2/results.json: what a finished run measured, with intervals.
+
+    python benchmarks/smollm2_results.py RUN [--before RUN] [--out recipes/smollm2/results.json]
+
+Differences are after minus before over the same test problems, 95 % percentile bootstrap over problems
+(`entrl.stats.pairing`). Reward and phase entropies come from the rollouts: means over the first and
+the last sixth of the logged steps, 95 % Student intervals over those steps.
+
+--before: a run of the same start whose evaluation before training is taken, where RUN has `eval.before: false`
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from statistics import fmean
+
+from entrl.runs.folder import read_json
+from entrl.settings.json_lines import json_lines
+from entrl.stats.intervals import mean_interval
+from entrl.stats.pairing import paired_difference
+
+PAIRED = ("sampled_accuracy", "greedy_correct", "mean_length")
+SHARE = 6  # the first and the last sixth of the steps
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--before", type=Path)
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    row = measured(options.run, options.before or options.run)
+    print(json.dumps(row, indent=2))
+    if options.out is not None:
+        rows = read_json(options.out) or {}
+        rows[row["run"]] = row
+        options.out.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+    return 0
+
+
+def measured(run: Path, start: Path) -> dict:
+    manifest = read_json(run / "manifest.json")
+    before, after = read_json(start / "eval_before.json"), read_json(run / "eval_after.json")
+    logged = [row for _, row in json_lines(run / "metrics.jsonl")]
+    row = {
+        "run": manifest["name"],
+        "commit": manifest["git"]["commit"],
+        "dirty": manifest["git"]["dirty"],
+        "versions": manifest["versions"],
+        "status": manifest["status"],
+        "steps": manifest.get("steps"),
+        "seconds": {"started": manifest["started"], "finished": manifest.get("finished")},
+        "rollouts": rollouts(logged),
+    }
+    if before is None or after is None:
+        return row
+    row["evaluation"] = {
+        "problems": after["n_problems"],
+        "samples": after["samples"],
+        "before_from": start.name,
+        **{when: numbers(found) for when, found in (("before", before), ("after", after))},
+        "after - before": {name: paired_difference(before, after, metric=name)._asdict() for name in PAIRED},
+    }
+    return row
+
+
+def numbers(found: dict) -> dict:
+    names = ("greedy_accuracy", "greedy_accuracy_ci", "sampled_accuracy", "sampled_accuracy_ci", "pass_at_k", "entropy")
+    more = ("mean_length_sampled", "missing_close_rate", "truncation_rate", "seconds")
+    return {name: found[name] for name in (*names, *more)}
+
+
+def rollouts(logged: list[dict]) -> dict:
+    """Means over the steps at either end, with intervals."""
+    steps = [row for row in logged if "reward" in row]
+    n = max(2, len(steps) // SHARE)
+    found = {}
+    for name in sorted({key for row in steps for key in row}):
+        parts = [
+            [row[name] for row in part if isinstance(row.get(name), int | float)] for part in (steps[:n], steps[-n:])
+        ]
+        if wanted(name) and all(len(part) == n for part in parts):
+            found[name] = {when: interval(part) for when, part in zip(("first", "last"), parts, strict=True)}
+    return {"steps of each end": n, **found}
+
+
+def wanted(name: str) -> bool:
+    return name in ("reward", "entropy", "completions/mean_length", "step_time") or name.startswith("policy_entropy/")
+
+
+def interval(values: list[float]) -> dict:
+    found = mean_interval(values)
+    return {"mean": fmean(values), "lo": found.lo, "hi": found.hi}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
