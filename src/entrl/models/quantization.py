@@ -100,7 +100,7 @@ def quantization_problems(quantization: Quantization | None, lora: Any, args: An
         )
     elif getattr(args, "use_vllm", False) and (quantization.quant_type, quantization.double_quant) != ("nf4", True):
         out.append(
-            "model.quantization with trainer.vllm_replicas: vLLM quantises to nf4 with double_quant: true alone, so the "
+            "model.quantization with trainer.vllm_replicas: vLLM quantises to nf4 with double_quant: true alone: its "
             "servers would sample from another policy; set these, or use_vllm: false"
         )
     return out + ([SHARDED] if _is_sharded() else [])
