@@ -20,8 +20,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+from entrl.models.shape import ModelShape, cache_bytes, model_shape
 from entrl.runs.plan.balance import Load, Rates, balance, engines_in_balance
-from entrl.runs.plan.memory import GIB, Engine, ModelShape, Training, cache_bytes, model_shape, training_memory
+from entrl.runs.plan.memory import GIB, Training, training_peak
+from entrl.runs.plan.sampling import Engine
 
 # Published configurations (Qwen2.5); only sizes.
 MODELS = {
@@ -153,7 +155,7 @@ def hardware_table(hardware: Hardware) -> list[dict[str, Any]]:
                 n: balance(ROLLOUT, rates, engines=n, processes=TRAINERS[name], bytes_sent=sent)
                 for n in (1, 2, 4, 8, 16)
             }
-            state = training_memory(
+            state = training_peak(
                 shape,
                 Training(
                     dtype="float32" if kind == "full" else "bfloat16",
@@ -183,7 +185,7 @@ def hardware_table(hardware: Hardware) -> list[dict[str, Any]]:
                     "longest_completion_s": LONGEST * single_token(shape, hardware, DEVICES[name]),
                     "bottleneck": {n: one.bottleneck for n, one in found.items()},
                     "engines_in_balance": engines_in_balance(ROLLOUT, rates, processes=TRAINERS[name]),
-                    "gib_per_trainer": sum(state.values()) / GIB,
+                    "gib_per_trainer": state.size / GIB,
                 }
             )
     return rows

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from entrl.evaluation.answers import _diversity, evaluate
-from entrl.evaluation.writing import Completion
 from entrl.maths.diversity import (
     MEASURES,
     distinct_n,
@@ -301,9 +300,11 @@ def test_evaluation_measures_the_samples_of_a_problem(model, tokenizer):
 
 def test_evaluation_groups_by_problem_and_knows_no_nan():
     def drawn(*rows):
-        return [Completion(ids=ids, text="", truncated=False, entropies=None) for ids in rows]
+        return [
+            {"diversity": group_sums(pair, [i, i])} for i, pair in enumerate(zip(rows[::2], rows[1::2], strict=True))
+        ]
 
     # two samples a problem: the same twice, then two different ones
-    found = _diversity(drawn([1, 2], [1, 2], [3, 4], [5, 6]), 2)
+    found = _diversity(drawn([1, 2], [1, 2], [3, 4], [5, 6]))
     assert found == {"distinct_1": 0.75, "distinct_2": 0.75, "edit_distance": 0.5, "unique": 0.75}
-    assert _diversity(drawn([1], [2]), 2) == {"distinct_1": 1, "distinct_2": None, "edit_distance": 1, "unique": 1}
+    assert _diversity(drawn([1], [2])) == {"distinct_1": 1, "distinct_2": None, "edit_distance": 1, "unique": 1}

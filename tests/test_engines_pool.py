@@ -19,7 +19,8 @@ from entrl.engines import liveness
 from entrl.engines.adapters import CONFIG, WEIGHTS, adapter_name
 from entrl.engines.completions import checked_sampling, item_seed, make_items, read_answer, request_body
 from entrl.engines.faults import NoReplicaLeft, ReplicaMismatch, RolloutError, StaleVersion
-from entrl.engines.pool import ReplicaPool, checked_urls
+from entrl.engines.pool import ReplicaPool
+from entrl.engines.servers import checked_urls
 
 SAMPLING = {"max_tokens": 4, "seed": 7}
 

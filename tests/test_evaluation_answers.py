@@ -105,9 +105,10 @@ def test_result_adds_up(model, tokenizer, dataset):
         return seen[-1][2]
 
     found = evaluate(model, tokenizer, dataset, samples=4, k=[1, 4], score=score, labels={"task": "sums"}, **QUICK)
-    (_, greedy_answers, greedy), (texts, answers, drawn) = seen
-    assert greedy_answers == dataset["answer"]
-    assert answers == [a for a in dataset["answer"] for _ in range(4)]
+    seen.sort(key=lambda call: dataset["answer"].index(call[1][0]))  # a call for each problem, the greedy answer first
+    assert [answers for _, answers, _ in seen] == [[a] * 5 for a in dataset["answer"]]
+    greedy = [found[0] for _, _, found in seen]
+    texts, drawn = ([x for call in seen for x in call[i][1:]] for i in (0, 2))
     assert found["unverified"] == greedy.count(None) + drawn.count(None) > 0
     for i, problem in enumerate(found["problems"]):
         mine = [s for s in drawn[4 * i : 4 * i + 4] if s is not None]
@@ -138,7 +139,9 @@ def test_entropies_equal_a_teacher_forced_float64_pass(model, tokenizer, dataset
         torch.testing.assert_close(completion.entropies.double(), expected[-1], atol=1e-5, rtol=1e-5)
         said = p.log().gather(-1, torch.tensor(completion.ids)[:, None])[:, 0]
         torch.testing.assert_close(completion.logprobs.double(), said, atol=1e-4, rtol=1e-5)
-    found = module._signals(prompts, drawn, module.tags_of(tokenizer, "<think>", "</think>"))["entropy"]
+    tags = module.tags_of(tokenizer, "<think>", "</think>")
+    parts = [module.signals(prompts[3 * i], drawn[3 * i : 3 * i + 3], tags) for i in range(len(dataset))]
+    found = module._entropies(parts)
     assert found["all"] == pytest.approx(torch.cat(expected).mean().item(), abs=1e-5)
     close = tokenizer.convert_tokens_to_ids("</think>")
     think = [h[: c.ids.index(close) if close in c.ids else None] for h, c in zip(expected, drawn, strict=True)]

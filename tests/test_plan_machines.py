@@ -72,7 +72,8 @@ def test_every_file_is_understood(name, world, machines, sharding, words, model)
     assert row(found, "rollout").startswith(f"{world} prompts x 4 completions")
     assert "1 whole groups" in row(found, "per process")
     assert row(found, "machines").startswith(f"{name}.yaml: ")
-    assert ("memory, gathered layers" in dict(found.rows)) == (sharding != "none")
+    explained = plan(recipe(model, *words), accelerate_config=file, explain=True)
+    assert ("  gathered layers" in dict(explained.rows)) == (sharding != "none")
 
 
 def test_every_file_of_the_folder_is_in_the_list_above():
@@ -198,16 +199,25 @@ def test_memory_is_refused_only_where_the_device_is_known(model):
     assert plan(recipe(model, *words)).ok
     found = plan(recipe(model, *words), measured=Measured(device_gib=8))
     (problem,) = found.problems
-    assert "a process has 8 GiB (--device-memory); set gradient_checkpointing: true" in problem
+    assert "and a process has 8 GiB (--device-memory); most of it is activations (512 rows x 4,108 tokens" in problem
+    assert problem.endswith("set gradient_checkpointing: true")
     assert plan(recipe(model, *words), measured=Measured(device_gib=80000)).ok
 
 
 def test_a_colocated_engine_takes_its_share_first(model):
-    words = ("trainer.use_vllm=true", "trainer.vllm_gpu_memory_utilization=0.9999")
-    found = plan(recipe(model, *words), measured=Measured(device_gib=1))
-    assert any("1.00 GiB of it for the colocated engine" in p for p in found.problems)
-    sleeping = plan(recipe(model, *words, "trainer.vllm_enable_sleep_mode=true"), measured=Measured(device_gib=1))
-    assert not any("colocated engine" in p for p in sleeping.problems)
+    words = ("trainer.use_vllm=true", "trainer.vllm_gpu_memory_utilization=0.99")
+    shared = Measured(device_gib=8)
+    (training,) = plan(recipe(model, *words), measured=shared).problems
+    assert training.startswith("training (head) needs")
+    assert "most of it is vLLM (vllm_gpu_memory_utilization 0.99 x 8 GiB)" in training
+    assert training.endswith("set vllm_enable_sleep_mode: true, so that the engine gives its share back while training")
+    assert plan(recipe(model, *words, "trainer.vllm_enable_sleep_mode=true"), measured=shared).ok
+    (rollout,) = plan(
+        recipe(model, *words[:1], "trainer.vllm_gpu_memory_utilization=1.0", "trainer.vllm_enable_sleep_mode=true"),
+        measured=shared,
+    ).problems
+    assert rollout.startswith("rollout needs")
+    assert rollout.endswith("lower vllm_gpu_memory_utilization (1)")
 
 
 def test_an_engine_without_room_for_one_completion(model):
@@ -232,7 +242,35 @@ def test_time_by_hand(model):
 
 
 def test_no_time_without_throughput(model):
-    assert "time per rollout" not in dict(plan(recipe(model), measured=Measured(generate=10)).rows)
+    found = dict(plan(recipe(model), measured=Measured(generate=10)).rows)
+    assert "time per rollout" not in found
+    assert found["time"] == "unknown: no measured rates (launch.rates, or --generate-rate and --train-rate)"
+
+
+def test_time_is_a_range_where_the_rates_are(model):
+    words = ("trainer.steps_per_generation=2", "trainer.gradient_accumulation_steps=1")
+    stated = "launch.rates={generate: [10, 20], train: [100, 200], source: a run of ours}"
+    found = plan(recipe(model, *words, stated), world_size=2, measured=Measured(length=5, prompt=15))
+    assert row(found, "time per rollout").startswith(
+        "3.07 s to 6.13 s (generation 2 s to 4 s, training 1.07 s to 2.13 s"
+    )
+    assert row(found, "time in all").startswith("9.2 s to 18.4 s")
+    assert row(found, "rates from") == "a run of ours"
+    measured = Measured(generate=10, train=(100.0, 200.0), length=5, prompt=15)  # the command line's beat the recipe's
+    assert row(plan(recipe(model, *words, stated), world_size=2, measured=measured), "time per rollout").startswith(
+        "5.07"
+    )
+
+
+def test_a_rollout_longer_than_the_timeout_is_refused(model):
+    words = (*SERVERS[:2], "trainer.ddp_timeout=3")
+    measured = Measured(generate=10, train=100)
+    found = plan(recipe(model, *words), world_size=2, measured=measured)
+    # 8 rows x 10 tokens / 10 per second
+    assert any(
+        "may take 8 s to generate, and processes that wait for it give up after 3 s" in p for p in found.problems
+    )
+    assert not any("give up" in p for p in plan(recipe(model, *words), world_size=1, measured=measured).problems)
 
 
 def test_measurements_must_be_positive():

@@ -33,14 +33,29 @@ def run_train(options: argparse.Namespace) -> int:
 def plan_arguments(parser: argparse.ArgumentParser) -> None:
     add_recipe(parser, "also world_size=8")
     parser.add_argument("--accelerate-config", type=path, metavar="FILE", help="the file `accelerate launch` will get")
-    parser.add_argument("--device-memory", type=float, metavar="GIB", help="of one GPU; refuses what does not fit")
-    parser.add_argument("--generate-rate", type=float, metavar="N", help="measured tokens per second of one engine")
+    parser.add_argument("--explain", action="store_true", help="show every term of memory and disk, with its formula")
     parser.add_argument(
-        "--train-rate", type=float, metavar="N", help="measured tokens per second of one trainer process"
+        "--device-memory",
+        type=float,
+        metavar="GIB",
+        help="of one GPU (default: launch.device_memory_gib, else torch's)",
     )
+    for name, whose in (("generate", "engine"), ("train", "trainer process")):
+        parser.add_argument(
+            f"--{name}-rate", type=rate, metavar="N[-M]", help=f"measured tokens per second of one {whose}, or a range"
+        )
     parser.add_argument("--mean-length", type=float, metavar="N", help="tokens of a completion (default: the longest)")
     parser.add_argument("--mean-prompt", type=float, metavar="N", help="tokens of a prompt (default: the longest)")
     parser.add_argument("--bandwidth", type=float, metavar="N", help="bytes per second from trainer to engines")
+
+
+def rate(text: str) -> tuple[float, float]:
+    """A number, or two with a dash between: the slowest and the fastest that was measured."""
+    low, dash, high = text.partition("-")
+    try:
+        return float(low), float(high if dash else low)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no rate; write 2000 or 1500-2500") from None
 
 
 def run_plan(options: argparse.Namespace) -> int:
@@ -60,7 +75,7 @@ def run_plan(options: argparse.Namespace) -> int:
             bandwidth=options.bandwidth,
         )
         recipe = load_recipe(options.recipe, overrides)
-        found = plan(recipe, accelerate_config=options.accelerate_config, measured=measured)
+        found = plan(recipe, accelerate_config=options.accelerate_config, measured=measured, explain=options.explain)
     except USER_ERRORS as error:
         if options.traceback:
             raise

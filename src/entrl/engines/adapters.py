@@ -18,6 +18,7 @@ import shutil
 import struct
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from entrl.engines.faults import AdapterRefused
@@ -51,10 +52,23 @@ def adapter_name(run_id: str, version: int) -> str:
 
 
 def check_servable(model: "PeftModel") -> "LoraConfig":
-    """The active adapter's config. Raises ValueError for what vLLM would drop in silence: DoRA, biases, the head."""
+    """The active adapter's config. Raises ValueError for what vLLM would drop in silence: DoRA, biases, the head, and
+    ranks or scales by module."""
     from trl.experimental.async_grpo.async_grpo_trainer import validate_lora_for_vllm_sync
 
-    return validate_lora_for_vllm_sync(model)
+    config = validate_lora_for_vllm_sync(model)
+    for name in ("rank_pattern", "alpha_pattern"):
+        if getattr(config, name, None):  # vLLM 0.31 scales every module by the adapter's one lora_alpha / r
+            raise ValueError(
+                f"{name}={getattr(config, name)} scales some modules differently, and vLLM would take lora_alpha / r "
+                "for all of them; use one r and one lora_alpha, or serve merged weights"
+            )
+    return config
+
+
+def check_servable_config(config: Any) -> None:
+    """The same for the configuration of an adapter that lies in a folder."""
+    check_servable(SimpleNamespace(active_adapters=["default"], peft_config={"default": config}))  # pyright: ignore
 
 
 def adapter_rank(config: "LoraConfig | dict[str, Any]") -> int:

@@ -4,6 +4,7 @@
     pool.check()                                 once, before training
     pool.publish(version, folder)                after each update: load under a new name, switch, unload the old one
     pool.generate(prompts, n, sampling, version) n completions of every prompt, all of that version, or an error
+    pool.stream(work, version)                   items with a sampling each, answered in the order they finish
 
 Work is cut into items (one prompt, some of its samples). An item belongs to one coroutine which asks one replica at a
 time, so a completion can be neither lost nor counted twice: when a replica dies, restarts, stalls or answers late, its
@@ -17,7 +18,7 @@ import contextlib
 import secrets
 import threading
 import time
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from typing import Any
 
 from entrl.engines import liveness, servers
 from entrl.engines.adapters import adapter_name, check_folder
+from entrl.engines.background import all_of, as_it_comes
 from entrl.engines.completions import (
     Completion,
     WorkItem,
@@ -75,6 +77,7 @@ class ReplicaPool:
     adapter_folder: a folder the servers can read, inside which every published adapter lies; None: it is uploaded.
     max_concurrency: requests at a time per replica. samples_per_request: completions of one prompt per request (None:
     all). run_id: part of the adapters' names; never used twice on a living server, so by default a random one.
+    processed: refuse servers whose log-probs are not those of the distribution sampled from.
     """
 
     def __init__(
@@ -91,8 +94,9 @@ class ReplicaPool:
         max_concurrency: int = 64,
         samples_per_request: int | None = None,
         run_id: str | None = None,
+        processed: bool = True,
     ) -> None:
-        self.replicas = [Replica(url=url) for url in checked_urls(urls)]
+        self.replicas = [Replica(url=url) for url in servers.checked_urls(urls)]
         if request_timeout <= 0 or backoff <= 0:
             raise ValueError(f"request_timeout and backoff are seconds > 0, got {request_timeout} and {backoff}")
         if retries < 0 or max_concurrency < 1:
@@ -109,6 +113,7 @@ class ReplicaPool:
         self.max_concurrency = max_concurrency
         self.samples_per_request = samples_per_request
         self.run_id = run_id or secrets.token_hex(4)
+        self.processed = processed
         self._published: _Published | None = None
         self._liveness = liveness.Liveness(
             replicas=self.replicas,
@@ -166,19 +171,50 @@ class ReplicaPool:
         that servers refuse.
         """
         settings = checked_sampling(sampling)
-        if version is not None and version != self.version:
-            raise StaleVersion(f"version {version} was asked for, the replicas hold {self.version}; publish it first")
+        self._check_version(version)
         seed = secrets.randbits(62) if settings.get("seed") is None else int(settings["seed"])
         # A caller's own seed decides alone: a resumed run publishes other versions and draws what it would have drawn.
         in_seed = version if settings.get("seed") is None else None
         items = make_items(prompts, n, chunk=self.samples_per_request, seed=seed, version=in_seed)
-        found = self._run(lambda call: self._generate(call, items, settings, version))
+        found: dict[str, list[Completion]] = {}
+
+        def keep(item: WorkItem, completions: list[Completion]) -> None:
+            found[item.key] = completions
+
+        self._run(lambda call: self._generate(call, [(item, settings) for item in items], version, keep))
         completions: list[list[Completion]] = [[] for _ in prompts]
         for item in items:  # made in order of prompt and first sample
             completions[item.prompt].extend(found[item.key])
         assert all(len(of_prompt) == n for of_prompt in completions)
         self.counters.completions += n * len(completions)
         return completions
+
+    def stream(
+        self, work: Sequence[tuple[WorkItem, Mapping[str, Any]]], version: int | None
+    ) -> Iterator[tuple[WorkItem, list[Completion]]]:
+        """Each item with its completions, as they finish. Sampling and errors as in `generate`; seeds: the items'."""
+        asked = [(item, checked_sampling(sampling)) for item, sampling in work]
+        self._check_version(version)
+
+        def run(put: Callable[[Any], None]) -> Coroutine[Any, Any, Any]:
+            done = lambda item, completions: put((item, completions))  # noqa: E731
+            return self._with_call(lambda call: self._generate(call, asked, version, done))
+
+        with self._lock:
+            for item, completions in as_it_comes(run):
+                self.counters.completions += len(completions)
+                yield item, completions
+
+    def withdraw(self) -> None:
+        """Unload the published adapter everywhere it can be reached."""
+        now, self._published = self._published, None
+        if now is not None:
+            up = [replica for replica in self.replicas if replica.state == "up"]
+            self._run(lambda call: all_of([self._unload(call, replica, now.name) for replica in up]))
+
+    def _check_version(self, version: int | None) -> None:
+        if version is not None and version != self.version:
+            raise StaleVersion(f"version {version} was asked for, the replicas hold {self.version}; publish it first")
 
     def _run(self, work: Callable[[Call], Coroutine[Any, Any, Any]]) -> Any:
         """Run `work` in an event loop, in a thread of its own where this one already runs one (notebooks)."""
@@ -215,7 +251,7 @@ class ReplicaPool:
                         ) from None
                     await asyncio.sleep(min(self.backoff, 1.0))
 
-        await _all([one(replica) for replica in self.replicas])
+        await all_of([one(replica) for replica in self.replicas])
         return [{"url": r.url, "base_model": r.base_id, **r.info} for r in self.replicas]
 
     async def _publish(self, call: Call, new: _Published, size: int) -> SyncReport:
@@ -240,7 +276,7 @@ class ReplicaPool:
 
         pause = self.backoff
         for attempt in range(self.retries + 1):
-            await _all([one(replica) for replica in self.replicas])
+            await all_of([one(replica) for replica in self.replicas])
             if seconds or attempt == self.retries:
                 break
             await asyncio.sleep(min(pause, liveness.MAX_PAUSE))
@@ -250,7 +286,7 @@ class ReplicaPool:
         self._published = new
         up = [replica for replica in self.replicas if replica.state == "up"]
         if before is not None:
-            await _all([self._unload(call, replica, before.name) for replica in up])
+            await all_of([self._unload(call, replica, before.name) for replica in up])
         return SyncReport(
             version=new.version,
             name=new.name,
@@ -265,8 +301,8 @@ class ReplicaPool:
     async def _examine(self, call: Call, replica: Replica, timeout: float | None = None) -> list[str]:
         """The adapters it has; raises unless it is alive and the server this run needs."""
         adapters = await servers.look(call.client, replica, timeout=timeout or liveness.PROBE_TIMEOUT)
-        servers.check_identity(replica, base_model=self.base_model, lora_rank=self.lora_rank)
-        if replica.info.get("logprobs_mode") is None:
+        servers.check_identity(replica, base_model=self.base_model, lora_rank=self.lora_rank, processed=self.processed)
+        if self.processed and replica.info.get("logprobs_mode") is None:
             await servers.check_processed(call.client, replica, timeout=self.request_timeout)
         return adapters
 
@@ -298,21 +334,26 @@ class ReplicaPool:
     # --- generate -----------------------------------------------------------------------------------------------
 
     async def _generate(
-        self, call: Call, items: Sequence[WorkItem], sampling: Mapping[str, Any], version: int | None
-    ) -> dict[str, list[Completion]]:
-        found: dict[str, list[Completion]] = {}
+        self,
+        call: Call,
+        work: Sequence[tuple[WorkItem, Mapping[str, Any]]],
+        version: int | None,
+        done: Callable[[WorkItem, list[Completion]], None],
+    ) -> None:
+        room = asyncio.Semaphore(len(self.replicas) * self.max_concurrency)  # a free replica wakes only those in it
 
-        async def one(item: WorkItem) -> None:
+        async def one(item: WorkItem, sampling: Mapping[str, Any]) -> None:
             avoid: Replica | None = None
-            while item.key not in found:
-                replica = await self._liveness.acquire(call, avoid)
-                try:
-                    found[item.key] = await self._ask(call, replica, item, sampling, version)
-                except Unreachable:
-                    avoid = replica
-                    self.counters.repeated += 1
-                finally:
-                    await self._liveness.release(call, replica)
+            async with room:
+                while True:
+                    replica = await self._liveness.acquire(call, avoid)
+                    try:
+                        return done(item, await self._ask(call, replica, item, sampling, version))
+                    except Unreachable:
+                        avoid = replica
+                        self.counters.repeated += 1
+                    finally:
+                        await self._liveness.release(call, replica)
 
         new = [replica for replica in self.replicas if replica.state == "unchecked"]
         for replica in self.replicas:
@@ -322,8 +363,7 @@ class ReplicaPool:
         if new:  # one that is a moment faster should not get all the work
             await asyncio.wait([call.revivals[replica.url] for replica in new], timeout=liveness.PROBE_TIMEOUT)
         async with self._liveness.watched(call):
-            await _all([one(item) for item in items])
-        return found
+            await all_of([one(item, sampling) for item, sampling in work])
 
     async def _ask(
         self, call: Call, replica: Replica, item: WorkItem, sampling: Mapping[str, Any], version: int | None
@@ -350,26 +390,3 @@ class ReplicaPool:
         replica.answered += item.samples
         recorded = bool((sampling.get("entrl") or {}).get("record"))
         return read_answer(answer, item, model=model, version=version, recorded=recorded, url=replica.url)
-
-
-def checked_urls(urls: Sequence[str]) -> list[str]:
-    """Without trailing slashes. Raises ValueError for none, a repeated one, or one that is no http address."""
-    cleaned = [url.rstrip("/").removesuffix("/v1") for url in urls]
-    if not cleaned:
-        raise ValueError("no replica is listed; set trainer.vllm_replicas to the addresses `entrl serve` prints")
-    for url in cleaned:
-        if not url.startswith(("http://", "https://")):
-            raise ValueError(f"replica {url!r} is no address; write it like http://127.0.0.1:8000")
-        if cleaned.count(url) > 1:
-            raise ValueError(f"replica {url} is listed {cleaned.count(url)} times; list each server once")
-    return cleaned
-
-
-async def _all(work: Sequence[Coroutine[Any, Any, None]]) -> None:
-    """Run them together; the first that raises stops the others and is raised itself."""
-    try:
-        async with asyncio.TaskGroup() as group:
-            for coroutine in work:
-                group.create_task(coroutine)
-    except BaseExceptionGroup as errors:
-        raise errors.exceptions[0] from None

@@ -12,12 +12,15 @@ is that completion's record, whichever of n siblings wrote it, and whatever an e
 
 import math
 import os
+import signal
 from array import array
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakSet
+
+from entrl.engines.background import end_with_parent
 
 MAX_TOKENS = 2**25  # kept per process, 12 bytes each; 4,096 sequences of 8,192 tokens
 MAX_TOKENS_VARIABLE = "ENTRL_RECORDS_MAX_TOKENS"
@@ -302,6 +305,10 @@ class WorkerExtension:
         """
         answers = [_answer(key, take) for key in keys]
         return answers if _answers_for_all() else None
+
+    def entrl_end_with_parent(self) -> None:
+        """For an engine that lives for one caller's sake; see `end_with_parent`."""
+        end_with_parent(signal.SIGKILL)
 
 
 def _answer(key: str, take_key: Callable[[str], list[SamplerRecord]]) -> dict[str, Any]:

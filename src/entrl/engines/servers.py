@@ -7,7 +7,7 @@ address in the recipe.
 
 import asyncio
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,19 @@ class Replica:
     last_error: str = ""
     base_id: str = ""  # how the server calls its base model
     info: dict[str, Any] = field(default_factory=dict)  # what it tells about itself; empty: nothing
+
+
+def checked_urls(urls: Sequence[str]) -> list[str]:
+    """Without trailing slashes. Raises ValueError for none, a repeated one, or one that is no http address."""
+    cleaned = [url.rstrip("/").removesuffix("/v1") for url in urls]
+    if not cleaned:
+        raise ValueError("no replica is listed; set trainer.vllm_replicas to the addresses `entrl serve` prints")
+    for url in cleaned:
+        if not url.startswith(("http://", "https://")):
+            raise ValueError(f"replica {url!r} is no address; write it like http://127.0.0.1:8000")
+        if cleaned.count(url) > 1:
+            raise ValueError(f"replica {url} is listed {cleaned.count(url)} times; list each server once")
+    return cleaned
 
 
 def make_client(api_key: str | None) -> httpx.AsyncClient:
@@ -132,7 +145,7 @@ async def _told(client: httpx.AsyncClient, replica: Replica, *, timeout: float) 
     }
 
 
-def check_identity(replica: Replica, *, base_model: str, lora_rank: int | None) -> None:
+def check_identity(replica: Replica, *, base_model: str, lora_rank: int | None, processed: bool = True) -> None:
     """Raises ReplicaMismatch where the server says it is not what this run needs; what it does not tell passes."""
     info, url = replica.info, replica.url
     served = info.get("root") or replica.base_id
@@ -148,7 +161,7 @@ def check_identity(replica: Replica, *, base_model: str, lora_rank: int | None) 
             "start it with `entrl serve` on the same recipe"
         )
     mode = info.get("logprobs_mode")
-    if mode is not None and not mode.startswith(PROCESSED):
+    if processed and mode is not None and not mode.startswith(PROCESSED):
         raise ReplicaMismatch(
             f"replica {url} returns {mode}, which are not those of the distribution sampled from; "
             f"start it with --logprobs-mode {PROCESSED} (`entrl serve` does)"

@@ -110,6 +110,7 @@ class ModelPolicy:
             max_new_tokens=max_new_tokens,
             eos_token_id=sorted(ends),
             pad_token_id=pad,
+            synced_gpus=False,  # under ZeRO-3 transformers would wait for the other ranks after each token
             **(sampled if self.temperature > 0 else {"do_sample": False}),
         )
         return [_up_to(row, ends) for row in out_BT[:, longest:].tolist()]

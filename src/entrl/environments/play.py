@@ -162,9 +162,13 @@ SHARES = ("success", "submitted")  # of episodes, each 0 or 1
 
 def score(episodes: Sequence[Episode], *, seed: int = 0) -> dict[str, dict[str, Any]]:
     """For each metric its mean, 95 % interval and the number of episodes it is a mean of (None for none)."""
-    if not episodes:
+    return score_values([values_of(played) for played in episodes], seed=seed)
+
+
+def score_values(rows: Sequence[Mapping[str, float | None]], *, seed: int = 0) -> dict[str, dict[str, Any]]:
+    """`score` of episodes of which only `values_of` is left."""
+    if not rows:
         raise ValueError("no episodes to score; play some rows first")
-    rows = [values_of(played) for played in episodes]
     return {name: _summary(name, [row[name] for row in rows], seed) for name in rows[0]}
 
 

@@ -2,7 +2,8 @@ r"""What a policy can do on a task: greedy and sampled accuracy, unbiased pass@k
 
 pass@k: `scores.py`. n samples of a problem, c of them right.
 
-Every number with its set: greedy accuracy is over problems, with the Wilson interval; sampled accuracy is the mean
+Each problem gives a record (`records.py`), and the numbers are made of records alone. Every number with its set:
+greedy accuracy is over problems, with the Wilson interval; sampled accuracy is the mean
 over problems of c / n, with a bootstrap interval over problems; lengths are in tokens, the end token included;
 entropies are means over all tokens of a phase of all sampled completions, in nats, of the full vocabulary at the
 evaluation temperature (before top_p). The missing-close rate is the share of sampled completions whose thinking
@@ -16,29 +17,34 @@ in `unverified`; golds that nothing can verify are counted beforehand, in `unver
 than k verified samples leaves pass@k; with none it leaves sampled accuracy.
 
 Source:  interval: Wilson 1927
-Needs:   one process; entropies come out of the sampling pass itself, no second forward pass
+Needs:   entropies come out of the sampling pass itself, no second forward pass
 """
 
 import json
 import math
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import torch
-from rich.progress import Progress
-
+from entrl.evaluation import records as kept
 from entrl.evaluation.generation import TransformersWriter
+from entrl.evaluation.memory import rows_that_fit
+from entrl.evaluation.records import Record
+from entrl.evaluation.result import check_k, head
 from entrl.evaluation.scores import summary
 from entrl.evaluation.scoring import DEFAULT_SCORE, Score, checked_golds, scorer, scores, tags_of, warn_of_silence
-from entrl.evaluation.writing import Asked, Completion, Sampling, encode
-from entrl.maths.diversity import group_diversity
-from entrl.maths.phases import ThinkTags, answer_text, phase_masks
+from entrl.evaluation.writing import Answered, Asked, Completion, Sampling, Writer, encode
+from entrl.maths.diversity import group_means, group_sums
+from entrl.maths.phases import ThinkTags, answer_text, closing_seen, phase_masks
 from entrl.models.load import load_policy
-from entrl.settings.provenance import entrl_commit
+from entrl.settings.groups import content_hash
 from entrl.tasks import load_task
-from entrl.version import __version__
+
+PHASES = ("think", "answer", "all")
+DIVERSITY = ("distinct_1", "distinct_2", "edit_distance", "unique")
 
 
 def evaluate(
@@ -48,10 +54,11 @@ def evaluate(
     *,
     samples: int = 8,
     k: Sequence[int] = (1,),
+    greedy: bool = True,
     temperature: float = 1.0,
     top_p: float = 1.0,
     max_new_tokens: int = 256,
-    batch_size: int = 256,
+    batch_size: int | str = "auto",
     seed: int = 0,
     score: Score | str = DEFAULT_SCORE,
     chat_template_kwargs: Mapping[str, Any] | None = None,
@@ -59,60 +66,40 @@ def evaluate(
     think_close: str = "</think>",
     progress: bool = True,
     labels: Mapping[str, Any] | None = None,
+    partial: str | Path | None = None,
 ) -> dict[str, Any]:
     """Evaluate a model in memory on rows of `load_task`; `labels` (model, task, split, ...) go into the result.
 
-    The caller's random state, training mode and generation config are as before afterwards.
+    batch_size: answers written at once, or "auto": what fits in memory. partial: a folder that keeps each problem's
+    record until the evaluation is finished, so that one that was killed goes on. The caller's random state, training
+    mode and generation config are as before afterwards.
     """
-    sampling = Sampling(samples=samples, temperature=temperature, top_p=top_p, max_new_tokens=max_new_tokens, seed=seed)
-    check_k(k, samples)
-    started = time.monotonic()
-    check, tags = scorer(score), tags_of(tokenizer, think_open, think_close)
-    golds = checked_golds(check, dataset)
-    prompts = [encode(tokenizer, prompt, chat_template_kwargs or {}) for prompt in dataset["prompt"]]
-    writer = TransformersWriter(model=model, tokenizer=tokenizer, sampling=sampling, rows=batch_size)
-    # Rows of a batch wait for its longest prompt.
-    order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))
-    with Progress(transient=True, disable=not progress) as bar:
-        asked = [Asked(index=i, prompt_ids=prompts[i]) for i in order]
-        found = {a.index: a for a in bar.track(writer.write(asked), total=len(asked), description="evaluating")}
-    greedy = [g for i in range(len(prompts)) if (g := found[i].greedy) is not None]
-    rows = [ids for ids in prompts for _ in range(samples)]
-    drawn = [c for i in range(len(prompts)) for c in found[i].drawn]
+    sampling = Sampling(
+        samples=samples, temperature=temperature, top_p=top_p, max_new_tokens=max_new_tokens, seed=seed, greedy=greedy
+    )
+    work = Answers(
+        tokenizer=tokenizer,
+        dataset=dataset,
+        sampling=sampling,
+        k=k,
+        score=score,
+        chat_template_kwargs=chat_template_kwargs or {},
+        think_open=think_open,
+        think_close=think_close,
+        labels=labels or {},
+    )
+    rows = rows_of(batch_size, model, work.longest)
+    work.writer = TransformersWriter(model=model, tokenizer=tokenizer, sampling=sampling, rows=rows)
+    return kept.run(work, partial=None if partial is None else Path(partial), progress=progress)
 
-    def judged(asked: list[list[int]], said: list[Completion], times: int) -> list[float | None]:
-        answers = [answer_text(c.ids, tags, tokenizer, prompt_ids=ids) for ids, c in zip(asked, said, strict=True)]
-        return scores(check, [c.text for c in said], answers, dataset, times=times)
 
-    greedy_scores, drawn_scores = judged(prompts, greedy, 1), judged(rows, drawn, samples)
-    warn_of_silence(rows, [c.ids for c in drawn], [*greedy_scores, *drawn_scores], tags, think_close)
-    problems = _problems(dataset, greedy, greedy_scores, drawn, drawn_scores, samples)
-    return {
-        "entrl": __version__,
-        "commit": entrl_commit(),
-        "model": None,
-        "task": None,
-        "split": None,
-        "seed": seed,
-        "n_problems": len(problems),
-        "samples": samples,
-        "temperature": temperature,
-        "top_p": top_p,
-        "max_new_tokens": max_new_tokens,
-        "think_open": think_open,
-        "think_close": think_close,
-        "chat_template_kwargs": dict(chat_template_kwargs or {}),
-        **summary(problems, k=k, seed=seed),
-        **_signals(rows, drawn, tags),
-        **({"diversity": _diversity(drawn, samples)} if samples > 1 else {}),
-        "truncation_rate": fmean(c.truncated for c in drawn),
-        "greedy_truncation_rate": fmean(c.truncated for c in greedy),
-        "unverified": sum(s is None for s in [*greedy_scores, *drawn_scores]),
-        "unverifiable_golds": None if golds is None else len(golds.bad),
-        "seconds": time.monotonic() - started,
-        **(labels or {}),
-        "problems": problems,
-    }
+def rows_of(batch_size: int | str, model: Any, tokens: int, *, processes: int = 1) -> int:
+    """Answers in a batch. tokens: of the longest row; processes: that share this machine's memory."""
+    if batch_size == "auto":
+        return rows_that_fit(model, tokens, processes=processes)
+    if isinstance(batch_size, str) or batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1 or 'auto', got {batch_size!r}")
+    return batch_size
 
 
 def evaluate_path(
@@ -142,56 +129,157 @@ def task_label(task: str | Mapping[str, Any]) -> str:
     return str(task["task"]) if set(task) == {"task"} else json.dumps(dict(task), sort_keys=True)
 
 
-def _problems(
-    dataset: Any,
-    greedy: list[Completion],
-    greedy_scores: list[float | None],
-    drawn: list[Completion],
-    drawn_scores: list[float | None],
-    samples: int,
-) -> list[dict[str, Any]]:
-    problems = []
-    for i, row in enumerate(dataset):
-        mine = range(i * samples, (i + 1) * samples)
-        verified = [s for s in (drawn_scores[j] for j in mine) if s is not None]
-        right = greedy_scores[i]
-        problems.append(
-            {
-                "id": row.get("problem_id", str(i)),
-                "prompt": row["prompt"] if isinstance(row["prompt"], str) else row["prompt"][-1]["content"],
-                "answer": row["answer"],
-                "level": row.get("level", ""),
-                "greedy_correct": None if right is None else bool(right),
-                "n_correct": int(sum(verified)),
-                "n_samples": len(verified),
-                "greedy_length": len(greedy[i].ids),
-                "mean_length": fmean(len(drawn[j].ids) for j in mine),
-            }
-        )
-    return problems
+@dataclass(kw_only=True)
+class Answers:
+    """The `Work` of an evaluation on a task: questions out, records of what was written and how it was judged in."""
+
+    tokenizer: Any
+    dataset: Any
+    sampling: Sampling
+    k: Sequence[int] = (1,)
+    score: Score | str = DEFAULT_SCORE
+    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    think_open: str = "<think>"
+    think_close: str = "</think>"
+    labels: Mapping[str, Any] = field(default_factory=dict)
+    writer: Writer | None = None  # before `records`
+
+    def __post_init__(self) -> None:
+        check_k(self.k, self.sampling.samples)
+        self.check: Score = scorer(self.score)
+        self.tags: ThinkTags | None = tags_of(self.tokenizer, self.think_open, self.think_close)
+        self.golds = checked_golds(self.check, self.dataset)
+        extra = self.chat_template_kwargs
+        self.prompts = [encode(self.tokenizer, prompt, extra) for prompt in self.dataset["prompt"]]
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest row there can be."""
+        return max(map(len, self.prompts)) + self.sampling.max_new_tokens
+
+    @cached_property
+    def order(self) -> list[int]:
+        """Longest prompts first: what does not fit in memory shows at once, and prompts of a batch are alike."""
+        return sorted(range(len(self.prompts)), key=lambda i: (-len(self.prompts[i]), i))
+
+    @property
+    def unit(self) -> int | None:
+        assert self.writer is not None
+        return self.writer.unit
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        columns = [name for name in ("answer", "verifier") if name in self.dataset.column_names]
+        asked = [self.prompts, *(self.dataset[name] for name in columns)]
+        return {
+            **self._head(),
+            "k": list(self.k),
+            "greedy": self.sampling.greedy,
+            "score": self.score if isinstance(self.score, str) else repr(self.score),
+            "problems": content_hash([list(values) for values in asked]),
+            "unit": self.unit,
+        }
+
+    def _head(self) -> dict[str, Any]:
+        asked = {
+            "think_open": self.think_open,
+            "think_close": self.think_close,
+            "chat_template_kwargs": dict(self.chat_template_kwargs),
+        }
+        return {**head(self.sampling, problems=len(self.prompts), **asked), **self.labels}
+
+    def records(self, indices: Sequence[int]) -> Generator[tuple[int, Record]]:
+        assert self.writer is not None
+        asked = [Asked(index=i, prompt_ids=self.prompts[i]) for i in indices]
+        for answered in self.writer.write(asked):
+            yield answered.index, self.record(answered)
+
+    def record(self, answered: Answered) -> Record:
+        """Counts and sums of one problem, of which every number is made."""
+        row, prompt = self.dataset[answered.index], self.prompts[answered.index]
+        greedy, drawn = answered.greedy, answered.drawn
+        said = [*([] if greedy is None else [greedy]), *drawn]
+        answers = [answer_text(c.ids, self.tags, self.tokenizer, prompt_ids=prompt) for c in said]
+        one = self.dataset.select([answered.index])
+        found = scores(self.check, [c.text for c in said], answers, one, times=len(said))
+        right = None if greedy is None else found[0]
+        verified = [s for s in found[len(said) - len(drawn) :] if s is not None]
+        problem = {
+            "id": row.get("problem_id", str(answered.index)),
+            "prompt": row["prompt"] if isinstance(row["prompt"], str) else row["prompt"][-1]["content"],
+            "answer": row["answer"],
+            "level": row.get("level", ""),
+            "greedy_correct": None if right is None else bool(right),
+            "n_correct": int(sum(verified)),
+            "n_samples": len(verified),
+            "greedy_length": None if greedy is None else len(greedy.ids),
+            "mean_length": fmean(len(c.ids) for c in drawn),
+        }
+        return {
+            "problem": problem,
+            "right": sum(s == 1 for s in found),
+            "unverified": sum(s is None for s in found),
+            "truncated": sum(c.truncated for c in drawn),
+            "greedy_truncated": None if greedy is None else greedy.truncated,
+            "diversity": group_sums([c.ids for c in drawn], [answered.index] * len(drawn)),
+            **signals(prompt, drawn, self.tags),
+        }
+
+    def result(self, records: Sequence[Record], seconds: float) -> dict[str, Any]:
+        drawn = len(records) * self.sampling.samples
+        scored = len(records) * self.sampling.rows
+        closed = None if self.tags is None else sum(r["closing_seen"] for r in records)
+        warn_of_silence(drawn, closed, scored, sum(r["right"] for r in records), self.think_close)
+        problems = [r["problem"] for r in records]
+        greedy = [r["greedy_truncated"] for r in records]
+        return {
+            **self._head(),
+            **summary(problems, k=self.k, seed=self.sampling.seed),
+            "entropy": _entropies(records),
+            "missing_close_rate": None if self.tags is None else sum(r["open"] for r in records) / drawn,
+            **({"diversity": _diversity(records)} if self.sampling.samples > 1 else {}),
+            "truncation_rate": sum(r["truncated"] for r in records) / drawn,
+            "greedy_truncation_rate": fmean(greedy) if self.sampling.greedy else None,
+            "unverified": sum(r["unverified"] for r in records),
+            "unverifiable_golds": None if self.golds is None else len(self.golds.bad),
+            "seconds": seconds,
+            "problems": problems,
+        }
 
 
-def _signals(prompts: list[list[int]], drawn: list[Completion], tags: ThinkTags | None) -> dict[str, Any]:
-    """Phase entropies and the missing-close rate; None per phase where the tokenizer cannot spell the tags."""
-    every = torch.cat([c.entropies for c in drawn if c.entropies is not None])
-    found: dict[str, float | None] = {"think": None, "answer": None, "all": every.mean().item()}
-    if tags is None:
-        return {"entropy": found, "missing_close_rate": None}
-    masks = [phase_masks(c.ids, tags, prompt_ids=ids) for ids, c in zip(prompts, drawn, strict=True)]
-    for name in ("think", "answer"):
-        mask = torch.cat([getattr(m, name) for m in masks])
-        found[name] = every[mask].mean().item() if mask.any() else None
-    return {"entropy": found, "missing_close_rate": fmean(not m.closed for m in masks)}
+def signals(prompt: Sequence[int], drawn: Sequence[Completion], tags: ThinkTags | None) -> Record:
+    """Of one problem's samples: by phase the sum of entropies (nats) and its number of tokens; samples whose thinking
+    never ends (`open`) and that hold a closing tag (`closing_seen`), None without tags."""
+    masks = None if tags is None else [phase_masks(c.ids, tags, prompt_ids=prompt) for c in drawn]
+    sums, tokens = dict.fromkeys(PHASES, 0.0), dict.fromkeys(PHASES, 0)
+    for at, completion in enumerate(drawn):
+        if completion.entropies is None:
+            continue
+        entropy_T = completion.entropies.double()
+        parts = {"all": entropy_T}
+        if masks is not None:
+            parts |= {name: entropy_T[getattr(masks[at], name)] for name in ("think", "answer")}
+        for name, part_T in parts.items():
+            sums[name] += part_T.sum().item()
+            tokens[name] += len(part_T)
+    if tags is None or masks is None:
+        return {"entropy": sums, "tokens": tokens, "open": None, "closing_seen": None}
+    seen = sum(closing_seen(c.ids, tags, prompt_ids=prompt) for c in drawn)
+    return {"entropy": sums, "tokens": tokens, "open": sum(not m.closed for m in masks), "closing_seen": seen}
 
 
-def _diversity(drawn: list[Completion], samples: int) -> dict[str, float | None]:
+def _entropies(records: Sequence[Record]) -> dict[str, float | None]:
+    """Means over all tokens of a phase; None where there are none, or nobody knows."""
+    found: dict[str, float | None] = {}
+    for name in PHASES:
+        tokens = sum(r["tokens"][name] for r in records)
+        found[name] = math.fsum(r["entropy"][name] for r in records) / tokens if tokens else None
+    return found
+
+
+def _diversity(records: Sequence[Record]) -> dict[str, float | None]:
     """How much a problem's samples differ, mean over problems; None where no completion is long enough."""
-    found = group_diversity([c.ids for c in drawn], samples)
-    values = {name: found[f"diversity/{name}"] for name in ("distinct_1", "distinct_2", "edit_distance", "unique")}
+    names = records[0]["diversity"]
+    means = group_means({name: math.fsum(r["diversity"][name] for r in records) for name in names})
+    values = {name: means[f"diversity/{name}"] for name in DIVERSITY}
     return {name: None if math.isnan(value) else value for name, value in values.items()}
-
-
-def check_k(k: Sequence[int], samples: int) -> None:
-    for j in k:
-        if not 1 <= j <= samples:
-            raise ValueError(f"pass@{j} needs at least {j} samples a problem and k >= 1, got samples={samples}")

@@ -23,8 +23,9 @@ def pass_at_k(n: int, c: int, k: int) -> float:
 
 
 def summary(problems: Sequence[Mapping[str, Any]], *, k: Sequence[int], seed: int) -> dict[str, Any]:
-    """The aggregates of a list of problems; None where no problem is verified."""
+    """The aggregates of a list of problems; None where no problem is verified, or none was asked greedily."""
     greedy = [p["greedy_correct"] for p in problems if p["greedy_correct"] is not None]
+    lengths = [p["greedy_length"] for p in problems if p["greedy_length"] is not None]
     shares = [p["n_correct"] / p["n_samples"] for p in problems if p["n_samples"]]
     counts = [(p["n_samples"], p["n_correct"]) for p in problems if p["n_samples"]]
     reach = {str(j): [pass_at_k(n, c, j) for n, c in counts if n >= j] for j in k}
@@ -34,6 +35,6 @@ def summary(problems: Sequence[Mapping[str, Any]], *, k: Sequence[int], seed: in
         "sampled_accuracy": fmean(shares) if shares else None,
         "sampled_accuracy_ci": list(bootstrap_interval(np.array(shares), seed=seed)) if shares else None,
         "pass_at_k": {j: fmean(values) if values else None for j, values in reach.items()},
-        "mean_length_greedy": fmean(p["greedy_length"] for p in problems),
+        "mean_length_greedy": fmean(lengths) if lengths else None,
         "mean_length_sampled": fmean(p["mean_length"] for p in problems),
     }

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from entrl.maths.phases import ThinkTags, closing_seen
+from entrl.maths.phases import ThinkTags
 from entrl.verify.golds import GoldCheck, check_golds
 
 Score = Callable[..., list[float | None]]
@@ -71,28 +71,23 @@ def tags_of(tokenizer: Any, think_open: str, think_close: str) -> ThinkTags | No
         return None
 
 
-def warn_of_silence(
-    prompts: Sequence[Sequence[int]],
-    completions: Sequence[Sequence[int]],
-    found: Sequence[float | None],
-    tags: ThinkTags | None,
-    think_close: str,
-) -> None:
-    """Say so where the closing tag never occurs, or where nothing is right and nobody may have looked."""
-    if len(completions) < WORTH_A_WORD:
+def warn_of_silence(completions: int, closed: int | None, scored: int, right: int, think_close: str) -> None:
+    """Say so where the closing tag never occurs, or where nothing is right and nobody may have looked.
+
+    closed: completions with a closing tag, None where the tokenizer cannot spell it. scored, right: answers.
+    """
+    if completions < WORTH_A_WORD:
         return
-    rows = zip(prompts, completions, strict=True)
-    closed = 0 if tags is None else sum(closing_seen(ids, tags, prompt_ids=prompt) for prompt, ids in rows)
-    if tags is not None and not closed:
+    if closed == 0:
         warnings.warn(
-            f"the closing tag {think_close!r} stands in none of {len(completions)} completions; give the model's own "
+            f"the closing tag {think_close!r} stands in none of {completions} completions; give the model's own "
             "tags (think_open, think_close; on the command line --think-open and --think-close), unless it marks no "
             "thinking",
             stacklevel=3,
         )
-    if not any(found):
+    if not right:
         warnings.warn(
-            f"none of {len(found)} completions is right; {closed} of them close their thinking with {think_close!r}. "
+            f"none of {scored} completions is right; {closed or 0} of them close their thinking with {think_close!r}. "
             "Look at some before believing it: tags, template arguments, the limit of tokens, the golds",
             stacklevel=3,
         )

@@ -18,11 +18,12 @@ class ModelShape:
     query: int  # heads x head size
     key_value: int  # key-value heads x head size
     intermediate: int  # of the MLP; with experts, of those a token visits together
+    tied: bool = True  # embedding and output layer are one matrix
 
     @property
     def layer(self) -> int:
         """Parameters of one decoder layer, all of them taken to be alike."""
-        return (self.parameters - self.vocabulary * self.hidden) // self.layers
+        return (self.parameters - (1 if self.tied else 2) * self.vocabulary * self.hidden) // self.layers
 
 
 def model_shape(config: Any, *, parameters: int, trained: int) -> ModelShape:
@@ -42,6 +43,7 @@ def model_shape(config: Any, *, parameters: int, trained: int) -> ModelShape:
         query=heads * size,
         key_value=(getattr(text, "num_key_value_heads", None) or heads) * size,
         intermediate=experts * each if experts and each else text.intermediate_size,
+        tied=bool(getattr(text, "tie_word_embeddings", False)),
     )
 
 

@@ -11,7 +11,6 @@ the command line, where every user of the machine could read it.
 
 import atexit
 import contextlib
-import ctypes
 import importlib.metadata
 import importlib.util
 import os
@@ -34,6 +33,7 @@ from urllib.parse import urlsplit
 import httpx
 
 from entrl.engines.adapters import adapter_rank, server_rank
+from entrl.engines.background import end_with_parent
 from entrl.engines.middleware import STORE_VARIABLE
 from entrl.engines.servers import KEY_VARIABLE, PROCESSED
 from entrl.models.load import base_of, refuse_adapter
@@ -262,7 +262,7 @@ class Server:
                 stdout=out,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # a group of its own, so that its workers can be ended with it
-                preexec_fn=_die_with_parent if sys.platform == "linux" else None,
+                preexec_fn=end_with_parent if sys.platform == "linux" else None,
             )
         atexit.register(self.stop)
 
@@ -306,11 +306,6 @@ class Server:
 def _signal_group(group: int, what: signal.Signals) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(group, what)
-
-
-def _die_with_parent() -> None:
-    """In the child, before it becomes the server: end when `entrl serve` ends, even by kill -9."""
-    ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
 def check_port(host: str, port: int) -> None:

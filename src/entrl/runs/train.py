@@ -10,17 +10,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 from transformers import PrinterCallback, ProgressCallback, set_seed
 
 from entrl.engines.faults import RolloutError
-from entrl.errors import CannotWrite
 from entrl.evaluation.answers import evaluate
 from entrl.evaluation.dialogues import evaluate_dialogues
 from entrl.models.load import load_model, load_policy, new_adapter
@@ -36,7 +34,7 @@ from entrl.runs.log import ProgressLine, RunLog, be_quiet
 from entrl.runs.plan import Prepared, check_rows, missing_here, prepare
 from entrl.runs.recipe import Recipe
 from entrl.runs.serve import find_api_key
-from entrl.runs.together import hush, lost_ranks, main_first, together
+from entrl.runs.together import alone_on_main, failed_elsewhere, lost_ranks, main_first, together
 from entrl.runs.wording import escape_completion_tables, say
 from entrl.runs.writing import in_words
 from entrl.settings.groups import flat
@@ -48,7 +46,6 @@ from entrl.trainers.shared.checkpoint import complete
 from entrl.trainers.shared.completeness import read_marker, unmark
 
 USER_ERRORS = (ValueError, TypeError, OSError, RolloutError)
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,26 +57,6 @@ class RunResult:
     report: Path | None
     eval_before: dict[str, Any] | None
     eval_after: dict[str, Any] | None
-
-
-def on_main(action: Callable[[], T]) -> T:
-    """Run on rank 0, hand the result to every rank; an error of rank 0 is raised on every rank, and said by rank 0."""
-    state = PartialState()
-    outcome: list[Any] = [None, None, None]
-    own: Exception | None = None
-    if state.is_main_process:
-        try:
-            outcome[0] = action()
-        except Exception as error:  # raised again below, once the other ranks know
-            own, outcome[1:] = error, [type(error).__name__, str(error)]
-    if state.num_processes > 1:
-        broadcast_object_list(outcome)
-    if own is not None:
-        raise own
-    if outcome[1] is not None:
-        known = {e.__name__: e for e in (FileNotFoundError, TypeError, ConnectionError, CannotWrite, RuntimeError)}
-        raise hush(known.get(outcome[1], ValueError)(outcome[2]))
-    return outcome[0]
 
 
 @dataclass(kw_only=True)
@@ -140,7 +117,7 @@ def train(
             return folder.open(recipe, resume=resume, overwrite=overwrite, say=run.say), False
 
     try:
-        run.start, finished = on_main(begin)
+        run.start, finished = alone_on_main(begin)
         if finished:
             run.say(f"{folder.path} is finished with these settings: nothing is left to do")
             return read_result(folder, folder.path / "report.html")
@@ -163,8 +140,11 @@ def _noted(run: Run) -> RunResult:
     except BaseException as error:
         status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
         lost = "lost the other ranks, one of which failed: " if lost_ranks(error) else ""
-        with contextlib.suppress(OSError):  # a disk that takes nothing is what the error says
-            run.note(status=status, finished=now(), error=mask_text(f"{lost}{type(error).__name__}: {error}"))
+        words = f"{lost}{type(error).__name__}: {error}"
+        with contextlib.suppress(OSError, RuntimeError):  # a disk that takes nothing is what the error says
+            if status == "interrupted" and (elsewhere := failed_elsewhere()):  # so the launcher ended this rank
+                status, words = "failed", elsewhere
+            run.note(status=status, finished=now(), error=mask_text(words))
         raise
 
 
@@ -182,7 +162,7 @@ def _train_in(run: Run) -> RunResult:
             "that is mended, resume=true evaluates and writes the report, and trains nothing again"
         ) from error
     run.note(status="finished", finished=now(), steps=read_marker(folder.model).step)
-    report = on_main(lambda: write_report([folder.path], folder.path / "report.html"))
+    report = alone_on_main(lambda: write_report([folder.path], folder.path / "report.html"))
     result = read_result(folder, report)
     describe_end(run.console, result)
     return result
@@ -213,7 +193,7 @@ def train_model(run: Run) -> None:
         run.ending.raise_if_asked()
     check_trained(trainer.state.global_step, trainer.state.max_steps)
     model = run.folder.model
-    on_main(lambda: unmark(model))
+    alone_on_main(lambda: unmark(model))
     trainer.save_model(str(model))
     if trainer.accelerator.is_main_process:
         trainer.processing_class.save_pretrained(model)
@@ -303,7 +283,7 @@ def evaluate_into(run: Run, load: Callable[[], tuple[Any, Any]], when: str, *, k
         name = run.recipe.model.path if when == "before" else str(run.folder.model)
         write_json(file, evaluate_spec(run, model, tokenizer, name=name))
 
-    on_main(evaluated)
+    alone_on_main(evaluated)
 
 
 def evaluate_spec(run: Run, model: Any, tokenizer: Any, *, name: str) -> dict[str, Any]:

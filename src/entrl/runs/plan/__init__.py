@@ -5,14 +5,15 @@ from entrl.runs.plan.checks import (
     build_args,
     column_problems,
     launcher_problems,
-    missing_here,
     opening_problems,
     prepare,
 )
-from entrl.runs.plan.estimates import Measured, count_parameters
+from entrl.runs.plan.estimates import count_parameters
 from entrl.runs.plan.machines import Machines, read_machines
+from entrl.runs.plan.missing import missing_here
 from entrl.runs.plan.overview import Plan, plan
 from entrl.runs.plan.rows import check_rows
+from entrl.runs.plan.times import Measured
 
 __all__ = [
     "Machines",

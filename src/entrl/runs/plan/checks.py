@@ -3,7 +3,6 @@
 `prepare` collects the problems; `entrl train` raises on the first one, `entrl plan` prints them all.
 """
 
-import importlib.util
 import inspect
 import os
 from collections.abc import Callable, Sequence
@@ -11,8 +10,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from entrl.models.load import model_problems
-from entrl.models.quantization import missing_bitsandbytes
 from entrl.runs.law_watch import evaluation_steps
+from entrl.runs.plan.missing import name_problems
+from entrl.runs.plan.values import adapter_problems, reference_problems, value_problems, weight_problems
 from entrl.runs.recipe import Recipe
 from entrl.settings.arguments import TRL_KEYWORDS
 from entrl.settings.names import Loaded, suggest
@@ -87,10 +87,11 @@ def prepare(recipe: Recipe, *, world_size: int | None = None) -> Prepared:
     def collect(what: Callable[[], Any], default: Any) -> Any:
         try:
             return what()
-        except (ValueError, TypeError, OSError, ImportError) as error:
+        except (ValueError, TypeError, OSError, ImportError, ArithmeticError) as error:
             out.problems.append(str(error) or type(error).__name__)
             return default
 
+    out.problems += value_problems(recipe.trainer) + weight_problems(recipe)
     out.args = collect(lambda: build_args(recipe, world_size), None)
     out.rewards = collect(recipe.build_rewards, [])
     out.controllers = collect(recipe.build_controllers, [])
@@ -99,12 +100,14 @@ def prepare(recipe: Recipe, *, world_size: int | None = None) -> Prepared:
     problems, notes = collect(lambda: model_problems(recipe.model, out.lora, out.args), ([], []))
     out.problems += problems
     out.notes += notes
+    out.problems += adapter_problems(out.lora)
     out.problems += environment_problems(recipe, out.rewards)
     out.problems += same_names(out.rewards)
     if out.args is not None:
         size = world_size or out.args.world_size
         out.problems += schedule_problems(out, size) + launch_problems(recipe, size)
-        out.problems += evaluation_problems(recipe, out.args)
+        out.problems += evaluation_problems(recipe, out.args) + reference_problems(out.args)
+        out.problems += name_problems(recipe, out.args)
         if recipe.environment is not None:
             out.problems += tool_problems(out.args)
         if world_size is None:
@@ -208,18 +211,6 @@ def required_names(reward: Callable) -> set[str]:
     return {p.name for p in parameters if p.default is p.empty and p.kind in named} | set(
         getattr(reward, "columns", ())
     )
-
-
-def missing_here(recipe: Recipe, args: Any) -> list[str]:
-    """What the run needs and this machine lacks, which another one may have."""
-    return [m for m in (missing_engine(args), missing_bitsandbytes(recipe.model.quantization)) if m]
-
-
-def missing_engine(args: Any) -> str | None:
-    """Why rollouts by vLLM cannot run on this machine, or None."""
-    if args.use_vllm and args.vllm_mode == "colocate" and importlib.util.find_spec("vllm") is None:
-        return "use_vllm is set and vllm is not installed here; pip install -e '.[vllm]', or set use_vllm: false"
-    return None
 
 
 def first_line(error: BaseException) -> str:

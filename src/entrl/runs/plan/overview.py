@@ -4,17 +4,21 @@ Planning for machines this one is not (another world size, GPUs it lacks) works;
 is said to be unchecked.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from entrl.runs.law_watch import evaluation_steps
-from entrl.runs.plan.checks import Prepared, evaluation_problems, has_accelerator, missing_here, prepare
+from entrl.runs.plan.checks import Prepared, evaluation_problems, has_accelerator, prepare
 from entrl.runs.plan.device import SAY, Device, find_device
-from entrl.runs.plan.estimates import Measured, describe_engines, describe_model, describe_time, has_colocated
+from entrl.runs.plan.engines import describe_engines
+from entrl.runs.plan.estimates import Estimate, describe_disk, describe_memory, describe_model
 from entrl.runs.plan.machines import Machines, machine_problems, read_machines
+from entrl.runs.plan.missing import missing_here
+from entrl.runs.plan.peaks import has_colocated
 from entrl.runs.plan.rows import check_data
+from entrl.runs.plan.times import Measured, describe_time
+from entrl.runs.plan.values import value_warnings
 from entrl.runs.recipe import Recipe
 from entrl.trainers.refusals.checks import check_schedule
 from entrl.trainers.refusals.schedule import describe_schedule
@@ -62,6 +66,7 @@ def plan(
     *,
     accelerate_config: str | Path | None = None,
     measured: Measured | None = None,
+    explain: bool = False,
 ) -> Plan:
     """Run every check and describe the run.
 
@@ -69,6 +74,7 @@ def plan(
     accelerate_config: the file given to `accelerate launch --config_file`.
     measured: size of a device and throughput, where they are known; without rates no time. Where neither it nor
         `launch.device_memory_gib` nor torch says how large a device is, memory is not judged, and the verdict says so.
+    explain: with every term of every peak, and its formula
 
     Raises FileNotFoundError and ValueError for an accelerate file that is none, or throughput that is no number > 0.
     """
@@ -90,36 +96,49 @@ def plan(
         rows += _describe_evaluations(recipe, prepared.args)
         rows += _describe_controllers(prepared, size)
         found.warnings += _warnings(recipe, prepared, size)
+        found.warnings += value_warnings(recipe, prepared.args, prepared.rewards)
         found.notes += _machine_notes(recipe, prepared.args)
-    device = find_device(recipe, machines, measured.device_gib)
-    model_rows, shape, model_problems, short, unseen_model = describe_model(recipe, prepared, machines, device)
-    rows += [("device memory", device.described), *model_rows]
-    found.problems += [p for p in model_problems if p not in found.problems]
-    if prepared.args is not None:
-        engine_rows, engine_problems, no_room = describe_engines(recipe, prepared.args, machines, shape, device)
-        rows += engine_rows
-        found.problems += engine_problems
-        short += no_room
-        rows += describe_time(recipe, prepared, machines, shape, measured)
-    if device.binding:
-        found.problems += short
     data = check_data(recipe, prepared)
+    device = find_device(recipe, machines, measured.device_gib)
+    estimate = describe_model(recipe, prepared)
+    if prepared.args is not None:
+        steps = _step_count(prepared.args, size, data.count)
+        describe_memory(estimate, recipe, prepared.args, machines, device, data.longest, explain)
+        describe_disk(estimate, recipe, prepared.args, steps, device, explain)
+        describe_engines(estimate, recipe, prepared.args, machines, device)
+        times, late = describe_time(recipe, prepared, machines, estimate.shape, measured, steps)
+        estimate.rows += times
+        estimate.problems += late
+    rows += [("device memory", device.described), *estimate.rows]
+    short = estimate.short if device.binding else []
+    own = [p for p in estimate.problems if p not in found.problems]
     missing = [] if prepared.args is None else missing_here(recipe, prepared.args)
     return Plan(
         rows=rows,
-        problems=found.problems + data.problems,
-        warnings=found.warnings + data.warnings,
+        problems=[*found.problems, *own, *short, *data.problems],
+        warnings=[*found.warnings, *estimate.warnings, *data.warnings],
         notes=found.notes,
-        unchecked=[*unseen_model, *data.unchecked, *missing],
-        unjudged=_unjudged(device, prepared.args, shape, short),
+        unchecked=[*estimate.unchecked, *data.unchecked, *missing],
+        unjudged=_unjudged(device, prepared.args, estimate),
     )
 
 
-def _unjudged(device: Device, args: Any, shape: Any, short: Sequence[str]) -> str | None:
+def _step_count(args: Any, world_size: int, rows: int | None) -> int | None:
+    """Optimiser steps of the run; None where it trains by epochs over an unknown number of rows."""
+    if args.max_steps > 0:
+        return args.max_steps
+    if rows is None:
+        return None
+    schedule = describe_schedule(args, world_size)
+    rollouts = rows // schedule.prompts_per_rollout  # a rest is dropped
+    return int(args.num_train_epochs * rollouts * schedule.updates_per_rollout)
+
+
+def _unjudged(device: Device, args: Any, found: Estimate) -> str | None:
     """Why nothing is said about memory, None where something is."""
-    if shape is None:
+    if found.shape is None:
         return "its model could not be looked at"
-    if device.size is None or (short and not device.binding):
+    if device.size is None or (found.short and not device.binding):
         return SAY
     if device.is_cpu and args is not None and has_colocated(args):
         return f"{SAY}, of the device that vLLM will share"

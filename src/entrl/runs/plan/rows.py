@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from entrl.models.load import tokenizer_of
+from entrl.models.load import load_config, tokenizer_of
 from entrl.runs.plan.checks import Prepared, column_problems, first_line, opening_problems, required_names
-from entrl.runs.plan.estimates import model_config
+from entrl.runs.plan.trial import trial_problems
 from entrl.runs.recipe import Recipe
 from entrl.runs.specs import EvalSpec
 from entrl.tasks import is_endless
@@ -19,6 +19,7 @@ from entrl.verify.golds import check_golds, gold_kind
 
 PROBE_ROWS = 4  # made of a task that generates its problems
 NAMED = 3  # rows named in a message about many
+LONGEST = 64  # texts of most bytes, among which the one of most tokens is looked for
 SPECIAL = 4  # tokens a tokenizer may put around a text, beside those of its bytes
 
 
@@ -29,6 +30,8 @@ class Found:
     problems: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     unchecked: list[str] = field(default_factory=list)  # what could not be looked at from here
+    count: int | None = None  # rows of the training set, None where nobody says
+    longest: dict[str, int] = field(default_factory=dict)  # tokens of the longest prompt of "data" and "eval"
 
 
 def check_data(recipe: Recipe, prepared: Prepared) -> Found:
@@ -36,7 +39,9 @@ def check_data(recipe: Recipe, prepared: Prepared) -> Found:
     found = Found()
     endless = is_endless(recipe.data.task)
     if rows := _loaded(lambda: recipe.load_data(size=PROBE_ROWS if endless else None), "data", found):
-        check_training_rows(recipe, prepared, rows, found, count=recipe.data.train_size if endless else len(rows))
+        found.count = recipe.data.train_size if endless else len(rows)
+        check_training_rows(recipe, prepared, rows, found, count=found.count)
+        _try_rewards(recipe, prepared, rows, found)
     if (spec := recipe.eval) is not None:
         from dataclasses import replace
 
@@ -53,6 +58,16 @@ def check_rows(recipe: Recipe, prepared: Prepared, rows: Any) -> Found:
     if recipe.eval is not None and not is_endless(recipe.eval.task):
         check_evaluation_rows(recipe, prepared, recipe.load_eval_data(), found)
     return found
+
+
+def _try_rewards(recipe: Recipe, prepared: Prepared, rows: Any, found: Found) -> None:
+    if found.problems or prepared.problems:  # a reward that cannot be called is named already
+        return
+    try:
+        tokenizer = tokenizer_of(recipe.model)
+    except (OSError, ValueError):  # said where lengths are counted
+        return
+    found.problems += trial_problems(recipe, prepared, rows, tokenizer)
 
 
 def _loaded(load: Callable[[], Any], what: str, found: Found) -> Any:
@@ -175,13 +190,15 @@ def _check_texts(recipe: Recipe, prepared: Prepared, rows: Any, length: int, whe
         found.problems.append(f"{where}: {error}")
         return
     _check_control_tokens(tokenizer, rows, where, found)
+    special = isinstance(rows[0]["prompt"], str)
+    found.longest[where] = longest_prompt(tokenizer, texts, special=special)
     if positions is None:
         return
     limit, key = positions - length, "trainer.max_completion_length" if where == "data" else "eval.max_new_tokens"
     if limit < 1:  # legal, as few completions may get so long; prompts must fit at least
         found.warnings.append(f"{key} of {length} leaves no room for a prompt in the context of {positions}; lower it")
         limit, length = positions, 0
-    counts = lengths(tokenizer, texts, limit, special=isinstance(rows[0]["prompt"], str))
+    counts = lengths(tokenizer, texts, limit, special=special)
     if long := [(n, row_id) for n, row_id in zip(counts, rows["problem_id"], strict=True) if n > limit]:
         (found.problems if len(long) == len(rows) else found.warnings).append(
             f"{where}: {len(long)} of {len(rows)} prompts are longer than the {limit} tokens that the context of "
@@ -192,7 +209,7 @@ def _check_texts(recipe: Recipe, prepared: Prepared, rows: Any, length: int, whe
 
 def context(recipe: Recipe, args: Any) -> int | None:
     """Tokens of a prompt and its completion that the model, or the engine, takes; None where nothing says."""
-    model = getattr(model_config(recipe).get_text_config(), "max_position_embeddings", None)
+    model = getattr(load_config(recipe.model).get_text_config(), "max_position_embeddings", None)
     limits = [n for n in (model, args.vllm_max_model_length if args.use_vllm else None) if n]
     return min(limits, default=None)
 
@@ -228,6 +245,12 @@ def lengths(tokenizer: Any, texts: Sequence[str], limit: int, *, special: bool) 
         for i, found in zip(doubtful, ids, strict=True):
             counts[i] = len(found)
     return counts
+
+
+def longest_prompt(tokenizer: Any, texts: Sequence[str], *, special: bool) -> int:
+    """Tokens of the longest text, looked for among those of most bytes."""
+    most = sorted(texts, key=lambda text: -len(text.encode()))[:LONGEST]
+    return max(map(len, tokenizer(most, add_special_tokens=special, verbose=False)["input_ids"]))
 
 
 def _some(names: Sequence[str]) -> str:

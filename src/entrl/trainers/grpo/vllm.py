@@ -12,7 +12,6 @@ import math
 import os
 import secrets
 import time
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -21,7 +20,7 @@ from typing import Any
 import torch
 import trl.generation.vllm_generation as trl_vllm
 import trl.trainer.grpo_trainer as trl_grpo
-from accelerate.utils import broadcast_object_list, gather_object, is_peft_model
+from accelerate.utils import gather_object, is_peft_model
 from torch import Tensor
 from trl.generation.vllm_generation import VLLMGeneration
 
@@ -33,6 +32,7 @@ from entrl.engines.faults import RolloutError
 from entrl.engines.pool import ReplicaPool
 from entrl.trainers.seam import GENERATION, check_trl
 from entrl.trainers.shared.rollout import Sampled
+from entrl.trainers.shared.waiting import alone_on_main
 
 check_trl(version("trl"), VLLMGeneration, GENERATION)
 
@@ -219,14 +219,6 @@ class ReplicaGeneration:
         config = model.peft_config[model.active_adapters[0]]
         self.pool: ReplicaPool | None = None
         check_servable(model)
-        patience = (args.vllm_retries + 1) * args.vllm_request_timeout
-        if accelerator.num_processes > 1 and patience > args.ddp_timeout:
-            warnings.warn(
-                f"the first process waits up to {patience:g} s for servers (vllm_retries, vllm_request_timeout) while "
-                f"the others wait in a collective that ends after ddp_timeout={args.ddp_timeout} s: such a run would "
-                f"die without its checkpoint; set ddp_timeout above {patience:g}, or a shorter vllm_request_timeout",
-                stacklevel=2,
-            )
         self._on_main(lambda: self._connect(config))
 
     def _connect(self, config: Any) -> None:
@@ -248,21 +240,19 @@ class ReplicaGeneration:
                 )
 
     def _on_main(self, action: Any) -> Any:
-        """Run on rank 0; its result, or its error, is every rank's."""
-        outcome: list[Any] = [None, None]
-        if self.accelerator.is_main_process:
+        """On rank 0, which may wait long for servers; its result, or its error, is every rank's."""
+
+        def asked() -> Any:
             try:
-                outcome[0] = action()
-            except Exception as error:  # whatever it is, the others are waiting
+                return action()
+            except (RolloutError, ValueError, OSError):
+                raise
+            except Exception as error:  # all ranks must end alike: by this kind, training is saved first
                 if self.accelerator.num_processes == 1:
                     raise
-                plain = isinstance(error, (RolloutError, ValueError, OSError))  # others may not survive the journey
-                outcome[1] = error if plain else RolloutError(f"{type(error).__name__}: {error}")
-        if self.accelerator.num_processes > 1:
-            broadcast_object_list(outcome)
-        if outcome[1] is not None:
-            raise outcome[1]
-        return outcome[0]
+                raise RolloutError(f"{type(error).__name__}: {error}") from error
+
+        return alone_on_main(asked, "replicas")
 
     def sync_weights(self) -> None:
         """Publish the adapter as the next version on every replica."""

@@ -20,6 +20,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from entrl.trainers.shared.completeness import Marker, file_names, fingerprints, mark, step_of, unmark
+from entrl.trainers.shared.waiting import alone_on_main, together, wait_for_all
 
 OPTIMIZER_FILES = ("optimizer.pt", "optimizer.bin")
 
@@ -80,17 +81,20 @@ def redrawn_because(args: Any) -> str | None:
 def complete(folder: Path, accelerator: Accelerator, *, step: int, inexact: str | None = None) -> None:
     """Mark the folder as whole once every rank has written its files. Every rank calls this.
 
-    The ranks share the reading: each takes the checksums of some of the files it sees.
+    The ranks share the reading: each takes the checksums of some of the files it sees. Writing and reading a large
+    model take as long as the disk wants, so they are waited for without a collective.
     """
-    accelerator.wait_for_everyone()
+    wait_for_all("written")
     rank, world_size = accelerator.process_index, accelerator.num_processes
     seen = [set(names) for names in gather_object([file_names(folder)])]
     everything = sorted(set().union(*seen))
     # NFS may show a new file to its writer first, so a file is read by a rank that sees it.
     readers = [[r for r in range(world_size) if name in seen[r]] for name in everything]
     mine = [name for i, name in enumerate(everything) if readers[i][i % len(readers[i])] == rank]
-    prints = {name: print for part in gather_object([fingerprints(folder, mine)]) for name, print in part.items()}
-    if accelerator.is_main_process:
+    own = together(lambda: fingerprints(folder, mine), "read")
+    prints = {name: print for part in gather_object([own]) for name, print in part.items()}
+
+    def mark_whole() -> None:
         if hidden := [name for name in everything if not (folder / name).is_file()]:
             warnings.warn(
                 f"{folder} lacks {', '.join(hidden)} where the first process looks: the run cannot be resumed unless "
@@ -98,7 +102,8 @@ def complete(folder: Path, accelerator: Accelerator, *, step: int, inexact: str 
                 stacklevel=2,
             )
         mark(folder, Marker(step=step, world_size=world_size, inexact=inexact, files=prints))
-    accelerator.wait_for_everyone()
+
+    alone_on_main(mark_whole, "marked")
 
 
 def rotate(checkpoints: Path, newest: Path, *, limit: int | None, best: str | None) -> None:
@@ -124,10 +129,13 @@ def write_checkpoint(trainer: Any, folder: Path, save: Callable[[], None], state
     save: the libraries' own saving. trainer.checkpoint_files: further writers, called on rank 0 with the folder.
     """
     args, accelerator = trainer.args, trainer.accelerator
-    if accelerator.is_main_process and folder.exists():  # half of an earlier attempt, or damaged
-        unmark(folder)
-        shutil.rmtree(folder)
-    accelerator.wait_for_everyone()
+
+    def clear() -> None:
+        if folder.exists():  # half of an earlier attempt, or damaged
+            unmark(folder)
+            shutil.rmtree(folder)
+
+    alone_on_main(clear, "cleared")
     limit, args.save_total_limit = args.save_total_limit, None
     try:
         save()
@@ -139,8 +147,8 @@ def write_checkpoint(trainer: Any, folder: Path, save: Callable[[], None], state
             write(folder)
     step, inexact = trainer.state.global_step, inexact_because(args)
     complete(folder, accelerator, step=step, inexact=None if step >= trainer.state.max_steps else inexact)
-    if accelerator.is_main_process:
-        rotate(folder.parent, folder, limit=limit, best=trainer.state.best_model_checkpoint)
+    best = trainer.state.best_model_checkpoint
+    alone_on_main(lambda: rotate(folder.parent, folder, limit=limit, best=best), "rotated")
 
 
 def moved(rows: Any, device: torch.device | str) -> Any:

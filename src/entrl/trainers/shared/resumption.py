@@ -1,6 +1,6 @@
 """The overrides of transformers' loop that make a resumed run equal an uninterrupted one; both trainers have them.
 
-Names of transformers met here: `_save_checkpoint`, `_load_optimizer_and_scheduler`, `_run_epoch`,
+Names of transformers met here: `save_model`, `_save_checkpoint`, `_load_optimizer_and_scheduler`, `_run_epoch`,
 `_maybe_log_save_evaluate`, and the log sums `_tr_loss`, `_total_loss_scalar` and `_globalstep_last_logged`; of TRL:
 `_metrics`, `_logs`, `_get_train_sampler`.
 """
@@ -23,6 +23,7 @@ from entrl.trainers.shared.checkpoint import (
 )
 from entrl.trainers.shared.completeness import MARKER, read_marker
 from entrl.trainers.shared.observation import Observation
+from entrl.trainers.shared.waiting import wait_for_all
 
 if TYPE_CHECKING:
     from trl import GRPOTrainer as Base
@@ -75,6 +76,12 @@ class Resumable(Base):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         self._observation.read()
         super().log(logs, start_time)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """As transformers'; inside a checkpoint the others wait for the writer before the collectives that follow."""
+        super().save_model(output_dir, _internal_call)
+        if _internal_call:  # only then does every rank come here, however it is sharded
+            wait_for_all("saved")
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         if self._complete_at == self.state.global_step:

@@ -1,0 +1,98 @@
+"""What a run needs and this machine lacks, which another one may have: engines, trackers, kernels, optimisers.
+
+`entrl plan` lists it as not checked from here; `entrl train` stops at it.
+"""
+
+import importlib.util
+from typing import Any
+
+from entrl.models.quantization import missing_bitsandbytes
+from entrl.runs.recipe import Recipe
+
+# optimisers of transformers by a part of their name -> the package that they come from
+OPTIMISERS = {
+    "bnb": "bitsandbytes",
+    "8bit": "bitsandbytes",
+    "paged": "bitsandbytes",
+    "ademamix": "bitsandbytes",
+    "torchao": "torchao",
+    "4bit": "torchao",
+    "galore": "galore_torch",
+    "apollo": "apollo_torch",
+    "lomo": "lomo_optim",
+    "grokadamw": "grokadamw",
+    "schedule_free": "schedulefree",
+    "stable_adamw": "optimi",
+}
+KERNELS = {
+    "flash_attention_2": "flash_attn",
+    "flash_attention_3": "flash_attn_interface",
+    "flash_attention_4": "flash_attn",
+}
+KNOWN_ATTENTION = ("eager", "sdpa", "flex_attention", *KERNELS)
+
+
+def missing_here(recipe: Recipe, args: Any) -> list[str]:
+    """Each with the package and the way around it."""
+    found = [
+        missing_engine(args),
+        missing_bitsandbytes(recipe.model.quantization),
+        _missing_kernel(recipe.model.attn_implementation),
+        _missing_optimiser(str(getattr(args.optim, "value", args.optim))),
+        *(_missing_tracker(name) for name in trackers(args)),
+    ]
+    if args.use_liger_kernel and importlib.util.find_spec("liger_kernel") is None:
+        found.append("use_liger_kernel is set and liger-kernel is not installed here; pip install liger-kernel")
+    return [text for text in found if text is not None]
+
+
+def missing_engine(args: Any) -> str | None:
+    """Why rollouts by vLLM cannot run on this machine, or None."""
+    if args.use_vllm and args.vllm_mode == "colocate" and importlib.util.find_spec("vllm") is None:
+        return "use_vllm is set and vllm is not installed here; pip install -e '.[vllm]', or set use_vllm: false"
+    return None
+
+
+def _missing_kernel(name: str | None) -> str | None:
+    package = KERNELS.get(name or "")
+    if package is None or importlib.util.find_spec(package) is not None:
+        return None
+    return f"model.attn_implementation {name} needs {package}, which is not installed here; install it, or take sdpa"
+
+
+def _missing_optimiser(name: str) -> str | None:
+    package = next((package for part, package in OPTIMISERS.items() if part in name), None)
+    if package is None or importlib.util.find_spec(package) is not None:
+        return None
+    return f"trainer.optim {name} needs {package}, which is not installed here; install it, or take adamw_torch_fused"
+
+
+def trackers(args: Any) -> list[str]:
+    named = args.report_to
+    return [named] if isinstance(named, str) else list(named or [])
+
+
+def _missing_tracker(name: str) -> str | None:
+    from transformers.integrations import get_available_reporting_integrations
+
+    if name in ("none", "all") or name in get_available_reporting_integrations():
+        return None
+    return f"trainer.report_to names {name}, which is not installed here; pip install {name}, or take it out"
+
+
+def name_problems(recipe: Recipe, args: Any) -> list[str]:
+    """Names that no machine knows."""
+    from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+
+    out = []
+    kernel = recipe.model.attn_implementation
+    # one with a slash is a kernel of the hub's
+    if kernel is not None and kernel not in KNOWN_ATTENTION and "/" not in kernel:
+        out.append(f"model.attn_implementation must be one of {', '.join(KNOWN_ATTENTION)}, got {kernel!r}")
+    known = {*INTEGRATION_TO_CALLBACK, "none", "all"}
+    out += [
+        f"trainer.report_to names {name!r}, which transformers does not know; it knows {', '.join(sorted(known))}"
+        for name in trackers(args)
+        if name not in known
+    ]
+    return out

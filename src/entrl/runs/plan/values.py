@@ -1,0 +1,141 @@
+"""Values that TRL and transformers take in silence, or stop at late: refused before a run, or warned of.
+
+`entrl plan` and `entrl train` share the refusals. A warning names the key of a run that is legal and rarely meant.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from entrl.runs.recipe import Recipe
+from entrl.settings.names import Loaded
+
+# trainer key -> (lowest, highest, lowest is allowed); from the meaning of each, and from what transformers samples with
+RANGES: dict[str, tuple[float, float, bool]] = {
+    "learning_rate": (0, math.inf, True),
+    "weight_decay": (0, math.inf, True),
+    "max_grad_norm": (0, math.inf, True),
+    "beta": (0, math.inf, True),
+    "epsilon": (0, math.inf, True),
+    "epsilon_high": (0, math.inf, True),
+    "delta": (0, math.inf, False),
+    "top_entropy_quantile": (0, 1, True),
+    "temperature": (0, math.inf, False),
+    "top_p": (0, 1, False),
+    "top_k": (0, math.inf, True),
+    "min_p": (0, 1, True),
+    "repetition_penalty": (0, math.inf, False),
+    "max_completion_length": (1, math.inf, True),
+    "per_device_train_batch_size": (1, math.inf, True),
+    "gradient_accumulation_steps": (1, math.inf, True),
+    "steps_per_generation": (1, math.inf, True),
+    "num_generations": (2, math.inf, True),
+}
+HIGH_RATE = 1e-2  # learning rate above which AdamW leaves any language model's weights behind; our choice
+TRL_PEFT_TASK = "CAUSAL_LM"
+
+
+def value_problems(trainer: dict[str, Any]) -> list[str]:
+    """Of the `trainer` group as it is written: numbers outside of what they mean."""
+    out = []
+    for name, value in trainer.items():
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            continue
+        low, high, closed = RANGES.get(name, (-math.inf, math.inf, True))
+        unbounded = name not in RANGES or name in ("max_grad_norm", "delta")
+        good = not math.isnan(value) and low <= value <= high and (closed or value > low)
+        if not good or (math.isinf(value) and not unbounded):
+            upper = f" and at most {high:g}" if high < math.inf else ""
+            rule = f"{'at least' if closed else 'above'} {low:g}{upper}" if name in RANGES else "a number"
+            out.append(f"trainer.{name} must be {rule}, and finite; got {value}")
+    return out
+
+
+def weight_problems(recipe: Recipe) -> list[str]:
+    return [
+        f"rewards.{i}.weight of {spec.use} must be a finite number, got {spec.weight}"
+        for i, spec in enumerate(recipe.rewards)
+        if not math.isfinite(spec.weight)
+    ]
+
+
+def adapter_problems(lora: Any) -> list[str]:
+    """What TRL or peft would stop at, or train nothing with."""
+    if lora is None:
+        return []
+    out = []
+    if lora.task_type != TRL_PEFT_TASK:
+        out.append(f"lora.task_type must be {TRL_PEFT_TASK}, got {lora.task_type!r}; leave it out")
+    if getattr(lora, "r", 1) < 1:
+        out.append(f"lora.r must be at least 1, got {lora.r}")
+    targets = getattr(lora, "target_modules", None) or ()
+    if not isinstance(targets, str) and "lm_head" in targets:
+        out.append(
+            "lora.target_modules names lm_head, whose adapter TRL would never train (it reads lm_head.weight "
+            "directly); leave it out, or set lora.modules_to_save: [lm_head]"
+        )
+    return out
+
+
+def reference_problems(args: Any) -> list[str]:
+    if getattr(args, "sync_ref_model", False) and not args.beta:
+        return ["trainer.sync_ref_model: true moves a reference model, and with beta 0 there is none; set trainer.beta"]
+    return []
+
+
+# --- legal, and rarely meant --------------------------------------------------------------------------------------
+
+
+def value_warnings(recipe: Recipe, args: Any, rewards: Sequence[Loaded]) -> list[str]:
+    return [
+        *_rate_warnings(args),
+        *_reward_warnings(recipe, rewards),
+        *_evaluation_warnings(recipe, args),
+    ]
+
+
+def _rate_warnings(args: Any) -> list[str]:
+    if args.learning_rate == 0:
+        return ["trainer.learning_rate is 0: nothing will be trained"]
+    if args.learning_rate > HIGH_RATE:
+        return [
+            f"trainer.learning_rate of {args.learning_rate:g} is far above what models train with (about 1e-6 for all "
+            "weights, 1e-5 to 1e-4 for adapters): the policy will be lost in a few steps"
+        ]
+    return []
+
+
+def _reward_warnings(recipe: Recipe, rewards: Sequence[Loaded]) -> list[str]:
+    out = [
+        f"rewards.{i}.weight of {spec.use} is {spec.weight:g}: the policy is paid for less of it"
+        for i, spec in enumerate(recipe.rewards)
+        if spec.weight < 0
+    ]
+    paying = [
+        r.source for r, spec in zip(rewards, recipe.rewards, strict=False) if spec.weight and _pays_correctness(r)
+    ]
+    if len(paying) > 1:
+        out.append(f"correctness is paid {len(paying)} times, by {' and '.join(paying)}; keep one, unless it is meant")
+    return out
+
+
+def _pays_correctness(reward: Loaded) -> bool:
+    return getattr(reward.value, "judges", None) is not None
+
+
+def _evaluation_warnings(recipe: Recipe, args: Any) -> list[str]:
+    if (spec := recipe.eval) is None:
+        return []
+    out = []
+    data = recipe.data
+    if (spec.task, spec.split, dict(spec.args)) == (data.task, data.split, dict(data.args)):
+        out.append(
+            f"eval reads the split that is trained on ({spec.task}, {spec.split}): its numbers are no test; set "
+            "eval.split or eval.task"
+        )
+    if spec.max_new_tokens is not None and 2 * spec.max_new_tokens < args.max_completion_length:
+        out.append(
+            f"eval.max_new_tokens of {spec.max_new_tokens} cuts answers that may have {args.max_completion_length} "
+            "tokens in training (trainer.max_completion_length): what is cut counts as wrong"
+        )
+    return out

@@ -1,0 +1,249 @@
+"""Ranks that wait for each other without a collective, for as long as it takes.
+
+A collective ends the whole run when one rank comes later than the process group's timeout (`ddp_timeout`, half an
+hour), whatever that rank was at: evaluating, downloading, writing a hundred GB. Here a rank that waits asks the group's
+key-value store, over and over: no timeout applies, signals get through between two questions, and a rank that fails
+leaves its words there for the others. Data goes through a collective only once everybody has arrived.
+
+Every rank goes through the same meetings in the same order; they are counted by name.
+
+Needs:   torch's default process group (gloo, nccl), whose store answers as long as the launcher or rank 0 lives;
+         nothing with one process
+"""
+
+import contextlib
+import json
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+from entrl.engines.faults import AdapterRefused, NoReplicaLeft, ReplicaMismatch, RolloutError, StaleVersion
+from entrl.errors import CannotWrite
+
+T = TypeVar("T")
+SHORTEST_S, LONGEST_S = 0.01, 0.5  # between two questions
+GRACE_S = 10.0  # a rank that failed waits this long for the others, which then end with its words
+BEAT_S = 10.0  # each rank shows this often that it lives
+SILENT_BEATS = 60  # missed in a row: that rank, or its machine, is gone
+# Errors that other ranks raise as rank 0 did; whatever is not named here they raise as a ValueError.
+KINDS = (FileNotFoundError, TypeError, ConnectionError, CannotWrite, RuntimeError)
+KINDS += (RolloutError, ReplicaMismatch, AdapterRefused, StaleVersion, NoReplicaLeft)
+
+_meetings: Counter[str] = Counter()
+_beating: list[threading.Thread] = []
+
+
+class OtherRankFailed(RuntimeError):
+    """Another rank failed where this one did not; the message is that rank's."""
+
+
+def hush(error: BaseException) -> BaseException:
+    """Mark an error that another rank says as well."""
+    error.said_elsewhere = True  # pyright: ignore[reportAttributeAccessIssue]
+    return error
+
+
+def together(action: Callable[[], T], name: str = "together") -> T:
+    """Do it on every rank; the result is this rank's own, once all are through.
+
+    When one fails every rank raises: its own error, or OtherRankFailed with the words of the first that failed.
+    """
+    if _state().num_processes == 1:
+        return action()
+    meeting = _Meeting(name)
+    try:
+        result = action()
+    except BaseException as error:
+        meeting.fail(error)
+        raise
+    meeting.arrive()
+    if found := meeting.wait():
+        raise hush(OtherRankFailed(f"rank {found.rank} failed: {found.kind}: {found.words}"))
+    return result
+
+
+def wait_for_all(name: str = "together") -> None:
+    """Return once every rank is here; OtherRankFailed where one came here no more and said why."""
+    together(lambda: None, name)
+
+
+def alone_on_main(action: Callable[[], T], name: str = "main") -> T:
+    """Do it on rank 0, however long it takes; its result, or an error of the same kind and words, is every rank's."""
+    from accelerate.utils import broadcast_object_list
+
+    state = _state()
+    if state.num_processes == 1:
+        return action()
+    meeting = _Meeting(name)
+    outcome: list[Any] = [None]
+    if state.is_main_process:
+        try:
+            outcome = [action()]
+        except BaseException as error:
+            meeting.fail(error)
+            raise
+    meeting.arrive()
+    if found := meeting.wait():
+        raise hush(found.error())
+    return broadcast_object_list(outcome)[0]
+
+
+@contextlib.contextmanager
+def main_first(name: str = "main_first") -> Iterator[None]:
+    """Rank 0 before the others, which go on also when it fails (accelerate's own would leave them waiting)."""
+    state = _state()
+    if state.num_processes == 1:
+        yield
+        return
+    meeting = _Meeting(name)
+    if not state.is_main_process:
+        meeting.wait(for_main=True)
+    try:
+        yield
+    finally:
+        if state.is_main_process:
+            meeting.arrive()
+
+
+def failed_elsewhere() -> str | None:
+    """The words of another rank that failed in one of these meetings, for whoever works for hours between two."""
+    state = _state()
+    if state.num_processes == 1:
+        return None
+    store = _store()
+    if not store.check(["failure"]):
+        return None
+    rank, text = json.loads(store.get("failure"))
+    return None if rank == state.process_index else f"rank {rank} failed: {text}"
+
+
+class _Failure:
+    """What a rank left behind."""
+
+    def __init__(self, rank: int, kind: str, words: str) -> None:
+        self.rank, self.kind, self.words = rank, kind, words
+
+    def error(self) -> Exception:
+        """As the rank raised it, where that is a kind with one meaning on every rank."""
+        if self.kind in ("RunStopped", "KeyboardInterrupt"):
+            return OtherRankFailed(f"rank {self.rank} ended: {self.words or self.kind}")
+        return {kind.__name__: kind for kind in KINDS}.get(self.kind, ValueError)(self.words)
+
+
+class _Meeting:
+    """One place that every rank comes to, once."""
+
+    def __init__(self, name: str) -> None:
+        state = _state()
+        self.rank, self.ranks = state.process_index, state.num_processes
+        self.store = _store()
+        self.place = f"{name}/{_meetings[name]}"
+        _meetings[name] += 1
+        _show_life(self.rank)
+
+    def arrive(self, failure: str = "") -> None:
+        if failure:
+            self.store.add(f"{self.place}/failed", 1)
+        self.store.set(f"{self.place}/{self.rank}", failure)
+        self.store.add(f"{self.place}/arrived", 1)
+
+    def fail(self, error: BaseException) -> None:
+        """Leave the words of an error that will be raised; marked as said where an earlier rank says the same."""
+        text = json.dumps([type(error).__name__, str(error)])
+        with contextlib.suppress(RuntimeError):  # a store that is gone: so are the others
+            if not self.store.check(["failure"]):
+                self.store.set("failure", json.dumps([self.rank, f"{type(error).__name__}: {error}"]))
+            self.arrive(text)
+            if not isinstance(error, Exception):
+                return  # a signal: at once
+            until = time.monotonic() + GRACE_S
+            while self._arrived() < self.ranks and time.monotonic() < until:
+                time.sleep(SHORTEST_S)
+            if any(self._left_by(rank) == text for rank in range(self.rank)):
+                hush(error)
+
+    def wait(self, *, for_main: bool = False) -> _Failure | None:
+        """Until all are here, or rank 0 is; at once with what a rank that failed has left."""
+        pause, watch = SHORTEST_S, _Watch(self.store, self.ranks)
+        while True:
+            if self.store.add(f"{self.place}/failed", 0) and (found := self._first_failure()):
+                return found
+            if self.store.check([f"{self.place}/0"]) if for_main else self._arrived() == self.ranks:
+                return None
+            watch.look(lambda rank: self._left_by(rank) is not None)
+            time.sleep(pause)
+            pause = min(1.5 * pause, LONGEST_S)
+
+    def _arrived(self) -> int:
+        return self.store.add(f"{self.place}/arrived", 0)
+
+    def _left_by(self, rank: int) -> str | None:
+        """What it said on arriving; None before."""
+        key = f"{self.place}/{rank}"
+        return self.store.get(key).decode() if self.store.check([key]) else None
+
+    def _first_failure(self) -> _Failure | None:
+        for rank in range(self.ranks):
+            if text := self._left_by(rank):
+                return _Failure(rank, *json.loads(text))
+        return None
+
+
+class _Watch:
+    """Notices, while this rank waits, that another lives no more (a machine that is gone says nothing)."""
+
+    def __init__(self, store: Any, ranks: int) -> None:
+        self.store, self.ranks = store, ranks
+        self.seen = [0] * ranks
+        self.missed = [0] * ranks
+        self.next = time.monotonic() + BEAT_S
+
+    def look(self, is_here: Callable[[int], bool]) -> None:
+        """RuntimeError for a rank that is not here and has beaten no more; counted in looks, so that a suspended
+        machine accuses nobody when it goes on."""
+        if time.monotonic() < self.next:
+            return
+        self.next = time.monotonic() + BEAT_S
+        for rank in range(self.ranks):
+            beats = self.store.add(f"beats/{rank}", 0)
+            alive = beats != self.seen[rank] or beats == 0  # 0: it has not come to its first meeting
+            self.seen[rank], self.missed[rank] = beats, 0 if alive else self.missed[rank] + 1
+            if self.missed[rank] >= SILENT_BEATS and not is_here(rank):
+                raise OtherRankFailed(
+                    f"rank {rank} has shown no sign of life for {SILENT_BEATS * BEAT_S:.0f} s: its process or machine "
+                    "is gone; the same command with resume=true goes on from the last whole checkpoint"
+                )
+
+
+def _show_life(rank: int) -> None:
+    """Beat from now on, on a connection of its own."""
+    if _beating:
+        return
+    store = _store().clone()
+
+    def beat() -> None:
+        with contextlib.suppress(Exception):  # the store is gone, and with it whoever would look
+            while True:
+                store.add(f"beats/{rank}", 1)
+                time.sleep(BEAT_S)
+
+    thread = threading.Thread(target=beat, name="entrl-beats", daemon=True)
+    _beating.append(thread)
+    thread.start()
+
+
+def _state() -> Any:
+    from accelerate import PartialState  # the command line reads this module before anything heavy
+
+    return PartialState()
+
+
+def _store() -> Any:
+    from torch.distributed import PrefixStore, distributed_c10d
+
+    store = distributed_c10d._get_default_store()  # torch's only door to it, also for its own checkpointing
+    if store is None:
+        raise ValueError("this process group has no key-value store to wait by (backend mpi); launch with gloo or nccl")
+    return PrefixStore("entrl", store)

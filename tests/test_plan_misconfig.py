@@ -1,0 +1,198 @@
+"""Wrong recipes: `plan` names what `train` would stop on, and warns of what is legal and senseless.
+
+One list for both: what plan says of each, and (slow) that train stops at its start exactly where plan found a problem.
+Each is a small recipe with one thing wrong. `stops`: words of the problem; `warns`: words of the warning, of a run that
+trains; neither: nothing is said, and why.
+"""
+
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+from tiny_model import saved_model
+
+from entrl.runs.plan import plan
+from entrl.runs.recipe import Recipe, load_recipe
+from entrl.runs.train import USER_ERRORS, train
+from entrl.settings.yaml import dump_yaml
+
+REWARDS = {
+    "difficulty": "def mine(completions, **kwargs):\n    return kwargs['difficulty']\n",
+    "length": "def mine(completions, **kwargs):\n    return [0.0]\n",
+    "strings": "def mine(completions, **kwargs):\n    return ['good' for _ in completions]\n",
+    "raises": "def mine(completions, **kwargs):\n    raise RuntimeError('no judge here')\n",
+    "scalar": "def mine(completions, **kwargs):\n    return 1.0\n",
+    "nan": "def mine(completions, **kwargs):\n    return [float('nan') for _ in completions]\n",
+    "constant": "def mine(completions, **kwargs):\n    return [0.5 for _ in completions]\n",
+    "missing_module": "import not_there_at_all\n\ndef mine(**kwargs):\n    return [0.0]\n",
+    "good": "def mine(completions, answer, **kwargs):\n    return [float(len(a)) for a in answer]\n",
+}
+ROWS = [{"prompt": f"1{i}+11=", "answer": str(21 + i)} for i in range(8)]
+MINE = [{"use": "mine.py:mine"}]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wrong:
+    what: str
+    changes: dict[str, Any] = field(default_factory=dict)  # of the recipe, by dotted key
+    reward: str = "good"  # of REWARDS, written to mine.py
+    rows: list[dict[str, Any]] | None = None
+    stops: str | None = None
+    warns: str | None = None
+
+
+JSONL = {"data": {"task": "jsonl:rows.jsonl"}}
+CASES = [
+    Wrong(what="nothing"),
+    Wrong(what="pear alpha quoted", changes={"rewards": [{"use": "pear", "args": {"alpha": "1"}}]}, stops="alpha"),
+    Wrong(what="eval.k ['1']", changes={"eval.k": ["1"]}, stops="eval.k"),
+    Wrong(what="learning rate 1", changes={"trainer.learning_rate": 1.0}, warns="learning_rate"),
+    Wrong(what="learning rate 0", changes={"trainer.learning_rate": 0.0}, warns="learning_rate"),
+    Wrong(what="learning rate 0.1", changes={"trainer.learning_rate": 0.1}, warns="learning_rate"),
+    Wrong(what="learning rate 1e4", changes={"trainer.learning_rate": 1e4}, warns="learning_rate"),
+    Wrong(
+        what="accumulation 0",
+        changes={"trainer.gradient_accumulation_steps": 0},
+        stops="gradient_accumulation_steps",
+    ),
+    Wrong(what="temperature .inf", changes={"trainer.temperature": float("inf")}, stops="temperature"),
+    Wrong(what="temperature .nan", changes={"trainer.temperature": float("nan")}, stops="temperature"),
+    Wrong(what="max_completion_length 0", changes={"trainer.max_completion_length": 0}, stops="max_completion_length"),
+    Wrong(what="max_steps 0", changes={"trainer.max_steps": 0}, stops="max_steps"),
+    Wrong(what="num_train_epochs 0", changes={"trainer.max_steps": -1, "trainer.num_train_epochs": 0}, stops="epochs"),
+    Wrong(what="num_iterations 0", changes={"trainer.num_iterations": 0}, stops="num_iterations"),
+    Wrong(what="beta -0.1", changes={"trainer.beta": -0.1}, stops="beta"),
+    Wrong(what="quantile 20", changes={"trainer.top_entropy_quantile": 20.0}, stops="top_entropy_quantile"),
+    Wrong(
+        what="train_size smaller than a rollout", changes={"data.train_size": 1}, stops="one rollout needs 2 prompts"
+    ),
+    Wrong(what="eval.max_new_tokens 0", changes={"eval.max_new_tokens": 0}, stops="max_new_tokens"),
+    Wrong(what="eval.max_new_tokens -5", changes={"eval.max_new_tokens": -5}, stops="max_new_tokens"),
+    Wrong(what="constant reward", changes={"rewards": MINE}, reward="constant"),  # what it returns is not judged
+    Wrong(what="reward reads a column", changes={"rewards": MINE}, reward="difficulty", stops="KeyError: 'difficulty'"),
+    Wrong(what="reward of wrong length", changes={"rewards": MINE}, reward="length", stops="returned 1 rewards for"),
+    Wrong(what="reward strings", changes={"rewards": MINE}, reward="strings", stops="returned 'good' (str)"),
+    Wrong(what="reward raises", changes={"rewards": MINE}, reward="raises", stops="RuntimeError: no judge here"),
+    Wrong(what="reward scalar", changes={"rewards": MINE}, reward="scalar", stops="returned float"),
+    Wrong(what="reward NaN", changes={"rewards": MINE}, reward="nan", stops="returned nan"),
+    Wrong(what="reward imports", changes={"rewards": MINE}, reward="missing_module", stops="not_there_at_all"),
+    Wrong(what="a reward of one's own", changes={"rewards": MINE}),
+    Wrong(what="weight -1 on accuracy", changes={"rewards": [{"use": "accuracy", "weight": -1.0}]}, warns="weight"),
+    Wrong(what="weight .nan", changes={"rewards": [{"use": "accuracy", "weight": float("nan")}]}, stops="weight"),
+    Wrong(what="correctness twice", changes={"rewards": ["accuracy", "pear"]}, warns="correctness"),
+    Wrong(what="every problem twice", changes=JSONL, rows=ROWS * 2, warns="prompts occur before"),
+    Wrong(
+        what="ids twice", changes=JSONL, rows=[{**r, "problem_id": "a"} for r in ROWS], stops="occurs more than once"
+    ),
+    Wrong(what="golds empty", changes=JSONL, rows=[{**r, "answer": ""} for r in ROWS], stops="gold answer"),
+    Wrong(
+        what="golds no mathematics", changes=JSONL, rows=[{**r, "answer": "see p. 3 (a)?!"} for r in ROWS], stops="gold"
+    ),
+    Wrong(what="verifier code", changes=JSONL, rows=[{**r, "verifier": "code"} for r in ROWS], stops="verifier"),
+    Wrong(what="verifier null", changes=JSONL, rows=[{**r, "verifier": None} for r in ROWS]),
+    Wrong(what="eval on the training split", changes={"eval": {"task": "sums", "split": "train"}}, warns="eval"),
+    Wrong(what="model not there", changes={"model.path": "no/such-model"}, stops="no/such-model"),
+    Wrong(what="flash attention here", changes={"model.attn_implementation": "flash_attention_2"}, stops="flash"),
+    Wrong(what="attention misspelt", changes={"model.attn_implementation": "spda"}, stops="attn_implementation"),
+    Wrong(what="lora SEQ_CLS", changes={"lora": {"r": 2, "task_type": "SEQ_CLS"}}, stops="task_type"),
+    Wrong(what="lora r 0", changes={"lora": {"r": 0}}, stops="r"),
+    Wrong(what="lora on nothing", changes={"lora": {"r": 2, "target_modules": ["no_such"]}}, stops="no_such"),
+    Wrong(what="scale_rewards std", changes={"trainer.scale_rewards": "std"}, stops="scale_rewards"),
+    Wrong(what="loss_type", changes={"trainer.loss_type": "ppo"}, stops="loss_type"),
+    Wrong(what="optim", changes={"trainer.optim": "adamm"}, stops="adamm"),
+    Wrong(what="optim not installed", changes={"trainer.optim": "adamw_bnb_8bit"}, stops="bitsandbytes"),
+    Wrong(what="scheduler", changes={"trainer.lr_scheduler_type": "constnt"}, stops="constnt"),
+    Wrong(what="tracker not installed", changes={"trainer.report_to": "wandb"}, stops="wandb"),
+    Wrong(what="tracker not known", changes={"trainer.report_to": ["wandbb"]}, stops="wandbb"),
+    Wrong(
+        what="save_only_model", changes={"trainer.save_only_model": True, "trainer.save_steps": 1}, warns="save_only"
+    ),
+    Wrong(what="longer than the positions", changes={"trainer.max_completion_length": 600}, warns="positions|context"),
+    Wrong(what="best model without eval", changes={"trainer.load_best_model_at_end": True}, stops="load_best_model"),
+    Wrong(what="generations do not divide", changes={"trainer.num_generations": 3}, stops="num_generations"),
+    Wrong(what="one generation", changes={"trainer.num_generations": 1}, stops="generations"),
+    Wrong(what="liger not installed", changes={"trainer.use_liger_kernel": True}, stops="liger"),
+    Wrong(what="deepspeed file", changes={"trainer.deepspeed": "not/there.json"}, stops="not/there.json"),
+    Wrong(what="output_dir null", changes={"trainer.output_dir": None}, stops="output_dir"),
+    Wrong(what="epsilon negative", changes={"trainer.epsilon": -0.2}, stops="epsilon"),
+    Wrong(what="weight decay nan", changes={"trainer.weight_decay": float("nan")}, stops="weight_decay"),
+    Wrong(what="top_p 0", changes={"trainer.top_p": 0.0}, stops="top_p"),
+    Wrong(what="top_p 2", changes={"trainer.top_p": 2.0}, stops="top_p"),
+    Wrong(what="top_k -1", changes={"trainer.top_k": -1}, stops="top_k"),
+    Wrong(what="min_p 2", changes={"trainer.min_p": 2.0}, stops="min_p"),
+    Wrong(what="repetition_penalty 0", changes={"trainer.repetition_penalty": 0.0}, stops="repetition_penalty"),
+    Wrong(what="save_steps 0", changes={"trainer.save_strategy": "steps", "trainer.save_steps": 0}, stops="save_steps"),
+    Wrong(what="logging_steps 0", changes={"trainer.logging_steps": 0}, stops="logging_steps"),
+]
+SMALL: dict[str, Any] = {
+    "data": {"task": "sums", "train_size": 16},
+    "rewards": ["accuracy"],
+    "eval": {"task": "sums", "size": 1, "samples": 1, "k": [1], "max_new_tokens": 2, "before": True},
+    "trainer": {
+        "max_steps": 1,
+        "per_device_train_batch_size": 8,
+        "num_generations": 4,
+        "max_completion_length": 4,
+        "bf16": False,
+        "gradient_checkpointing": False,
+        "save_strategy": "no",
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return saved_model(tmp_path_factory.mktemp("model"))
+
+
+def put(content: dict[str, Any], key: str, value: Any) -> None:
+    *groups, last = key.split(".")
+    for group in groups:
+        content = content.setdefault(group, {})
+    content[last] = value
+
+
+def made(case: Wrong, model: str, folder: Path) -> Recipe:
+    """The recipe, read from a file as the command line does; ValueError where reading refuses it."""
+    content: dict[str, Any] = json.loads(json.dumps(SMALL)) | {"model": {"path": model}}
+    content["trainer"]["output_dir"] = str(folder / "run")
+    for key, value in case.changes.items():
+        put(content, key, value)
+    (folder / "mine.py").write_text(REWARDS[case.reward])
+    (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, case.rows or ROWS)))
+    (folder / "wrong.yaml").write_text(dump_yaml(content))
+    return load_recipe(folder / "wrong.yaml")
+
+
+def by_name(case: Wrong) -> str:
+    return case.what
+
+
+@pytest.mark.parametrize("case", CASES, ids=by_name)
+def test_plan_says_what_is_wrong(case: Wrong, model: str, tmp_path: Path):
+    try:
+        found = plan(made(case, model, tmp_path))
+        problems, warnings = found.problems, found.warnings
+    except USER_ERRORS as error:
+        problems, warnings = [str(error)], []
+    if case.stops is not None:
+        assert any(case.stops in p for p in problems), (problems, warnings)
+        return
+    assert not problems
+    if case.warns is not None:
+        assert any(word in w for w in warnings for word in case.warns.split("|")), warnings
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES, ids=by_name)
+def test_train_stops_where_plan_found_a_problem(case: Wrong, model: str, tmp_path: Path):
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    if case.stops is None:
+        train(made(case, model, tmp_path), console=Console(quiet=True))
+        return
+    with pytest.raises(USER_ERRORS):
+        train(made(case, model, tmp_path), console=Console(quiet=True))
