@@ -12,6 +12,7 @@ from entrl.models.quantization import Quantization
 from entrl.runs.plan import count_parameters, plan
 from entrl.runs.plan.memory import Training, base_bytes, model_shape
 from entrl.runs.recipe import Recipe, make_recipe
+from entrl.runs.serve import server_command
 from entrl.settings.overrides import apply_override
 from entrl.settings.yaml import parse_yaml
 
@@ -65,8 +66,18 @@ def test_the_group_is_checked(model: str):
 def test_what_a_4_bit_base_cannot_stand_beside(model: str, words: list[str], message: str):
     assert any(message in p for p in plan(recipe(model, *words)).problems)
     assert plan(recipe(model)).ok
-    served = ("trainer.use_vllm=true", "trainer.vllm_mode=server", "trainer.vllm_replicas=['http://127.0.0.1:8000']")
-    assert plan(recipe(model, *served)).ok
+
+
+SERVED = ("trainer.use_vllm=true", "trainer.vllm_mode=server", "trainer.vllm_replicas=['http://127.0.0.1:8000']")
+
+
+def test_servers_hold_the_same_4_bit_base(model: str):
+    assert plan(recipe(model, *SERVED)).ok
+    argv = server_command(recipe(model, *SERVED)).argv
+    assert argv[argv.index("--quantization") + 1] == "bitsandbytes"
+    assert "--quantization" not in server_command(recipe(model, *SERVED, "model.quantization=null")).argv
+    for word in ("model.quantization.double_quant=false", "model.quantization.quant_type=fp4"):
+        assert any("would sample from another policy" in p for p in plan(recipe(model, *SERVED, word)).problems)
 
 
 @pytest.mark.parametrize("launcher", ["fsdp2", "zero3"])

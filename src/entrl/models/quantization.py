@@ -98,6 +98,11 @@ def quantization_problems(quantization: Quantization | None, lora: Any, args: An
             "which the engine's loader cannot take (trl issues 3466, 4973); send the adapter alone (trainer.vllm_mode: "
             "server with trainer.vllm_replicas and `entrl serve`, on the same card too), or set use_vllm: false"
         )
+    elif getattr(args, "use_vllm", False) and (quantization.quant_type, quantization.double_quant) != ("nf4", True):
+        out.append(
+            "model.quantization with trainer.vllm_replicas: vLLM quantises to nf4 with double_quant: true alone: its "
+            "servers would sample from another policy; set these, or use_vllm: false"
+        )
     return out + ([SHARDED] if _is_sharded() else [])
 
 

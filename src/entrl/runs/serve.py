@@ -115,6 +115,8 @@ def server_command(
         "--disable-uvicorn-access-log",
         *(("--revision", revision) if revision else ()),
         *_model_options(recipe),
+        # of the trainer's base the same weights, by the same library
+        *(("--quantization", "bitsandbytes") if recipe.model.quantization is not None else ()),
         *shlex.split(extra),
     ]
     return ServerCommand(argv=argv, environment=_environment(len(urls)), host=host, port=port)
@@ -346,6 +348,10 @@ def serve(
         return 0
     if importlib.util.find_spec("vllm") is None:
         raise ValueError("vLLM is not installed for this Python; bash launch/install_vllm.sh does it (cpu or gpu)")
+    if recipe.model.quantization is not None and importlib.util.find_spec("vllm_bnb_plugin") is None:
+        raise ValueError(
+            "model.quantization: vLLM quantises as its bitsandbytes plugin does; pip install vllm-bnb-plugin"
+        )
     asks = key and command.asks_key
     api_key, file = make_api_key(recipe.run_dir, _key_variable(recipe.trainer)) if asks else (None, None)
     log = recipe.run_dir.parent / f"{recipe.run_dir.name}.server{replica}.log"
