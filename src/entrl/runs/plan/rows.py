@@ -34,8 +34,10 @@ class Found:
 def check_data(recipe: Recipe, prepared: Prepared) -> Found:
     """What `plan` says about the training set and the evaluation set."""
     found = Found()
-    endless = is_endless(recipe.data.task)
-    if rows := _loaded(lambda: recipe.load_data(size=PROBE_ROWS if endless else None), "data", found):
+    endless = recipe.data.endless
+    if rows := _loaded(
+        lambda: recipe.load_data(size=recipe.data.probe(PROBE_ROWS) if endless else None), "data", found
+    ):
         check_training_rows(recipe, prepared, rows, found, count=recipe.data.train_size if endless else len(rows))
     if (spec := recipe.eval) is not None:
         from dataclasses import replace
