@@ -1,7 +1,8 @@
 """A recipe: strict YAML -> typed options -> the objects a run needs.
 
     model:  {path, dtype, attn_implementation, revision, trust_remote_code, tokenizer}
-    data:   {task, split, train_size, seed, args}
+    data:   {task, split, train_size, seed, args}, or
+            {mixture: [{task, weight, split, train_size, args}], train_size, seed}
     rewards:      [{use, weight, args}]
     controllers:  [{use, args}]
     lora:   peft.LoraConfig fields verbatim, or null
@@ -31,6 +32,7 @@ from entrl.runs.specs import (
     Parts,
     RewardSpec,
     checked_lora,
+    load_mixture,
     load_reward,
     load_rows,
 )
@@ -121,7 +123,9 @@ class Recipe(SettingsFile, Parts):
     def load_data(self, *, size: int | None = None) -> Any:
         """The training set (datasets.Dataset); `size` overrides train_size, to look at a few rows."""
         size = self.data.train_size if size is None else size
-        return load_rows(self.data.task, self.data, size=size, base=self.base)
+        if self.data.mixture is not None:
+            return load_mixture(self.data, size=size, base=self.base)
+        return load_rows(str(self.data.task), self.data, size=size, base=self.base)
 
     def load_eval_data(self) -> Any:
         """Of the `eval` group; with several tasks, of the first."""

@@ -13,7 +13,8 @@ from entrl.runs.removed_keys import REMOVED_MODEL_KEYS
 from entrl.settings.arguments import configure
 from entrl.settings.groups import at_least_one, check, config_group, field_hints
 from entrl.settings.names import Loaded, find_file, load_object
-from entrl.tasks import FILE_TASKS, load_task
+from entrl.tasks import FILE_TASKS, is_endless, load_task
+from entrl.tasks.mixture import Source, mixed, shares, source_names
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 EVAL_ENGINES = ("transformers", "vllm")
@@ -37,8 +38,24 @@ class ModelSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MixedSpec:
+    """One task of `data.mixture`; its seed is that of `data`."""
+
+    task: str
+    weight: float = 1.0  # its share of the rows is weight / sum of weights
+    split: str = "train"
+    train_size: int | None = None  # rows taken at most
+    args: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        at_least_one("data.mixture: train_size", self.train_size)
+        shares([self.weight])
+
+
+@dataclass(frozen=True, kw_only=True)
 class DataSpec:
-    task: str  # sums, reasoning_gym:<name>, jsonl:<path>, csv:<path>, gsm8k, dapo-math, ... (entrl.tasks)
+    task: str | None = None  # sums, reasoning_gym:<name>, jsonl:<path>, csv:<path>, gsm8k, ... (entrl.tasks)
+    mixture: list[MixedSpec] | None = None  # several tasks in its place (entrl.tasks.mixture)
     split: str = "train"
     train_size: int | None = None  # None: everything the task has
     seed: int = 0
@@ -46,6 +63,40 @@ class DataSpec:
 
     def __post_init__(self) -> None:
         at_least_one("data.train_size", self.train_size)
+        one = (self.task is None) != (self.mixture is None)
+        check(one, "data needs a 'task', or a 'mixture' of several: one of the two")
+        if self.mixture is not None:
+            check(len(self.mixture) > 1, "data.mixture lists two tasks or more; write data.task for one")
+            own = not self.args and self.split == "train"
+            check(own, "data.mixture: split and args stand with each of its tasks, not beside them")
+            source_names([_written(entry) for entry in self.mixture])
+            sized = self.train_size is not None or not self.endless
+            check(sized, "data.mixture: its tasks generate problems without end; set data.train_size")
+
+    @property
+    def shown(self) -> str:
+        """The task, or the tasks with their shares."""
+        if self.mixture is None:
+            return str(self.task)
+        parts = shares([entry.weight for entry in self.mixture])
+        return " + ".join(f"{float(part):.1%} {entry.task}" for part, entry in zip(parts, self.mixture, strict=True))
+
+    @property
+    def endless(self) -> bool:
+        """Whether all of it is generated, as many rows as are asked for."""
+        if self.mixture is None:
+            return is_endless(str(self.task))
+        return all(is_endless(entry.task) and entry.train_size is None for entry in self.mixture)
+
+    def probe(self, rows: int) -> int:
+        """How many rows to make for a look at `rows` of each task at least."""
+        if self.mixture is None:
+            return rows
+        return math.ceil(rows / min(shares([entry.weight for entry in self.mixture])))
+
+
+def _written(entry: MixedSpec) -> dict[str, Any]:
+    return {"task": entry.task, "split": entry.split, "args": entry.args}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,6 +241,22 @@ def load_rows(task: str, spec: "DataSpec | EvalSpec", *, size: int | None, base:
     if kind == "loaded" and path.endswith((".json", ".csv")):
         args["tables"] = f"loaded:{find_file(path, base)}"
     return load_task({"task": task, **args}, split=split, size=size, seed=spec.seed)
+
+
+def load_mixture(spec: DataSpec, *, size: int | None, base: Path | None) -> Any:
+    """The rows of `data.mixture`, each task's loaded as `load_rows` does, with the seed of `data`."""
+    assert spec.mixture is not None
+
+    def load(entry: MixedSpec) -> Callable[[int | None], Any]:
+        one = DataSpec(task=entry.task, split=entry.split, seed=spec.seed, args=entry.args)
+        return lambda rows: load_rows(entry.task, one, size=rows, base=base)
+
+    names = source_names([_written(entry) for entry in spec.mixture])
+    sources = [
+        Source(name=n, weight=e.weight, load=load(e), endless=is_endless(e.task), limit=e.train_size)
+        for n, e in zip(names, spec.mixture, strict=True)
+    ]
+    return mixed(sources, size=size, seed=spec.seed)
 
 
 class Parts:

@@ -153,7 +153,7 @@ class _Found:
 
 
 def _describe_parts(recipe: Recipe, prepared: Prepared) -> list[tuple[str, str]]:
-    rows = [("recipe", recipe.name), ("model", recipe.model.path), ("task", recipe.data.task)]
+    rows = [("recipe", recipe.name), ("model", recipe.model.path), ("task", recipe.data.shown)]
     for spec, reward in zip(recipe.rewards, prepared.rewards, strict=False):
         rows.append(("reward", f"{spec.weight:g} x {reward.source}  ({reward.file})"))
     rows += [("controller", f"{c.source}  ({c.file})") for c in prepared.controllers]

@@ -37,8 +37,9 @@ class Found:
 def check_data(recipe: Recipe, prepared: Prepared) -> Found:
     """What `plan` says about the training set and the evaluation set."""
     found = Found()
-    endless = is_endless(recipe.data.task)
-    if rows := _loaded(lambda: recipe.load_data(size=PROBE_ROWS if endless else None), "data", found):
+    endless = recipe.data.endless
+    size = recipe.data.probe(PROBE_ROWS) if endless else None
+    if rows := _loaded(lambda: recipe.load_data(size=size), "data", found):
         found.count = recipe.data.train_size if endless else len(rows)
         check_training_rows(recipe, prepared, rows, found, count=found.count)
         _try_rewards(recipe, prepared, rows, found)

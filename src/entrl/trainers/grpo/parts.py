@@ -16,8 +16,10 @@ from entrl.trainers.grpo.reward_signals import RewardSignals
 from entrl.trainers.grpo.rollout_report import RolloutReport, has_replicas
 from entrl.trainers.grpo.rollouts import Rollouts
 from entrl.trainers.grpo.scoring import Scoring
+from entrl.trainers.grpo.turn_rounds import generates_together
 from entrl.trainers.ranks import AccelerateRanks
 from entrl.trainers.refusals.checks import reads_policy
+from entrl.trainers.refusals.images import image_problems, images_from
 from entrl.trainers.refusals.part_options import branch_options, branching_problems, filter_rule
 from entrl.trainers.refusals.sampling import model_sampling_problems
 from entrl.trainers.refusals.schedule import describe_schedule
@@ -77,6 +79,7 @@ def build(trl: Any, controllers: Sequence[Controller], samples: deque[dict[str, 
         refuse_dropout(trl.model)
     own, reads = trl.model.generation_config, reads_policy(controllers, trl.reward_funcs)
     refuse(model_sampling_problems(args, own, entropy_aware=reads))
+    refuse(_image_problems(facts, signals, branching, filtering, windows=windows.on))
     facts.controls.set_clip_range(trl)
     rollouts = Rollouts(
         facts,
@@ -109,6 +112,30 @@ def build(trl: Any, controllers: Sequence[Controller], samples: deque[dict[str, 
         loss=ControlledLoss(facts, scoring, observation, windows),
         kept={name: part for name, part in kept.items() if part is not None},
     )
+
+
+def _image_problems(
+    facts: Facts, signals: RewardSignals, branching: Any, filtering: Any, *, windows: bool
+) -> list[str]:
+    """Passes over tokens alone, and whatever else takes rows for text, of a run whose prompts may have images."""
+    trl, schedule = facts.trl, facts.schedule
+    reads = (signals.scored and not signals.from_sampler) or facts.controls.selecting
+    uses = {
+        "the pass that scores a rollout where TRL runs none (steps_per_generation = gradient_accumulation_steps; a "
+        "larger multiple makes TRL score it)": reads and not schedule.trl_scores_rollouts,
+        "the pass that scores truncated rows again (mask_truncated_completions)": reads
+        and schedule.trl_scores_rollouts
+        and trl.mask_truncated_completions,
+        "a controller with scope: exact": "exact" in facts.controls.scopes,
+        "probe_every": trl.args.probe_every > 0,
+        "log_windows": windows,
+        "branch_roots": branching is not None,
+        "filter_on": filtering is not None,
+        "vllm_replicas": has_replicas(trl),
+        "a dialogue on several processes that generate together": bool(_tools(trl)) and generates_together(trl)[0],
+    }
+    sources = [images_from(rows, trl.processing_class) for rows in (trl.train_dataset, trl.eval_dataset)]
+    return image_problems(next((s for s in sources if s is not None), None), uses)
 
 
 def _facts(trl: Any, controllers: Sequence[Controller]) -> Facts:

@@ -20,6 +20,17 @@ from entrl.trainers.shared.first_look import FirstLook
 from entrl.trainers.shared.observation import Observation
 from entrl.trainers.shared.rollout import Rollout, completion_samples
 
+TASK = "task"  # the column of a mixture that says where a row comes from
+MOST_TASKS = 32  # with more, it is another column of that name
+
+
+def tasks_of(rows: Any) -> list[str]:
+    """The tasks of a mixture, by its column; none where it has no such column, or other things in it."""
+    if TASK not in (getattr(rows, "column_names", None) or []):
+        return []
+    found = rows.unique(TASK)
+    return sorted(found) if len(found) <= MOST_TASKS and all(isinstance(task, str) for task in found) else []
+
 
 def has_replicas(trl: Any) -> bool:
     return trl.use_vllm and isinstance(trl.vllm_generation, ReplicaGeneration)
@@ -31,14 +42,17 @@ class RolloutReport:
     def __init__(self, facts: Facts, observation: Observation, samples: deque[dict[str, Any]]) -> None:
         self.facts, self.trl, self.log = facts, facts.trl, facts.log
         self.observation, self.samples = observation, samples
+        self.tasks = tasks_of(facts.trl.train_dataset)
         self.first_look = FirstLook(facts.tags, think_close=facts.trl.args.think_close)
 
-    def generated(self, batch: Batch, rewards_N: Tensor) -> None:
-        """rewards_N: weighted, of all ranks' rows."""
+    def generated(self, batch: Batch, rewards_N: Tensor, rewards_NF: Tensor) -> None:
+        """rewards_N: weighted, rewards_NF: by reward function, of all ranks' rows."""
         if self.trl.use_vllm:
             self._sampler(batch.output, batch.rollout)
         self._groups_without_spread(rewards_N)
         rollout = batch.rollout
+        if TASK in rollout.columns:
+            self._by_task(rollout, rewards_N, rewards_NF)
         for text in self.first_look.see(
             rollout.prompt_ids,
             rollout.completion_ids,
@@ -46,6 +60,17 @@ class RolloutReport:
             truncated=rollout.truncated(self.facts.end_ids),
         ):
             self.log.warn_once(text)
+
+    def _by_task(self, rollout: Rollout, rewards_N: Tensor, rewards_NF: Tensor) -> None:
+        """Mean reward, and each reward function's mean, over the completions of each task of a mixture."""
+        mine_N = torch.tensor(rollout.columns[TASK], device=rewards_N.device)
+        task_N = self.facts.ranks.gather(mine_N)
+        for i, task in enumerate(self.tasks):
+            rows = task_N == i
+            if rows.any():
+                self.log.add({f"task/{task}/reward": rewards_N[rows].nanmean().item()})
+                means = rewards_NF[rows].nanmean(0).tolist()
+                self.log.add({f"task/{task}/{n}": m for n, m in zip(self.trl.reward_func_names, means, strict=True)})
 
     def finished(self, output: dict[str, Any], rollout: Rollout, rewards_NF: Tensor) -> None:
         """The rollout with its final advantages."""

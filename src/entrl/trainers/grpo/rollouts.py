@@ -13,9 +13,10 @@ from entrl.trainers.grpo.continuations import sampler_of
 from entrl.trainers.grpo.facts import Facts
 from entrl.trainers.grpo.group_filter import GroupFiltering
 from entrl.trainers.grpo.reward_signals import RewardSignals, weighted_rewards
-from entrl.trainers.grpo.rollout_report import RolloutReport
+from entrl.trainers.grpo.rollout_report import TASK, RolloutReport
 from entrl.trainers.grpo.scoring import Scoring
 from entrl.trainers.grpo.splice import Batch
+from entrl.trainers.grpo.turn_rounds import TurnRounds, generates_together
 from entrl.trainers.grpo.turns import TurnCredit, turn_options
 from entrl.trainers.shared import row_columns
 from entrl.trainers.shared.observation import Observation
@@ -47,6 +48,8 @@ class Rollouts:
         self.scoring, self.signals, self.report, self.observation = scoring, signals, report, observation
         self.branching, self.filtering, self.windows = branching, filtering, windows
         self.turn_credit = turn_options(facts.trl.args)
+        together, alike = generates_together(facts.trl)
+        self.rounds = TurnRounds(facts.ranks, on=together, fill=alike)
         self.current: Rollout | None = None  # in the making
         self.branched: BranchedRollout | None = None  # of the generation in hand
         self.rewards_NF: Tensor | None = None  # of all ranks' rows, by reward function; NaN where one did not apply
@@ -63,7 +66,7 @@ class Rollouts:
             return output
         assert self.rewards_NF is not None
         rewards_N = weighted_rewards(self.rewards_NF, self.trl.reward_weights)
-        self.report.generated(batch, rewards_N)
+        self.report.generated(batch, rewards_N, self.rewards_NF)
         advantages_N, replaced = self._replaced_advantages(output, rollout, rewards_N)
         if self.turn_credit is not None:
             advantages_N, replaced = self._with_turn_credit(self.turn_credit, output, rollout, advantages_N), True
@@ -76,6 +79,8 @@ class Rollouts:
 
     def single_turn(self, given: tuple[Any, ...], options: dict[str, Any], generate: Callable[..., Any]) -> Any:
         """generate: TRL's `_generate_single_turn`, called with `given` and `options`, or for branches."""
+        if self.rounds.playing:
+            return self.rounds.turn(lambda *a, **o: self._truncated(generate, *a, **o), *given, **options)
         if self.branching is None or not self.trl.model.training:
             return self._truncated(generate, *given, **options)
         prompt_ids, images = given[:2]
@@ -92,6 +97,10 @@ class Rollouts:
             device=self.trl.accelerator.device,
         )
         return self.branched.completion_ids, self.branched.logprobs
+
+    def turns(self, given: tuple[Any, ...], loop: Callable[..., Any], generate: Callable[..., Any]) -> Any:
+        """loop: TRL's `_tool_call_loop`, called with `given`; generate: its `_generate_single_turn`."""
+        return self.rounds.play(lambda: loop(*given), given[1], lambda *a: self._truncated(generate, *a))
 
     def _truncated(self, generate: Callable[..., Any], *given: Any, **options: Any) -> Any:
         """Under Top-H where transformers writes; in an engine the plugin truncates."""
@@ -120,10 +129,12 @@ class Rollouts:
             written = written if branched is None else branched.generated_tokens  # a prefix is written once
             self.observation.tally.add({"completion_tokens": torch.tensor(float(written))})
 
-    def rewarded(self, rewards_NF: Tensor) -> None:
-        """What TRL's `_calculate_rewards` returned, and what rewards publish of each row."""
+    def rewarded(self, rewards_NF: Tensor, inputs: list[dict[str, Any]]) -> None:
+        """What TRL's `_calculate_rewards` returned for these rows, and what rewards publish of each."""
         self.rewards_NF = rewards_NF
         assert self.current is not None
+        if self.report.tasks and self.trl.model.training:
+            self.current.columns[TASK] = [self.report.tasks.index(row[TASK]) for row in inputs]
         for reward in self.trl.reward_funcs:
             self.current.columns.update(getattr(reward, "row_columns", {}))
 

@@ -136,6 +136,10 @@ class EntropyGRPOTrainer(Resumable, GRPOTrainer):
             return generate(*given, **options)
         return self._parts.rollouts.single_turn(given, options, generate)
 
+    def _tool_call_loop(self, *given: Any) -> Any:
+        loop, generate = super()._tool_call_loop, super()._generate_single_turn
+        return loop(*given) if self._parts is None else self._parts.rollouts.turns(given, loop, generate)
+
     def _calculate_rewards(
         self, inputs: list[dict[str, Any]], prompts: list, completions: list, completion_ids_list: list
     ) -> Tensor:
@@ -146,7 +150,7 @@ class EntropyGRPOTrainer(Resumable, GRPOTrainer):
         rows = parts.signals.added_to(inputs, completions, parts.rollouts.current)
         with parts.signals.guarded():
             rewards_NF = super()._calculate_rewards(rows, prompts, completions, completion_ids_list)
-        parts.rollouts.rewarded(rewards_NF)
+        parts.rollouts.rewarded(rewards_NF, inputs)
         return rewards_NF
 
     # Passes and loss
