@@ -26,6 +26,8 @@ from entrl.evaluation.dialogues import evaluate_dialogues
 from entrl.models.load import load_model, load_policy, new_adapter
 from entrl.report import write_report
 from entrl.report.summary import before_after
+from entrl.runs.best import BestCheckpoint, best_of
+from entrl.runs.card import draft_card, finish_run_card
 from entrl.runs.contents import contents, refuse_changed
 from entrl.runs.ending import Ending
 from entrl.runs.folder import RunFolder, make_manifest, now, read_json, write_json, write_text
@@ -36,6 +38,7 @@ from entrl.runs.plan import Prepared, check_rows, missing_engine, prepare
 from entrl.runs.recipe import Recipe
 from entrl.runs.serve import find_api_key
 from entrl.runs.together import hush, lost_ranks, main_first, together
+from entrl.runs.trackers import listen_first
 from entrl.runs.wording import escape_completion_tables, say
 from entrl.runs.writing import in_words
 from entrl.settings.groups import flat
@@ -144,6 +147,8 @@ def train(
             run.say(f"{folder.path} is finished with these settings: nothing is left to do")
             return read_result(folder, folder.path / "report.html")
         run.manifest = make_manifest(recipe, prepared.args, run.start) | {"contents": files}
+        if run.is_trained:
+            run.manifest |= {k: v for k, v in (folder.manifest() or {}).items() if k == "best"}
         with run.ending.listening():
             return _noted(run)
     finally:
@@ -181,6 +186,7 @@ def _train_in(run: Run) -> RunResult:
             "that is mended, resume=true evaluates and writes the report, and trains nothing again"
         ) from error
     run.note(status="finished", finished=now(), steps=read_marker(folder.model).step)
+    on_main(lambda: finish_run_card(folder.path))
     report = on_main(lambda: write_report([folder.path], folder.path / "report.html"))
     result = read_result(folder, report)
     describe_end(run.console, result)
@@ -211,11 +217,15 @@ def train_model(run: Run) -> None:
     if run.ending.saved is not None:
         run.ending.raise_if_asked()
     check_trained(trainer.state.global_step, trainer.state.max_steps)
+    if (best := best_of(trainer.args, trainer.state, say=run.say)) is not None:
+        run.note(best=best)
     model = run.folder.model
     on_main(lambda: unmark(model))
     trainer.save_model(str(model))
     if trainer.accelerator.is_main_process:
         trainer.processing_class.save_pretrained(model)
+        draft_card(trainer, model, name=run.recipe.name)
+        finish_run_card(run.folder.path)
     complete(model, trainer.accelerator, step=trainer.state.global_step)
     run.ending.saved_model()
 
@@ -274,10 +284,11 @@ def build_trainer(run: Run) -> tuple[Any, ProgressLine]:
         controllers=prepared.controller_objects,
         environment_factory=prepared.environment,
         # the watch writes into what the log then saves
-        callbacks=[watch, DenseEvaluation(dense), log, progress, run.ending],
+        callbacks=[watch, DenseEvaluation(dense), BestCheckpoint(), log, progress, run.ending],
     )
     if dense and recipe.eval is not None:
         trainer.evaluation_seed = recipe.eval.seed
+    listen_first(trainer, watch)
     log.trainer = trainer
     trainer.checkpoint_files.append(log.into_checkpoint)
     trainer.remove_callback(PrinterCallback)

@@ -11,8 +11,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from entrl.models.load import model_problems
+from entrl.runs.best import best_notes, best_problems
 from entrl.runs.law_watch import evaluation_steps
 from entrl.runs.recipe import Recipe
+from entrl.runs.trackers import tracker_problems
 from entrl.settings.arguments import TRL_KEYWORDS
 from entrl.settings.names import Loaded, suggest
 from entrl.trainers.config import EntropyGRPOConfig
@@ -90,20 +92,21 @@ def prepare(recipe: Recipe, *, world_size: int | None = None) -> Prepared:
             out.problems.append(str(error) or type(error).__name__)
             return default
 
-    out.args = collect(lambda: build_args(recipe, world_size), None)
     out.rewards = collect(recipe.build_rewards, [])
+    out.problems += best_problems(recipe, [reward_name(r.value) for r in out.rewards])
+    out.args = collect(lambda: build_args(recipe, world_size), None)
     out.controllers = collect(recipe.build_controllers, [])
     out.lora = collect(recipe.build_lora, None)
     out.environment = collect(recipe.build_environment, None)
     problems, notes = collect(lambda: model_problems(recipe.model, out.lora, out.args), ([], []))
     out.problems += problems
-    out.notes += notes
+    out.notes += [*notes, *best_notes(recipe)]
     out.problems += environment_problems(recipe, out.rewards)
     out.problems += same_names(out.rewards)
     if out.args is not None:
         size = world_size or out.args.world_size
         out.problems += schedule_problems(out, size) + launch_problems(recipe, size)
-        out.problems += evaluation_problems(recipe, out.args)
+        out.problems += evaluation_problems(recipe, out.args) + tracker_problems(out.args)
         if recipe.environment is not None:
             out.problems += tool_problems(out.args)
         if world_size is None:
