@@ -105,10 +105,16 @@ def run_facts(run: RunRecord) -> dict[str, str]:
         "Processes": " ".join(str(manifest[key]) for key in ("world_size", "backend") if manifest.get(key) is not None),
         "Wall time": wall_time(run),
         "Steps": f"{last['step']:,}" if is_number(last.get("step")) else "0",
+        "Trained model": best_in_words(manifest["best"]) if isinstance(manifest.get("best"), dict) else "",
         "Tokens generated": f"{last['tokens']:,.0f}" if is_number(last.get("tokens")) else "not recorded",
         "Config hash": str(manifest.get("config_hash", ""))[:12],
     }
     return {label: text for label, text in facts.items() if text}
+
+
+def best_in_words(best: Mapping[str, Any]) -> str:
+    """Where the trained model is of the best step (`entrl.runs.best`) and not of the last one."""
+    return f"step {best['step']} of {best['of_steps']}, best {best['metric']} of an evaluation ({best['value']:.4g})"
 
 
 def _recipe_name(manifest: dict[str, Any]) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from entrl.runs.lock import LOCK
-from entrl.trainers.shared.completeness import MARKER
+from entrl.trainers.shared.completeness import CARD, MARKER
 
 MANIFEST = "manifest.json"
 OURS = ("entrl", "config_hash", "status")  # keys of every manifest of ours
@@ -79,7 +79,7 @@ def _written(folder: Path) -> Callable[[Path], bool]:
         listed = {name.partition("/")[0] for name in json.loads((folder / MARKER).read_text(encoding="utf-8"))["files"]}
     except (OSError, ValueError, KeyError, TypeError):
         return lambda entry: any(entry.match(pattern) for pattern in SAVED)
-    return lambda entry: entry.name in listed or entry.name == MARKER
+    return lambda entry: entry.name in listed or entry.name in (MARKER, CARD)
 
 
 def _clear_inside(folder: Path, written: Callable[[Path], bool]) -> list[str]:

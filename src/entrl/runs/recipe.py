@@ -110,11 +110,12 @@ class Recipe(SettingsFile, Parts):
         dense: dict[str, Any] = {}
         if self.eval is not None and self.eval.at is not None and self.trainer.get("eval_strategy", "no") == "no":
             # TRL must know that evaluations will come, to check batches and rewards; `eval.at` alone says when.
-            dense = {"eval_strategy": "steps", "eval_delay": NEVER}
+            dense = {"eval_strategy": "steps", "eval_delay": NEVER, "eval_steps": 1}
         return {
             **self.trainer,
             **dense,
             "output_dir": str(self.run_dir / "checkpoints"),
+            "run_name": self.trainer.get("run_name") or self.run_dir.name,  # what trackers call it
             "reward_weights": [r.weight for r in self.rewards],
             "expected_world_size": self.launch.world_size,
             "expected_backend": self.launch.backend,

@@ -23,6 +23,8 @@ from entrl.models.quantization import keep_adapter_in_float32
 from entrl.report import write_report
 from entrl.report.metrics import by_task
 from entrl.report.summary import before_after
+from entrl.runs.best import BestCheckpoint, best_of
+from entrl.runs.card import draft_card, finish_run_card
 from entrl.runs.contents import contents, refuse_changed
 from entrl.runs.ending import Ending, launcher_patience
 from entrl.runs.evaluate import evaluate_into, refuse_missing_writer
@@ -34,6 +36,7 @@ from entrl.runs.plan import Prepared, check_rows, missing_here, prepare
 from entrl.runs.recipe import Recipe
 from entrl.runs.serve import find_api_key
 from entrl.runs.together import alone_on_main, failed_elsewhere, lost_ranks, main_first, together
+from entrl.runs.trackers import listen_first
 from entrl.runs.under_way import Run
 from entrl.runs.wording import escape_completion_tables, say
 from entrl.runs.writing import in_words
@@ -91,6 +94,8 @@ def train(
             run.say(f"{folder.path} is finished with these settings: nothing is left to do")
             return read_result(folder, folder.path / "report.html")
         run.manifest = make_manifest(recipe, prepared.args, run.start) | {"contents": files}
+        if run.is_trained:
+            run.manifest |= {k: v for k, v in (folder.manifest() or {}).items() if k == "best"}
         with run.ending.listening():
             return _noted(run)
     finally:
@@ -131,6 +136,7 @@ def _train_in(run: Run) -> RunResult:
             "that is mended, resume=true evaluates and writes the report, and trains nothing again"
         ) from error
     run.note(status="finished", finished=now(), steps=read_marker(folder.model).step)
+    alone_on_main(lambda: finish_run_card(folder.path))
     report = alone_on_main(lambda: write_report([folder.path], folder.path / "report.html"))
     result = read_result(folder, report)
     describe_end(run.console, result)
@@ -161,6 +167,8 @@ def train_model(run: Run) -> None:
     if run.ending.saved is not None:
         run.ending.raise_if_asked()
     check_trained(trainer.state.global_step, trainer.state.max_steps)
+    if (best := best_of(trainer.args, trainer.state, say=run.say)) is not None:
+        run.note(best=best)
     model = run.folder.model
     alone_on_main(lambda: unmark(model))
 
@@ -168,6 +176,8 @@ def train_model(run: Run) -> None:
         trainer.save_model(str(model))
         if trainer.accelerator.is_main_process:
             trainer.processing_class.save_pretrained(model)
+            draft_card(trainer, model, name=run.recipe.name)
+            finish_run_card(run.folder.path)
 
     together(save, "model")
     complete(model, trainer.accelerator, step=trainer.state.global_step)
@@ -229,11 +239,12 @@ def build_trainer(run: Run) -> tuple[Any, ProgressLine]:
         controllers=prepared.controller_objects,
         environment_factory=prepared.environment,
         # the watch writes into what the log then saves
-        callbacks=[watch, DenseEvaluation(dense), log, progress, run.ending],
+        callbacks=[watch, DenseEvaluation(dense), BestCheckpoint(), log, progress, run.ending],
     )
     keep_adapter_in_float32(trainer.model)
     if dense and recipe.eval is not None:
         trainer.evaluation_seed = recipe.eval.seed
+    listen_first(trainer, watch)
     log.trainer = trainer
     trainer.checkpoint_files.append(log.into_checkpoint)
     trainer.remove_callback(PrinterCallback)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from entrl.models.load import generation_defaults, model_problems
+from entrl.runs.best import best_notes, best_problems
 from entrl.runs.law_watch import evaluation_steps
 from entrl.runs.plan.missing import name_problems
 from entrl.runs.plan.values import adapter_problems, reference_problems, value_problems, weight_problems
@@ -93,14 +94,15 @@ def prepare(recipe: Recipe, *, world_size: int | None = None) -> Prepared:
             return default
 
     out.problems += value_problems(recipe.trainer) + weight_problems(recipe)
-    out.args = collect(lambda: build_args(recipe, world_size), None)
     out.rewards = collect(recipe.build_rewards, [])
+    out.problems += best_problems(recipe, [reward_name(r.value) for r in out.rewards])
+    out.args = collect(lambda: build_args(recipe, world_size), None)
     out.controllers = collect(recipe.build_controllers, [])
     out.lora = collect(recipe.build_lora, None)
     out.environment = collect(recipe.build_environment, None)
     problems, notes = collect(lambda: model_problems(recipe.model, out.lora, out.args), ([], []))
     out.problems += problems
-    out.notes += notes
+    out.notes += [*notes, *best_notes(recipe)]
     out.problems += adapter_problems(out.lora)
     out.problems += environment_problems(recipe, out.rewards)
     if out.args is not None:

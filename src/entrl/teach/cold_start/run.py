@@ -17,6 +17,7 @@ from typing import Any
 from rich.console import Console
 
 from entrl.models.load import load_model, model_problems, new_adapter
+from entrl.runs.card import draft_card, finish_card
 from entrl.runs.folder import now, read_json, write_json, write_text
 from entrl.runs.lock import locked
 from entrl.runs.ours import clear, refuse_foreign
@@ -58,6 +59,8 @@ def _cold_start(start: ColdStart, console: Console) -> dict[str, Any]:
         raise
     manifest |= {"status": "finished", "finished": now()}
     write_json(start.folder / "manifest.json", manifest)
+    counts = {"Answers": str(manifest["rows"]), "Steps": str(manifest["steps"])}
+    finish_card(start.folder, facts={"Method": "supervised fine-tuning on chosen answers", **counts})
     taken = f"{manifest['rows']} answers, {manifest['steps']} steps, {manifest['seconds']['sft']:.0f} s of SFT"
     say(console, f"model {start.model_dir}: {taken}")
     return manifest
@@ -150,6 +153,7 @@ def teach(
             peft_config=new_adapter(model, lora),
         )
         trainer.train()
+        draft_card(trainer, start.model_dir, name=start.name)
     trained = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
     return trained.eval(), trainer.state.global_step
 

@@ -18,6 +18,7 @@ from typing import Any
 from rich.console import Console
 
 from entrl.models.load import load_model, model_problems, new_adapter
+from entrl.runs.card import draft_card, finish_card
 from entrl.runs.folder import append_lines, now, read_json, write_json, write_text
 from entrl.runs.lock import locked
 from entrl.runs.ours import clear, read_manifest, refuse_foreign
@@ -67,6 +68,9 @@ def _offline(spec: Offline, console: Console) -> dict[str, Any]:
         raise
     manifest |= {"status": "finished", "finished": now()}
     write_json(spec.folder / "manifest.json", manifest)
+    lines = report_lines(read_json(spec.folder / "report.json"))
+    facts = {"Method": f"{spec.method} on fixed candidates, offline", "Steps": str(manifest["steps"])}
+    finish_card(spec.folder, facts=facts, notes="\n".join(f"- {line}" for line in lines))
     return manifest
 
 
@@ -188,6 +192,7 @@ def teach(
     try:
         trainer = build_trainer(spec, args, model, tokenizer, made, pairs)
         trainer.train()
+        draft_card(trainer, spec.model_dir, name=spec.name)
     finally:
         shutil.rmtree(args.output_dir, ignore_errors=True)
     taught = trainer.accelerator.unwrap_model(trainer.model).eval()

@@ -19,6 +19,7 @@ from typing import Any
 
 FORMAT = 1
 MARKER = "entrl_complete.json"
+CARD = "README.md"  # of a model; words, which are brought up to date after the model is whole
 CHUNK = 1 << 22  # bytes read at a time
 
 Print = list[int]  # [bytes, CRC-32]
@@ -44,9 +45,9 @@ def step_of(checkpoint: Path) -> int | None:
 
 
 def file_names(folder: Path) -> list[str]:
-    """Every file below the folder but the marker, relative, sorted."""
+    """Every file below the folder but the marker and the model card, relative, sorted."""
     found = (p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
-    return sorted(name for name in found if name != MARKER)
+    return sorted(name for name in found if name not in (MARKER, CARD))
 
 
 def fingerprint(file: Path, *, sync: bool = False) -> Print:

@@ -1,7 +1,8 @@
 """The overrides of transformers' loop that make a resumed run equal an uninterrupted one; both trainers have them.
 
 Names of transformers met here: `save_model`, `_save_checkpoint`, `_load_optimizer_and_scheduler`, `_run_epoch`,
-`_maybe_log_save_evaluate`, and the log sums `_tr_loss`, `_total_loss_scalar` and `_globalstep_last_logged`; of TRL:
+`_maybe_log_save_evaluate`, `_determine_best_metric`, and the log sums `_tr_loss`, `_total_loss_scalar` and
+`_globalstep_last_logged`; of TRL:
 `_metrics`, `_logs`, `_get_train_sampler`.
 """
 
@@ -158,6 +159,11 @@ class Resumable(Base):
         elif self.control.should_save and self._more_at_this_step:
             self._save_owed, self.control.should_save = True, False
         super()._maybe_log_save_evaluate(*args, **kwargs)
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        """With save_strategy: best transformers saves by this alone, and forgets that a stopped run asked for it."""
+        asked = self.control.should_save
+        return super()._determine_best_metric(metrics, trial) or asked
 
     @property
     def _stopped_within_a_pass(self) -> bool:

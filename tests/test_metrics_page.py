@@ -1,0 +1,97 @@
+"""docs/metrics.md against the code: what runs log is on the page, and what is on the page exists."""
+
+import json
+import re
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import pytest
+from short_run import ROOT, quietly, short_recipe
+from tiny_model import saved_model
+
+from entrl.runs.recipe import load_recipe
+
+ROW = re.compile(r"^\| (`[^|]+) \|", re.M)
+NAMES = [
+    name for cell in ROW.findall((ROOT / "docs" / "metrics.md").read_text()) for name in re.findall(r"`([^`]+)`", cell)
+]
+# Put together in the code from a prefix and one of these, or TRL's, transformers' and vLLM's own.
+LIBRARIES = ("trl/trainer/grpo_trainer.py", "transformers/trainer.py", "transformers/trainer_utils.py")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return saved_model(tmp_path_factory.mktemp("model"))
+
+
+def unlisted(out: Path) -> list[str]:
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    logged = {name for row in rows for name in row}
+    return sorted(name for name in logged if not any(fnmatchcase(name, listed) for listed in NAMES))
+
+
+def test_a_run_with_everything_on_logs_what_is_on_the_page(model: str, tmp_path: Path):
+    """Rewards, a guarded controller, probe, logged window, filter, reference, law, an evaluation while training."""
+    inner = "{use: kl_cov, args: {fraction: 0.2, allow_large_fraction: true}}"
+    guarded = f"controllers=[{{use: guard, args: {{controller: {inner}, knob: coef}}}}]"
+    parts = ("rewards=[pear, accuracy, think_format, laser]", guarded)
+    options = (
+        "steps_per_generation=2",
+        "probe_every=1",
+        "log_windows=[1]",
+        "max_steps=8",
+        "beta=0.01",
+        "filter_on=reward",
+    )
+    more = [f"trainer.{option}" for option in (*options, "filter_max_tries=1", "save_strategy=no")]
+    evaluated = "eval={task: sums, size: 4, samples: 2, before: false, at: [2]}"
+    quietly(short_recipe(model, tmp_path / "run", *parts, evaluated, *more))
+    assert unlisted(tmp_path / "run") == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("controller", ["clip_cov", "cw_grpo", "steer", "ce_gppo", "w_reinforce"])
+def test_each_controller_logs_what_is_on_the_page(controller: str, model: str, tmp_path: Path):
+    more = ("trainer.steps_per_generation=2", "trainer.max_steps=2", "trainer.save_strategy=no")
+    quietly(short_recipe(model, tmp_path / "run", f"controllers=[{controller}]", *more))
+    assert unlisted(tmp_path / "run") == []
+
+
+@pytest.mark.slow
+def test_difficulty_and_branching_log_what_is_on_the_page(model: str, tmp_path: Path):
+    parts = ("rewards=[hierarchical_entropy]", "controllers=[{use: dynamic_kl, args: {window_factor: 0.5}}]")
+    options = ("steps_per_generation=2", "beta=0.01", "branch_roots=2", "max_steps=2", "save_strategy=no")
+    quietly(short_recipe(model, tmp_path / "run", *parts, *(f"trainer.{option}" for option in options)))
+    assert unlisted(tmp_path / "run") == []
+
+
+@pytest.mark.slow
+def test_dialogues_log_what_is_on_the_page(tmp_path: Path):
+    options = (
+        "max_steps=1",
+        "per_device_train_batch_size=8",
+        "max_completion_length=60",
+        f"output_dir={tmp_path / 'run'}",
+    )
+    words = ["eval=null", "data.train_size=64", *(f"trainer.{option}" for option in options)]
+    quietly(load_recipe(ROOT / "recipes" / "twenty-questions" / "turn.yaml", words))
+    assert unlisted(tmp_path / "run") == []
+
+
+def test_each_name_on_the_page_exists_in_the_code():
+    """Its last part, as a word of a source file of ours, or of the library that writes it."""
+    import transformers
+    import trl
+
+    site = {"trl": Path(trl.__file__).parent.parent, "transformers": Path(transformers.__file__).parent.parent}
+    files = [*(ROOT / "src" / "entrl").rglob("*.py"), *(ROOT / "rewards").rglob("*.py")]
+    files += [site[name.partition("/")[0]] / name for name in LIBRARIES]
+    code = "\n".join(file.read_text(encoding="utf-8") for file in files)
+    words = set(re.findall(r"[A-Za-z_][A-Za-z_0-9]*", code))
+    gone = [
+        n
+        for n in NAMES
+        if not all(w in words for w in re.findall(r"[A-Za-z_][A-Za-z_]{2,}", re.sub(r"_\d+$|_\*.*", "", n)))
+    ]
+    assert gone == []
+    assert len(NAMES) > 150

@@ -1,0 +1,66 @@
+"""Trackers: refused by name where they are not there, and told everything that metrics.jsonl holds."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+from short_run import RECIPE, quietly, short_recipe
+from tiny_model import saved_model
+
+from entrl.runs.plan import plan
+from entrl.runs.trackers import MODULES
+
+ONLY_OURS = {"step", "kind", "seconds", "tokens", "forward_passes", "optimizer_steps"}  # of metrics.jsonl
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return saved_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.mark.parametrize("tracker", MODULES)
+def test_a_tracker_that_is_not_installed_is_refused_before_anything(
+    tracker: str, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    find = importlib.util.find_spec
+    gone = MODULES[tracker]
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: None if name in gone else find(name, *more))
+    made = short_recipe(model, tmp_path / "run", f"trainer.report_to={tracker}")
+    said = f"report_to: {tracker} is not installed here; pip install {tracker}"
+    assert any(problem.startswith(said) for problem in plan(made).problems)
+    with pytest.raises(ValueError, match=said):
+        quietly(made)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_tracker_nobody_knows(model: str, tmp_path: Path):
+    made = short_recipe(model, tmp_path / "run", "trainer.report_to=[tensorbord]")
+    with pytest.raises(ValueError, match=r"no tracker is called 'tensorbord'. Did you mean 'tensorboard'"):
+        quietly(made)
+
+
+def test_tensorboard_gets_every_metric_under_its_name(model: str, tmp_path: Path):
+    """Offline: files in the run folder, read back by tensorboard itself."""
+    pytest.importorskip("tensorboard")  # of the extra `dev`
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    out, name = tmp_path / "run", "grpo.yaml"
+    evaluated = "eval={task: sums, size: 4, samples: 2, before: false, at: [2]}"
+    given = ("trainer.report_to=tensorboard", "trainer.max_steps=8", "controllers=[{use: kl_cov}]", evaluated)
+    more = ("trainer.steps_per_generation=2", "trainer.save_strategy=no")
+    quietly(short_recipe(model, out, *given, *more, file=RECIPE.with_name(name)))
+
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    (folder,) = (out / "checkpoints" / "runs").iterdir()
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    told = {tag: {e.step: e.value for e in events.Scalars(tag)} for tag in events.Tags()["scalars"]}
+    for row in lines:
+        for key, value in row.items():
+            if key not in ONLY_OURS and value is not None:
+                tag = f"{row['kind'] if key != 'epoch' else 'train'}/{key}"  # an evaluation has no epoch of its own
+                assert told[tag][row["step"]] == pytest.approx(value, rel=1e-6), tag
+    assert any(tag.startswith("train/law/") for tag in told)  # added by a callback of ours
+    assert any(tag.startswith("train/kl_cov/") for tag in told)
+    assert any(tag.startswith("eval/rewards/") for tag in told)
