@@ -28,7 +28,7 @@ def test_a_tracker_that_is_not_installed_is_refused_before_anything(
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: None if name in gone else find(name, *more))
     made = short_recipe(model, tmp_path / "run", f"trainer.report_to={tracker}")
     said = f"report_to: {tracker} is not installed here; pip install {tracker}"
-    assert any(problem.startswith(said) for problem in plan(made).problems)
+    assert any(lack.startswith(said) for lack in plan(made).unchecked)  # another machine may have it
     with pytest.raises(ValueError, match=said):
         quietly(made)
     assert not (tmp_path / "run").exists()
