@@ -11,9 +11,12 @@
 #   ENTRL_HEAD_PORT  a free port on it                       (default: 29500)
 #   ENTRL_PROCESSES  processes on each machine               (default: the file's num_processes / num_machines)
 #   ENTRL_GPUS       GPUs of this machine to train on, such as "2 3" (default: all)
+#   ENTRL_PATIENCE_TO_SAVE  seconds the ranks have, after a signal, for the step under way and its checkpoint
+#                    (default: 3600; the launcher's own is 30)
+# SIGTERM, SIGUSR1 and Ctrl-C end the run at its next step, saved; `entrl train` with resume=true goes on from there.
 set -euo pipefail
 if [ $# -lt 2 ]; then
-    sed -n '2,13s/^# \{0,1\}//p' "$0"
+    sed -n '2,16s/^# \{0,1\}//p' "$0"
     exit 2
 fi
 config="$1"
@@ -48,5 +51,24 @@ fi
 if [ -n "${ENTRL_GPUS:-}" ]; then
     export CUDA_VISIBLE_DEVICES="${ENTRL_GPUS// /,}"
 fi
-exec python -m accelerate.commands.launch --config_file "$config" "${machines[@]}" \
-    -m entrl train "$recipe" "$@" "launch.world_size=$world"
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT="${ENTRL_PATIENCE_TO_SAVE:-3600}"
+
+# A cluster may send SIGUSR1 to every process of a step. Launcher and ranks ignore it and are told by SIGTERM, once.
+asked=""
+ask_to_end() {
+    [ -n "$asked" ] || kill -TERM "$launcher" 2>/dev/null || true
+    asked=yes
+}
+(
+    trap '' USR1
+    exec python -m accelerate.commands.launch --config_file "$config" "${machines[@]}" \
+        -m entrl train "$recipe" "$@" "launch.world_size=$world"
+) &
+launcher=$!
+trap ask_to_end USR1 TERM INT
+code=0
+while true; do # a signal ends `wait`, not what it waits for
+    wait "$launcher" && code=0 || code=$?
+    kill -0 "$launcher" 2>/dev/null || break
+done
+exit "$code"

@@ -1,7 +1,8 @@
 """Stand-ins for the commands of a cluster, for tests of plumbing on one machine. Nothing here is Slurm.
 
 `put_slurm` writes a `srun` that starts every task of a step here and now, as many as asked for and each with its rank,
-and a `scontrol` that knows the host names of one job. `put_python` writes a `python` that records how accelerate is
+and takes signals as Slurm's does: SIGTERM kills the tasks, SIGUSR1 goes to all their processes. Its `scontrol` knows
+the host names of one job and notes jobs that are put back into the queue in `scontrol.requeued`. `put_python` writes a `python` that records how accelerate is
 called instead of calling it, and answers /health in place of `entrl serve`; everything else goes to the real one.
 """
 
@@ -19,17 +20,26 @@ hosts = options["nodelist"].split(",")
 tasks = int(options["ntasks"])
 assert tasks == int(options["nodes"]) == len(hosts), options
 children = [
-    subprocess.Popen(words, env=os.environ | {{"SLURM_NODEID": str(i), "SLURM_PROCID": str(i), "HERE": hosts[i]}})
+    subprocess.Popen(
+        words,
+        env=os.environ | {{"SLURM_NODEID": str(i), "SLURM_PROCID": str(i), "HERE": hosts[i]}},
+        start_new_session=True,
+    )
     for i in range(tasks)
 ]
-def stop(*_):
+def hand_on(number, _):
     for child in children:
-        child.terminate()
-signal.signal(signal.SIGTERM, stop)
-sys.exit(max(child.wait() for child in children))
+        found = subprocess.run(["pgrep", "-s", str(child.pid)], capture_output=True, text=True).stdout
+        for process in found.split():
+            os.kill(int(process), signal.SIGKILL if number == signal.SIGTERM else number)
+signal.signal(signal.SIGTERM, hand_on)
+signal.signal(signal.SIGUSR1, hand_on)
+codes = [child.wait() for child in children]
+sys.exit(max(128 - code if code < 0 else code for code in codes))
 """
 
 SCONTROL = """#!/bin/sh
+[ "$1" = requeue ] && echo "$2" >>"$0.requeued" && exit
 [ "$1 $2" = "show hostnames" ] && echo "$3" | tr , '\\n'
 """
 

@@ -1,6 +1,7 @@
 """The command line: exit codes, one clear line per user error, and no heavy import before it is needed."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -45,6 +46,15 @@ def test_module_and_command_are_the_same():
     known = ("train", "plan", "eval", "report", "compare", "conformance", "merge", "nursery", "curate", "cold-start")
     for command in known:
         assert command in done.stdout
+
+
+def test_nobody_reads_the_output_any_more():
+    """As `entrl --help | head -1`: no traceback, and nothing of Python's at exit."""
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run([sys.executable, "-m", "entrl", "--help"], stdout=write, stderr=subprocess.PIPE, text=True)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, "")
 
 
 def test_no_command_prints_help(capsys: pytest.CaptureFixture[str]):

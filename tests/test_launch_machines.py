@@ -23,6 +23,15 @@ from entrl.runs.recipe import load_recipe
 
 ROOT = Path(__file__).parents[1]
 RECIPE = "recipes/tiny-reasoner/lora.yaml"
+SHORT_RUN = (
+    "trainer.max_steps=12",
+    "trainer.per_device_train_batch_size=16",
+    "trainer.max_completion_length=32",
+    "trainer.save_strategy=no",
+    "data.train_size=64",
+    "eval=null",
+    "launch.backend=gloo",
+)
 
 
 @pytest.fixture
@@ -248,6 +257,43 @@ def test_slurm_ends_its_steps_when_it_is_told_to(stand_ins, tmp_path):
     assert not answers(f"http://127.0.0.1:{options(server['argv'])['port']}")
 
 
+def started_job(env: dict[str, str], *words: str, **settings: str) -> subprocess.Popen[str]:
+    here = {"SLURM_JOB_NODELIST": "localhost", "SLURM_JOB_ID": str(os.getpid() + 2), "ENTRL_REPLICAS": "0"}
+    command = ["bash", "launch/slurm.sh", RECIPE, *words]
+    return subprocess.Popen(command, cwd=ROOT, env=env | here | settings, stdout=subprocess.PIPE, text=True)
+
+
+@pytest.mark.parametrize(
+    ("number", "settings", "again"),
+    [
+        (signal.SIGUSR1, {}, True),  # its time is nearly over
+        (signal.SIGUSR1, {"SLURM_RESTART_COUNT": "50"}, False),
+        (signal.SIGTERM, {}, False),  # scancel
+    ],
+)
+def test_slurm_puts_a_job_back_that_was_told_to_end(number, settings, again, stand_ins, tmp_path):
+    env = stand_ins | {"ENTRL_JOB_DIR": str(tmp_path / "job"), "STAND_IN_TRAINER_SECONDS": "60", **settings}
+    process = started_job(env)
+    try:
+        wait_for((tmp_path / "log").exists)
+    finally:
+        process.send_signal(number)
+    said, _ = process.communicate(timeout=30)
+    assert process.returncode == 143
+    requeued = tmp_path / "bin" / "scontrol.requeued"
+    assert (requeued.read_text().split() if requeued.exists() else []) == [str(os.getpid() + 2)] * again
+    assert ("back into the queue" in said) is again
+
+
+def test_slurm_goes_on_where_a_requeued_job_was(stand_ins, tmp_path):
+    words = ("overwrite=true", "trainer.seed=3")
+    done = job(stand_ins, tmp_path, *words, hosts="localhost", ENTRL_REPLICAS="0", SLURM_RESTART_COUNT="1")
+    assert done.returncode == 0, done.stderr
+    (trainer,) = logged(tmp_path / "log")
+    assert trainer["argv"][-3:-1] == ["trainer.seed=3", "resume=true"]
+    assert not (tmp_path / "bin" / "scontrol.requeued").exists()
+
+
 def test_slurm_does_not_train_without_its_servers(stand_ins, tmp_path):
     done = job(
         stand_ins,
@@ -299,6 +345,32 @@ def test_slurm_with_no_machine_left_to_train(stand_ins, tmp_path):
 
 
 # --- real processes ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.multiprocess
+@pytest.mark.skipif(torch.cuda.is_available(), reason="states what happens where no GPU is visible")
+def test_a_job_whose_time_is_over_is_saved_put_back_and_goes_on(stand_ins, tmp_path):
+    """Slurm's part is a stand-in, which tells every process of the step; launcher, ranks and run are real."""
+    (tmp_path / "bin" / "python").unlink()
+    (tmp_path / "bin" / "python").symlink_to(sys.executable)
+    out, words = tmp_path / "run", SHORT_RUN
+    env = stand_ins | {"PATH": f"{Path(sys.executable).parent}:{stand_ins['PATH']}", "OMP_NUM_THREADS": "1"}
+    env |= {"ENTRL_CONFIG": "launch/cpu_2.yaml", "ENTRL_PROCESSES": "2", "ENTRL_JOB_DIR": str(tmp_path / "job")}
+    process = started_job(env, *words, f"trainer.output_dir={out}")
+    try:
+        wait_for(lambda: (out / "metrics.jsonl").exists() or process.poll() is not None, seconds=300)
+    finally:
+        process.send_signal(signal.SIGUSR1)
+    said, _ = process.communicate(timeout=300)
+    assert process.returncode != 0
+    assert "back into the queue" in said
+    (saved,) = (out / "checkpoints").iterdir()
+    assert json.loads((out / "manifest.json").read_text())["status"] == "interrupted"
+    again = started_job(env, *words, f"trainer.output_dir={out}", SLURM_RESTART_COUNT="1")
+    again.communicate(timeout=300)
+    assert again.returncode == 0
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert (manifest["status"], manifest["world_size"], manifest["resumed_from"]) == ("finished", 2, saved.name)
 
 
 @pytest.mark.multiprocess

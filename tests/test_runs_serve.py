@@ -20,7 +20,15 @@ from entrl.engines.adapters import CONFIG, HEADER, WEIGHTS
 from entrl.engines.middleware import LIMIT_VARIABLE, STORE_VARIABLE, Refused, Rollouts, asked_key
 from entrl.models.shipped import model_path
 from entrl.runs.recipe import load_recipe
-from entrl.runs.serve import check_port, find_api_key, make_api_key, served_dtype, server_command
+from entrl.runs.serve import (
+    check_port,
+    find_api_key,
+    make_api_key,
+    refuse_open,
+    serve,
+    served_dtype,
+    server_command,
+)
 
 RECIPE = """
 model: {path: tiny-reasoner}
@@ -108,6 +116,16 @@ def test_full_weights_get_trls_server_on_this_machine_only(recipe) -> None:
     command = server_command(full)
     assert command.argv[1:3] == ["-m", "trl.scripts.vllm_serve"]
     assert (option(command.argv, "--host"), option(command.argv, "--port")) == ("127.0.0.1", "7")
+
+
+def test_full_weights_are_served_without_a_key_that_their_trainer_could_not_give(recipe, tmp_path: Path) -> None:
+    full = recipe("trainer.vllm_replicas=null", "lora=null", "trainer.vllm_mode=server")
+    assert not server_command(full).asks_key
+    assert server_command(recipe()).asks_key
+    with pytest.raises(ValueError, match=r"TRL's server takes weights from whoever reaches 0\.0\.0\.0:8000"):
+        serve(full, host="0.0.0.0")
+    refuse_open(server_command(full, host="0.0.0.0"), key=False)
+    assert not list(tmp_path.glob("**/*vllm_api_key"))
 
 
 def test_dry_run_prints_one_command(recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -63,6 +63,7 @@ def run_eval(options: argparse.Namespace) -> int:
     played = _played(options)
     spec = _spec(options)
     be_quiet()
+    _is_main()  # joins the process group, if there is one
     if len(options.models) == 1:
         result = _evaluated(options, options.models[0], spec, played, options.out)
         if _is_main():
@@ -215,9 +216,11 @@ def _without_problems(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def _is_main() -> bool:
+    import torch
     from accelerate import PartialState
 
-    return PartialState().is_main_process
+    # Left to itself accelerate takes ranks without a GPU for so many lone processes (launch/cpu_2.yaml).
+    return PartialState(cpu=not torch.cuda.is_available()).is_main_process
 
 
 def _say(text: str) -> None:

@@ -1,11 +1,14 @@
 """The command line: arguments -> objects -> one call. No maths; heavy imports happen inside the commands.
 
 Exit codes: 0 all right; 1 the command ran and the answer is no (plan has problems, a conformance case fails);
-2 something the user set or passed is wrong, told in one line. Anything else keeps its traceback.
+2 something the user set or passed is wrong, told in one line; 141 nobody reads the output any more. Anything else keeps
+its traceback.
 """
 
 import argparse
+import contextlib
 import os
+import select
 import sys
 from collections.abc import Sequence
 
@@ -18,12 +21,36 @@ from entrl.runs.together import is_hushed, lost_ranks, rank_prefix
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; the exit code. Leaves by SystemExit where the words themselves are wrong, as argparse does."""
+    try:
+        code = _run(argv)
+    except BrokenPipeError as error:
+        if not reader_left():
+            print_error(error)
+            return 2
+        return 141
+    return 141 if reader_left() else code
+
+
+def reader_left() -> bool:
+    """Whether nobody reads what is printed any more, as after `| head`; it is thrown away from then on."""
+    with contextlib.suppress(OSError, ValueError):  # a stdout that is no file
+        asked = select.poll()
+        asked.register(sys.stdout.fileno(), 0)
+        if any(events & select.POLLERR for _, events in asked.poll(0)):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return True
+    return False
+
+
+def _run(argv: Sequence[str] | None) -> int:
     command, options = parse(sys.argv[1:] if argv is None else argv)
     if command is None:
         print(overview())
         return 0
     try:
         return command.run(options)
+    except BrokenPipeError:
+        raise
     except USER_ERRORS as error:
         if options.traceback:
             raise

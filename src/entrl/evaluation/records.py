@@ -95,7 +95,7 @@ class Partial:
     def prepare(self, say: Callable[[str], None]) -> None:
         """Make the folder ready, on one rank alone; records of other settings go, with words."""
         file = self.folder / "settings.json"
-        new = json.loads(json.dumps(finite(dict(self.settings)), default=str))
+        new = self._plain
         old = _read(file)
         if self.folder.is_dir() and old != new:
             shutil.rmtree(self.folder)
@@ -108,6 +108,10 @@ class Partial:
             part.write_text(json.dumps(new, indent=2) + "\n", encoding="utf-8")
             part.replace(file)
 
+    @property
+    def _plain(self) -> dict[str, Any]:
+        return json.loads(json.dumps(finite(dict(self.settings)), default=str))
+
     def batch(self, fitting: Callable[[], int | None]) -> int | None:
         """What an earlier start settled on, else `fitting`, which is kept; on one rank alone."""
         file = self.folder / "batch.json"
@@ -119,6 +123,8 @@ class Partial:
     def read(self) -> Done:
         """What all ranks have kept; a line that a kill has torn is left out."""
         done = Done()
+        if _read(self.folder / "settings.json") != self._plain:  # a rank whose disk is not the first one's
+            return done
         for file in sorted(self.folder.glob("rank-*.jsonl")):
             for line in file.read_bytes().split(b"\n")[:-1]:
                 with contextlib.suppress(ValueError):
@@ -129,6 +135,7 @@ class Partial:
     @contextlib.contextmanager
     def writing(self, rank: int) -> Iterator[Callable[[int, Record, float], None]]:
         """A function that keeps a record."""
+        self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"rank-{rank}.jsonl"
         torn = path.is_file() and not path.read_bytes().endswith(b"\n")
         with path.open("a", encoding="utf-8") as file:

@@ -238,10 +238,10 @@ def _fold_problems(found: Adapter, own: Any, args: Any) -> list[str]:
         out.append(f"{what}, and with beta={args.beta:g} TRL reads the reference from the base alone; {found.merge}")
     if getattr(args, "use_vllm", False):
         out.append(f"{what}, and an engine (use_vllm) would read the base alone; {found.merge}")
-    from transformers.integrations import is_deepspeed_zero3_enabled
+    from transformers.integrations import is_deepspeed_zero3_enabled, is_fsdp_enabled
 
-    if is_deepspeed_zero3_enabled():
-        out.append(f"{what}, and under ZeRO-3 no process has whole weights; {found.merge}")
+    if is_deepspeed_zero3_enabled() or is_fsdp_enabled():
+        out.append(f"{what}, and under ZeRO-3 or FSDP not every process has whole weights; {found.merge}")
     return out
 
 

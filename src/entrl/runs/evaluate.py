@@ -10,7 +10,7 @@ import gc
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from entrl.evaluation.records import Done, Partial, Work, work_off
 from entrl.evaluation.result import of_tasks
 from entrl.evaluation.writing import Sampling
 from entrl.models.load import tokenizer_of
+from entrl.models.whole import whole_models
 from entrl.runs.folder import write_json
 from entrl.runs.specs import EvalSpec, load_rows
 from entrl.runs.together import (
@@ -177,23 +178,6 @@ def _end_with_others() -> None:
         raise hush(OtherRankFailed(words))
 
 
-@contextlib.contextmanager
-def whole_models() -> Iterator[None]:
-    """Under ZeRO-3 transformers divides whatever it loads over the ranks, and generates in step: not inside of this."""
-    from transformers.integrations import deepspeed
-
-    kept = deepspeed._hf_deepspeed_config_weak_ref
-    config = None if kept is None else kept()
-    if config is None:
-        yield
-        return
-    deepspeed.unset_hf_deepspeed_config()
-    try:
-        yield
-    finally:
-        deepspeed.set_hf_deepspeed_config(config)
-
-
 def written(result: dict[str, Any], file: Path, partial: Path | None) -> None:
     """Write an evaluation, on rank 0; `partial`, its records, goes then."""
 
@@ -237,6 +221,7 @@ def evaluate_into(run: Run, load: Callable[[], Policy], when: str, *, keep: bool
     if alone_on_main(is_there, "evaluation there"):
         return
     run.say(f"evaluating {when} training ...")
+    free()  # of what a trainer held, its optimiser and engine
     written(evaluate_run(run, load, when, partial), file, partial)
     free()
 

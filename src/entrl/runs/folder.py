@@ -28,6 +28,7 @@ from entrl.settings.json_lines import finite
 from entrl.settings.provenance import git_state, versions
 from entrl.settings.secrets import mask, mask_words, without_masked
 from entrl.settings.yaml import parse_yaml
+from entrl.trainers.shared.checkpoint import refuse_other_ranks
 from entrl.trainers.shared.completeness import read_marker, unmark
 from entrl.version import __version__
 
@@ -94,10 +95,19 @@ class RunFolder:
         done = manifest.get("status") == "finished" and (self.path / "report.html").is_file()
         return done and manifest.get("config_hash") == recipe.config_hash()
 
-    def open(self, recipe: Recipe, *, resume: bool, overwrite: bool, say: Callable[[str], None] = print) -> Path | None:
+    def open(
+        self,
+        recipe: Recipe,
+        *,
+        resume: bool,
+        overwrite: bool,
+        ranks: int = 1,
+        say: Callable[[str], None] = print,
+    ) -> Path | None:
         """Make the folder ready; returns what to go on from, None for a run from the start.
 
         That is a checkpoint, or `model` where training is over and only evaluation and report are left.
+        ranks: processes of this run, which must be those of a checkpoint that training goes on from
         say: takes the lines about checkpoints that are skipped
         """
         if resume and overwrite:
@@ -107,7 +117,7 @@ class RunFolder:
             self.refuse_foreign()
         elif resume:
             refuse_linked_model(self.path)
-            return self._resumed(recipe, manifest, say)
+            return self._resumed(recipe, manifest, ranks, say)
         elif not overwrite:
             finished = manifest.get("status") == "finished"
             go_on = f"resume=true to {'train on with a larger trainer.max_steps' if finished else 'go on with it'}, "
@@ -125,7 +135,7 @@ class RunFolder:
         if left := clear(self.path, sorted(set(OURS) - set(keep), key=lambda name: name == "manifest.json")):
             print(f"left in {self.path}, not written by a run: {', '.join(left)}", file=sys.stderr)
 
-    def _resumed(self, recipe: Recipe, manifest: dict[str, Any], say: Callable[[str], None]) -> Path | None:
+    def _resumed(self, recipe: Recipe, manifest: dict[str, Any], ranks: int, say: Callable[[str], None]) -> Path | None:
         if manifest.get("status") == STARTING:  # killed before anything was kept
             self._clear()
             return None
@@ -134,7 +144,7 @@ class RunFolder:
         if finished and same and (self.path / "report.html").is_file():
             raise self._nothing_left()
         if not same and only_longer(self._changed(recipe)):
-            return self._train_on(recipe, manifest, say)
+            return self._train_on(recipe, manifest, ranks, say)
         if not same:
             raise ValueError(
                 f"{self.path} was started with other settings ({', '.join(self._changed(recipe)) or 'unknown'}); a "
@@ -149,7 +159,9 @@ class RunFolder:
             say(f"{self.path} has no whole checkpoint to go on from: the run starts over")
             self._clear(keep=OF_THE_START)
             return None
-        if (reason := read_marker(checkpoint).inexact) is not None:
+        marker = read_marker(checkpoint)
+        refuse_other_ranks(checkpoint, marker.world_size, ranks)
+        if (reason := marker.inexact) is not None:
             raise ValueError(
                 f"{self.path} cannot be resumed as if it had not stopped: {reason}; add overwrite=true to run it "
                 "again, or start a new run from its weights (model.path)"
@@ -177,7 +189,7 @@ class RunFolder:
         file = self.path / "recipe.yaml"
         return flat(parse_yaml(file.read_text(encoding="utf-8"), name=str(file)))
 
-    def _train_on(self, recipe: Recipe, manifest: dict[str, Any], say: Callable[[str], None]) -> Path:
+    def _train_on(self, recipe: Recipe, manifest: dict[str, Any], ranks: int, say: Callable[[str], None]) -> Path:
         """The checkpoint another length of training goes on from; ValueError where its steps would be others."""
         newest = checkpoints.newest_whole(self.checkpoints, say=say)
         if newest is None or read_marker(newest).inexact is not None:
@@ -185,6 +197,7 @@ class RunFolder:
                 f"{self.path} keeps no checkpoint to train on from; start a new run in another trainer.output_dir, "
                 f"from these weights: model.path={self.model}"
             )
+        refuse_other_ranks(newest, read_marker(newest).world_size, ranks)
         steps = read_marker(newest).step
         ended = manifest.get("steps") == steps
         refuse_other_steps(self._settings(), flat(mask(recipe.resolved())), steps, ended=ended)

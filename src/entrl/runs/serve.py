@@ -2,7 +2,7 @@
 
 A recipe with `lora` and `trainer.vllm_replicas` gets vLLM's own server with adapters, processed log-probs, our recorder
 and our middleware; one with `trainer.vllm_mode: server` and full weights gets TRL's, which takes weights over NCCL
-(needs CUDA; built here, not covered by our tests).
+(needs CUDA; built here, not covered by our tests). TRL's client gives no key, so that one asks for none.
 
 It listens on 127.0.0.1 and asks for a key unless told otherwise. The key is ENTRL_VLLM_API_KEY, else the content of
 `<run folder>.vllm_api_key`, made on first use and readable by its owner alone; it travels in the environment, not on
@@ -68,7 +68,7 @@ class ServerCommand:
     environment: dict[str, str] = field(default_factory=dict)
     host: str  # it listens on
     port: int
-    health: str = "/health"
+    asks_key: bool = True  # whether its trainer's client gives one
 
     @property
     def url(self) -> str:
@@ -183,19 +183,21 @@ def _trl_command(recipe: "Recipe", *, host: str | None, port: int | None, extra:
     """TRL's server for full weights; TRL binds it to every address by default, we do not."""
     if recipe.lora is None:
         refuse_adapter(recipe.model.path, "the engine would read its base alone", revision=recipe.model.revision)
-    model, _ = base_of(recipe.model.path, revision=recipe.model.revision)
+    model, revision = base_of(recipe.model.path, revision=recipe.model.revision)
     host = host or LOCAL
     port = port or int(recipe.trainer.get("vllm_server_port", FIRST_PORT))
     names = {"vllm_max_model_length": "--max_model_len", "vllm_gpu_memory_utilization": "--gpu_memory_utilization"}
-    names["vllm_tensor_parallel_size"] = "--tensor_parallel_size"
+    names |= {"vllm_tensor_parallel_size": "--tensor_parallel_size", "vllm_model_impl": "--vllm_model_impl"}
     argv = [
         *(sys.executable, "-m", "trl.scripts.vllm_serve", "--model", model),
         *("--dtype", served_dtype(recipe), "--host", host, "--port", str(port)),
+        *(("--revision", revision) if revision else ()),
+        *(("--trust_remote_code", "true") if recipe.model.trust_remote_code else ()),
     ]
     for key, option in names.items():
         if recipe.trainer.get(key) is not None:
             argv += [option, str(recipe.trainer[key])]
-    return ServerCommand(argv=[*argv, *shlex.split(extra)], host=host, port=port, health="/health/")
+    return ServerCommand(argv=[*argv, *shlex.split(extra)], host=host, port=port, asks_key=False)
 
 
 # --- the key ------------------------------------------------------------------------------------------------------
@@ -272,7 +274,7 @@ class Server:
 
     def wait_ready(self, timeout: float) -> float:
         """Seconds it took to answer. Raises ServerFailed with the end of the log."""
-        url = self.command.url + self.command.health
+        url = self.command.url + "/health"
         with httpx.Client(trust_env=False, timeout=5.0) as client:
             while time.monotonic() - self.started < timeout:
                 if self.process.poll() is not None:
@@ -338,12 +340,14 @@ def serve(
 ) -> int:
     """Start the recipe's server, wait until it answers, stay until it ends. The exit status of `entrl serve`."""
     command = server_command(recipe, replica=replica, host=host, port=port, extra=extra)
+    refuse_open(command, key)
     if dry_run:
         print(command.render())
         return 0
     if importlib.util.find_spec("vllm") is None:
         raise ValueError("vLLM is not installed for this Python; bash launch/install_vllm.sh does it (cpu or gpu)")
-    api_key, file = make_api_key(recipe.run_dir, _key_variable(recipe.trainer)) if key else (None, None)
+    asks = key and command.asks_key
+    api_key, file = make_api_key(recipe.run_dir, _key_variable(recipe.trainer)) if asks else (None, None)
     log = recipe.run_dir.parent / f"{recipe.run_dir.name}.server{replica}.log"
     print(f"starting {command.url}, log in {log}", flush=True)
     if file is not None:
@@ -355,6 +359,15 @@ def serve(
         if status:
             raise server._failed(f"ended with status {status}")
     return 0
+
+
+def refuse_open(command: ServerCommand, key: bool) -> None:
+    """ValueError where a server without a key would listen to other machines and nobody has said that it may."""
+    if key and not command.asks_key and command.host not in (LOCAL, "localhost", "::1"):
+        raise ValueError(
+            f"TRL's server takes weights from whoever reaches {command.host}:{command.port}: its trainer gives no key. "
+            f"Leave --host out ({LOCAL}), or add --no-api-key where the network is yours alone"
+        )
 
 
 def _key_variable(trainer: Mapping[str, Any]) -> str:

@@ -81,7 +81,8 @@ def train(
                 refuse_changed((folder.manifest() or {}).get("contents"), files, folder.path)
             if resume and folder.is_finished(recipe):
                 return None, True
-            return folder.open(recipe, resume=resume, overwrite=overwrite, say=run.say), False
+            ranks = PartialState().num_processes
+            return folder.open(recipe, resume=resume, overwrite=overwrite, ranks=ranks, say=run.say), False
 
     try:
         run.start, finished = alone_on_main(begin)
@@ -161,11 +162,16 @@ def train_model(run: Run) -> None:
     check_trained(trainer.state.global_step, trainer.state.max_steps)
     model = run.folder.model
     alone_on_main(lambda: unmark(model))
-    trainer.save_model(str(model))
-    if trainer.accelerator.is_main_process:
-        trainer.processing_class.save_pretrained(model)
+
+    def save() -> None:
+        trainer.save_model(str(model))
+        if trainer.accelerator.is_main_process:
+            trainer.processing_class.save_pretrained(model)
+
+    together(save, "model")
     complete(model, trainer.accelerator, step=trainer.state.global_step)
     run.ending.saved_model()
+    trainer.accelerator.free_memory()  # it would hold model and optimiser beside the one that is evaluated
 
 
 def load_checked_data(recipe: Recipe, prepared: Prepared, console: Console) -> Any:

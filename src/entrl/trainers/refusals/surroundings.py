@@ -30,6 +30,27 @@ def check_surroundings(args: Any, accelerator: Any) -> None:
         )
     if os.environ.get("ACCELERATE_USE_FSDP", "").lower() in ("1", "true") and accelerator.device.type == "cpu":
         raise ValueError("FSDP was asked for on the CPU, where accelerate silently trains as DDP; use a GPU or DDP")
+    if problem := unsaved_weights(accelerator):
+        raise ValueError(problem)
+
+
+def unsaved_weights(accelerator: Any) -> str | None:
+    """Why a sharded run would end with no whole model in its folder; transformers then writes shards, or nothing."""
+    fsdp, deepspeed = (getattr(accelerator.state, name, None) for name in ("fsdp_plugin", "deepspeed_plugin"))
+    if fsdp is not None and getattr(fsdp, "fsdp_version", 1) != 2:
+        return "FSDP version 1 was asked for and is not supported; set fsdp_version: 2, as launch/fsdp2.yaml does"
+    if fsdp is not None and "FULL" not in str(fsdp.state_dict_type):
+        return (
+            f"fsdp_state_dict_type {fsdp.state_dict_type} saves no whole model; set fsdp_state_dict_type: "
+            "FULL_STATE_DICT, as launch/fsdp2.yaml does"
+        )
+    zero = {} if deepspeed is None else deepspeed.deepspeed_config.get("zero_optimization", {})
+    if zero.get("stage") == 3 and not zero.get("stage3_gather_16bit_weights_on_model_save", False):
+        return (
+            "ZeRO-3 without zero3_save_16bit_model saves no whole model; set zero3_save_16bit_model: true "
+            "(stage3_gather_16bit_weights_on_model_save in a DeepSpeed file), as launch/zero3.yaml does"
+        )
+    return None
 
 
 def refuse_dropout(model: Any) -> None:

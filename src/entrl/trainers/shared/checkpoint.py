@@ -20,7 +20,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from entrl.trainers.shared.completeness import Marker, file_names, fingerprints, mark, step_of, unmark
-from entrl.trainers.shared.waiting import alone_on_main, together, wait_for_all
+from entrl.trainers.shared.waiting import alone_on_main, together
 
 OPTIMIZER_FILES = ("optimizer.pt", "optimizer.bin")
 
@@ -52,14 +52,24 @@ def load_state(checkpoint: str | Path, rank: int, world_size: int) -> dict[str, 
     if not state_path(checkpoint, 0).exists():
         return None
     saved = torch.load(state_path(checkpoint, 0), map_location="cpu", weights_only=True)["world_size"]
-    if saved != world_size:
-        raise ValueError(
-            f"{checkpoint} was written by {saved} processes and this run has {world_size}; resume with {saved} "
-            "processes, or start a new run from its weights (model.path)"
-        )
+    refuse_other_ranks(checkpoint, saved, world_size)
     if not state_path(checkpoint, rank).exists():
         raise ValueError(f"{state_path(checkpoint, rank)} is missing; resume from an older checkpoint")
     return torch.load(state_path(checkpoint, rank), map_location="cpu", weights_only=True)
+
+
+def refuse_other_ranks(checkpoint: str | Path, saved: int, world_size: int) -> None:
+    """ValueError where another number of processes wrote it.
+
+    Each rank's file holds its share of the rollout in hand, its random states and its half of the log rows; under
+    ZeRO the optimiser is cut up by ranks as well. Dealt out anew they would draw and train on something else.
+    """
+    if saved != world_size:
+        raise ValueError(
+            f"{checkpoint} was written by {saved} processes and this run has {world_size}; resume with {saved} "
+            "processes (num_processes), or start a new run in another trainer.output_dir from its weights: "
+            f"model.path={checkpoint}"
+        )
 
 
 def inexact_because(args: Any) -> str | None:
@@ -79,12 +89,10 @@ def redrawn_because(args: Any) -> str | None:
 
 
 def complete(folder: Path, accelerator: Accelerator, *, step: int, inexact: str | None = None) -> None:
-    """Mark the folder as whole once every rank has written its files. Every rank calls this.
+    """Mark the folder as whole; every rank has written its files and calls this.
 
-    The ranks share the reading: each takes the checksums of some of the files it sees. Writing and reading a large
-    model take as long as the disk wants, so they are waited for without a collective.
+    The ranks share the reading: each takes the checksums of some of the files it sees.
     """
-    wait_for_all("written")
     rank, world_size = accelerator.process_index, accelerator.num_processes
     seen = [set(names) for names in gather_object([file_names(folder)])]
     everything = sorted(set().union(*seen))
@@ -135,20 +143,24 @@ def write_checkpoint(trainer: Any, folder: Path, save: Callable[[], None], state
             unmark(folder)
             shutil.rmtree(folder)
 
+    def write() -> None:
+        limit, args.save_total_limit = args.save_total_limit, None  # transformers deletes too early, see `rotate`
+        try:
+            save()
+        finally:
+            args.save_total_limit = limit
+        save_state(folder, accelerator.process_index, state)
+        if accelerator.is_main_process:
+            for write_more in trainer.checkpoint_files:
+                write_more(folder)
+
+    # A large model takes as long as the disk wants: no collective spans writing, reading or deleting it.
     alone_on_main(clear, "cleared")
-    limit, args.save_total_limit = args.save_total_limit, None
-    try:
-        save()
-    finally:
-        args.save_total_limit = limit
-    save_state(folder, accelerator.process_index, state)
-    if accelerator.is_main_process:
-        for write in trainer.checkpoint_files:
-            write(folder)
+    together(write, "written")
     step, inexact = trainer.state.global_step, inexact_because(args)
     complete(folder, accelerator, step=step, inexact=None if step >= trainer.state.max_steps else inexact)
     best = trainer.state.best_model_checkpoint
-    alone_on_main(lambda: rotate(folder.parent, folder, limit=limit, best=best), "rotated")
+    alone_on_main(lambda: rotate(folder.parent, folder, limit=args.save_total_limit, best=best), "rotated")
 
 
 def moved(rows: Any, device: torch.device | str) -> Any:

@@ -23,7 +23,7 @@ from entrl.trainers.shared.checkpoint import (
 )
 from entrl.trainers.shared.completeness import MARKER, read_marker
 from entrl.trainers.shared.observation import Observation
-from entrl.trainers.shared.waiting import wait_for_all
+from entrl.trainers.shared.waiting import together
 
 if TYPE_CHECKING:
     from trl import GRPOTrainer as Base
@@ -79,9 +79,11 @@ class Resumable(Base):
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """As transformers'; inside a checkpoint the others wait for the writer before the collectives that follow."""
-        super().save_model(output_dir, _internal_call)
+        save = super().save_model
         if _internal_call:  # only then does every rank come here, however it is sharded
-            wait_for_all("saved")
+            together(lambda: save(output_dir, _internal_call), "saved")
+        else:
+            save(output_dir, _internal_call)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         if self._complete_at == self.state.global_step:
