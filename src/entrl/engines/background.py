@@ -47,6 +47,6 @@ async def all_of(work: Sequence[Coroutine[Any, Any, None]]) -> None:
 
 
 def end_with_parent(how: signal.Signals = signal.SIGTERM) -> None:
-    """Called in a child: let it end when its parent does, even by kill -9. On Linux; elsewhere nothing happens."""
+    """Called in a child: let it end when its parent does (on Linux: the thread that started it), even by kill -9."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, how)  # PR_SET_PDEATHSIG

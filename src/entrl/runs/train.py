@@ -182,6 +182,7 @@ def train_model(run: Run) -> None:
     together(save, "model")
     complete(model, trainer.accelerator, step=trainer.state.global_step)
     run.ending.saved_model()
+    trainer.accelerator.free_memory()  # it would hold model and optimiser beside the one that is evaluated
 
 
 def load_checked_data(recipe: Recipe, prepared: Prepared, console: Console) -> Any:
