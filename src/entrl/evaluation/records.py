@@ -74,9 +74,7 @@ class Done:
     def in_order(self, count: int) -> list[Record]:
         missing = [i for i in range(count) if i not in self.records]
         if missing:
-            raise RuntimeError(
-                f"{len(missing)} of {count} problems came back without an answer, the first {missing[0]}"
-            )
+            raise RuntimeError(f"{len(missing)} of {count} problems have no answer, the first is {missing[0]}")
         return [self.records[i] for i in range(count)]
 
 
