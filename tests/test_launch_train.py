@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,8 +11,10 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from short_run import RECIPE, ROOT, manifest, rows, words
+from short_run import RECIPE, ROOT, manifest, rows, weights, words
 from tiny_model import saved_model
+
+from entrl.runs.folder import write_json
 
 TIMEOUT_S = 10  # of the process group
 LONG = "eval={task: sums, size: 48, samples: 8, max_new_tokens: 256, batch_size: 8, k: [1]}"
@@ -30,7 +33,7 @@ def evaluations(out: Path) -> list[dict[str, Any]]:
 
 
 def shapes(folder: Path) -> dict[str, torch.Size]:
-    return {name: weights.shape for name, weights in load_file(folder / "model.safetensors").items()}
+    return {name: tensor.shape for name, tensor in load_file(folder / "model.safetensors").items()}
 
 
 @pytest.mark.multiprocess
@@ -49,7 +52,7 @@ def test_an_evaluation_longer_than_the_groups_timeout(tmp_path: Path):
 
 
 @pytest.mark.deepspeed
-def test_zero3_trains_evaluates_and_saves_whole_weights(tmp_path: Path):
+def test_zero3_trains_evaluates_saves_whole_weights_and_goes_on(tmp_path: Path):
     """B1. Each rank holds its half of parameters and optimiser; what is saved is whole, and is what was evaluated."""
     pytest.importorskip("deepspeed")
     base, out = Path(saved_model(tmp_path / "model")), tmp_path / "run"
@@ -69,6 +72,16 @@ def test_zero3_trains_evaluates_and_saves_whole_weights(tmp_path: Path):
     assert [one["ds_config"]["zero_optimization"]["stage"] for one in held] == [3, 3]
     assert [one["optimizer_state_dict"]["partition_count"] for one in held] == [2, 2]
     assert shapes(out / "model") == shapes(base)
+    whole = weights(out)
+    for name in ("model", "checkpoints/checkpoint-3", "eval_after.json", "report.html"):  # as if killed after step 2
+        shutil.rmtree(out / name) if (out / name).is_dir() else (out / name).unlink()
+    write_json(out / "manifest.json", said | {"status": "interrupted"})
+    again = train("zero3_cpu.yaml", *given, evaluation, "resume=true", DS_ACCELERATOR="cpu")
+    assert again.returncode == 0, again.stderr[-3000:]
+    assert manifest(out)["resumed_from"] == "checkpoint-2"
+    assert [row["step"] for row in rows(out)] == [1, 2, 3]
+    resumed = weights(out)
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
     old, new = load_file(base / "model.safetensors"), load_file(out / "model" / "model.safetensors")
     assert any(not torch.equal(old[name], new[name]) for name in old)
-    assert all(weights.isfinite().all() for weights in new.values())
+    assert all(tensor.isfinite().all() for tensor in new.values())
