@@ -21,6 +21,7 @@ from entrl.runs.recipe import Recipe
 from entrl.runs.specs import EvalSpec
 
 PROMPT = 256  # tokens; taken where nothing says how long prompts are
+STATE = ("weights", "gradients", "optimiser", "DDP buckets", "reference model")  # what no smaller batch makes less
 OWN_ENGINE = 0.9  # share of a device that an evaluation's own vLLM takes: vLLM's default
 BEFORE, ROLLOUT, TRAINING, AFTER = "evaluation before training", "rollout", "training", "evaluation after training"
 
@@ -167,6 +168,9 @@ def _next_move(one: Peak, recipe: Recipe, args: Any, machines: Machines, device:
         return f"{lower}, or {_divide(recipe, machines)}" if engine < one.size / 2 else lower
     if engine and device.size is not None and one.size - engine <= device.size:
         return "set vllm_enable_sleep_mode: true, so that the engine gives its share back while training"
+    held = sum(term.size for term in one.terms if term.name in STATE)
+    if device.size is not None and held > device.size:  # whatever the batch
+        return _divide(recipe, machines)
     return _smaller_training(recipe, args, machines)
 
 
