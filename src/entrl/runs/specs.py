@@ -160,7 +160,7 @@ class EvalSpec:
 
     def __post_init__(self) -> None:
         check(bool(self.task) != bool(self.tasks), "eval needs either a task or a list of tasks")
-        for name in ("size", "samples"):
+        for name in ("size", "samples", "max_new_tokens"):
             at_least_one(f"eval.{name}", getattr(self, name))
         good = self.batch_size == "auto" or (isinstance(self.batch_size, int) and self.batch_size >= 1)
         check(good, f"eval.batch_size must be at least 1, or auto; got {self.batch_size!r}")

@@ -37,6 +37,7 @@ def missing_here(recipe: Recipe, args: Any) -> list[str]:
     """Each with the package and the way around it."""
     found = [
         missing_engine(args),
+        _missing_evaluator(recipe),
         missing_bitsandbytes(recipe.model.quantization),
         _missing_kernel(recipe.model.attn_implementation),
         _missing_optimiser(str(getattr(args.optim, "value", args.optim))),
@@ -52,6 +53,13 @@ def missing_engine(args: Any) -> str | None:
     if args.use_vllm and args.vllm_mode == "colocate" and importlib.util.find_spec("vllm") is None:
         return "use_vllm is set and vllm is not installed here; pip install -e '.[vllm]', or set use_vllm: false"
     return None
+
+
+def _missing_evaluator(recipe: Recipe) -> str | None:
+    spec = recipe.eval
+    if spec is None or spec.engine != "vllm" or spec.servers or importlib.util.find_spec("vllm") is not None:
+        return None
+    return "eval.engine is vllm, which is not installed here; pip install -e '.[vllm]', or take transformers"
 
 
 def _missing_kernel(name: str | None) -> str | None:

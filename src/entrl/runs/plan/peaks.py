@@ -1,6 +1,7 @@
 """The moments of a run at which one process holds most: evaluation, rollout, training; and whether they fit.
 
-    evaluation   weights + cache + logits; afterwards beside what the trainer and a colocated engine still hold
+    evaluation   a whole copy of the weights + cache + logits, or the share of an engine of its own; the trainer is gone
+                 afterwards, a colocated engine that does not sleep is counted: nobody saw one leave a GPU
     rollout      weights + optimiser + the engine's share, or + cache and logits where the trainer generates itself
     training     `entrl.runs.plan.memory`; + the engine's share, unless it sleeps (vllm_enable_sleep_mode)
 
@@ -20,6 +21,8 @@ from entrl.runs.recipe import Recipe
 from entrl.runs.specs import EvalSpec
 
 PROMPT = 256  # tokens; taken where nothing says how long prompts are
+STATE = ("weights", "gradients", "optimiser", "DDP buckets", "reference model")  # what no smaller batch makes less
+OWN_ENGINE = 0.9  # share of a device that an evaluation's own vLLM takes: vLLM's default
 BEFORE, ROLLOUT, TRAINING, AFTER = "evaluation before training", "rollout", "training", "evaluation after training"
 
 
@@ -73,13 +76,16 @@ def run_peaks(
     peaks = [_rollout(args, run, shape, share, state)]
     step = training_peak(shape, run)
     peaks.append(peak(f"{TRAINING} ({step.moment})", [*step.terms, *awake]))
-    if (spec := recipe.eval) is None:
+    if (spec := recipe.eval) is None or spec.servers:
         return peaks
-    tokens = (PROMPT if evaluated is None else evaluated) + (spec.max_new_tokens or args.max_completion_length)
+    lengths = [part.max_new_tokens or args.max_completion_length for part in spec.parts.values()]
+    tokens = (PROMPT if evaluated is None else evaluated) + max(lengths)
     weights = replace(state[0], name="evaluated weights", size=state[0].size * run.shards)
-    if spec.before:
-        peaks.insert(0, _evaluation(BEFORE, spec, run, shape, device, tokens, [weights]))
-    return [*peaks, _evaluation(AFTER, spec, run, shape, device, tokens, [weights, *state, *awake])]
+    before, after = (
+        _evaluation(moment, spec, run, shape, device, tokens, weights, held)
+        for moment, held in ((BEFORE, []), (AFTER, awake))
+    )
+    return [one for one in (*([before] if spec.before else []), *peaks, after) if one.terms]
 
 
 def _rollout(args: Any, run: Training, shape: ModelShape, share: list[Term], state: list[Term]) -> Peak:
@@ -91,12 +97,24 @@ def _rollout(args: Any, run: Training, shape: ModelShape, share: list[Term], sta
 
 
 def _evaluation(
-    moment: str, spec: EvalSpec, run: Training, shape: ModelShape, device: Device, tokens: int, held: list[Term]
+    moment: str,
+    spec: EvalSpec,
+    run: Training,
+    shape: ModelShape,
+    device: Device,
+    tokens: int,
+    weights: Term,
+    held: list[Term],
 ) -> Peak:
+    """Of a whole copy of the model, on every rank. held: by others at the time"""
+    if spec.engine == "vllm":
+        share = 0 if device.size is None or device.is_cpu else OWN_ENGINE * device.size
+        return peak(moment, [*held, Term(name="vLLM", size=share, formula=f"{OWN_ENGINE:g} of the device")])
     rows = spec.batch_size
     if not isinstance(rows, int):
-        rows = _rows_that_fit(run, shape, device, tokens, sum(term.size for term in held))
-    return peak(moment, [*held, *generating_terms(shape, rows=rows, tokens=tokens, item=run.item)])
+        rows = _rows_that_fit(run, shape, device, tokens, weights.size + sum(term.size for term in held))
+    cache = generating_terms(shape, rows=rows, tokens=tokens, item=run.item)
+    return peak(moment, [*held, weights, *cache])
 
 
 def _rows_that_fit(run: Training, shape: ModelShape, device: Device, tokens: int, held: float) -> int:
@@ -150,6 +168,9 @@ def _next_move(one: Peak, recipe: Recipe, args: Any, machines: Machines, device:
         return f"{lower}, or {_divide(recipe, machines)}" if engine < one.size / 2 else lower
     if engine and device.size is not None and one.size - engine <= device.size:
         return "set vllm_enable_sleep_mode: true, so that the engine gives its share back while training"
+    held = sum(term.size for term in one.terms if term.name in STATE)
+    if device.size is not None and held > device.size:  # whatever the batch
+        return _divide(recipe, machines)
     return _smaller_training(recipe, args, machines)
 
 

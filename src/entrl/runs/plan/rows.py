@@ -193,7 +193,7 @@ def _check_texts(recipe: Recipe, prepared: Prepared, rows: Any, length: int, whe
         return
     _check_control_tokens(tokenizer, rows, where, found)
     special = isinstance(rows[0]["prompt"], str)
-    found.longest[where] = longest_prompt(tokenizer, texts, special=special)
+    found.longest[where] = max(found.longest.get(where, 0), longest_prompt(tokenizer, texts, special=special))
     if positions is None:
         return
     limit, key = positions - length, "trainer.max_completion_length" if where == "data" else "eval.max_new_tokens"

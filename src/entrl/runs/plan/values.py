@@ -124,18 +124,16 @@ def _pays_correctness(reward: Loaded) -> bool:
 
 
 def _evaluation_warnings(recipe: Recipe, args: Any) -> list[str]:
-    if (spec := recipe.eval) is None:
-        return []
-    out = []
-    data = recipe.data
-    if (spec.task, spec.split, dict(spec.args)) == (data.task, data.split, dict(data.args)):
-        out.append(
-            f"eval reads the split that is trained on ({spec.task}, {spec.split}): its numbers are no test; set "
-            "eval.split or eval.task"
-        )
-    if spec.max_new_tokens is not None and 2 * spec.max_new_tokens < args.max_completion_length:
-        out.append(
-            f"eval.max_new_tokens of {spec.max_new_tokens} cuts answers that may have {args.max_completion_length} "
-            "tokens in training (trainer.max_completion_length): what is cut counts as wrong"
-        )
+    out, data = [], recipe.data
+    for spec in [] if recipe.eval is None else recipe.eval.parts.values():
+        if (spec.task, spec.split, dict(spec.args)) == (data.task, data.split, dict(data.args)):
+            out.append(
+                f"eval reads the split that is trained on ({spec.task}, {spec.split}): its numbers are no test; set "
+                "eval.split or eval.task"
+            )
+        if spec.max_new_tokens is not None and 2 * spec.max_new_tokens < args.max_completion_length:
+            out.append(
+                f"eval.max_new_tokens of {spec.max_new_tokens} cuts answers that may have {args.max_completion_length} "
+                "tokens in training (trainer.max_completion_length): what is cut counts as wrong"
+            )
     return out
