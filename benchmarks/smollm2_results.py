@@ -86,7 +86,8 @@ def rollouts(logged: list[dict]) -> dict:
 
 
 def wanted(name: str) -> bool:
-    return name in ("reward", "entropy", "completions/mean_length", "step_time") or name.startswith("policy_entropy/")
+    kinds = ("policy_entropy/", "sampler/gap")
+    return name in ("reward", "entropy", "completions/mean_length", "step_time") or name.startswith(kinds)
 
 
 def interval(values: list[float]) -> dict:
