@@ -23,6 +23,7 @@ KINDS = {
     "saved head": {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]},
     "tokens": {"target_modules": ["q_proj"], "trainable_token_indices": [3, 4]},
     "dora": {"use_dora": True},
+    "rslora": {"use_rslora": True},
     "biases": {"target_modules": ["q_proj"], "bias": "lora_only"},
     "linear": {},
 }
@@ -50,7 +51,7 @@ def test_merged_as_it_lies_on_disk_is_base_and_adapter(kind, dtype, base, tmp_pa
     # Stored in 16 bits every weight is off by up to 2^-9 of itself; the rows of a product add up at random.
     allowed = tolerance(model) * (1.0 if dtype == "float32" else 2.0**-9 / 2.0**-24 / folding.SLACK)
     assert (found - wanted).abs().max() <= allowed * wanted.abs().max()
-    tied = kind in ("tokens", "dora", "biases", "linear")  # the others tear the two apart, or may
+    tied = kind in ("tokens", "dora", "rslora", "biases", "linear")  # the others tear the two apart, or may
     assert model.config.tie_word_embeddings == tied or kind == "both"
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from entrl.engines.adapters import check_servable_config
 from entrl.models.load import generation_defaults, model_problems
 from entrl.runs.best import best_notes, best_problems
 from entrl.runs.law_watch import evaluation_steps
@@ -104,6 +105,8 @@ def prepare(recipe: Recipe, *, world_size: int | None = None) -> Prepared:
     out.problems += problems
     out.notes += [*notes, *best_notes(recipe)]
     out.problems += adapter_problems(out.lora)
+    if out.lora is not None and getattr(out.args, "vllm_replicas", None):
+        collect(lambda: check_servable_config(out.lora), None)
     out.problems += environment_problems(recipe, out.rewards)
     if out.args is not None:
         reads = reads_policy(out.controller_objects, out.reward_funcs)
