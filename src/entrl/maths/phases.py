@@ -362,7 +362,8 @@ def answer_text(
     last = spans[-1]
     if last.close and tags.close_pieces:  # the tag's last token may hold the first characters of the answer
         found = tokenizer.decode(ids[last.close.start : last.answer.stop], skip_special_tokens=True)
-        return found.partition(tags.close_text)[2].strip()
+        if tags.close_text in found:  # not of a tag with special tokens in it, which end where it ends
+            return found.partition(tags.close_text)[2].strip()
     unmarked = not any(s.open or s.close or s.start for s in spans)
     answer = last.think if last.ends_thinking and unmarked else last.answer
     return _decoded(tokenizer, ids[answer.start : answer.stop])
