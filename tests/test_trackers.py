@@ -47,7 +47,7 @@ def test_tensorboard_gets_every_metric_under_its_name(model: str, tmp_path: Path
 
     out, name = tmp_path / "run", "grpo.yaml"
     evaluated = "eval={task: sums, size: 4, samples: 2, before: false, at: [2]}"
-    given = ("trainer.report_to=tensorboard", "trainer.max_steps=8", "controllers=[{use: kl_cov}]", evaluated)
+    given = ("trainer.report_to=tensorboard", "trainer.max_steps=12", "controllers=[{use: kl_cov}]", evaluated)
     more = ("trainer.steps_per_generation=2", "trainer.save_strategy=no")
     quietly(short_recipe(model, out, *given, *more, file=RECIPE.with_name(name)))
 
