@@ -123,8 +123,9 @@ def build(arm: str, options: argparse.Namespace, turns: Turns | None, folder: st
     model = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32)
     args = (EntropyGRPOConfig if arm == "ours" else GRPOConfig)(
         output_dir=folder,
-        per_device_train_batch_size=options.rows,
-        steps_per_generation=UPDATES,
+        per_device_train_batch_size=options.rows // options.micro_steps,
+        gradient_accumulation_steps=options.micro_steps,
+        steps_per_generation=UPDATES * options.micro_steps,
         num_generations=8,
         max_completion_length=options.length,
         max_steps=UPDATES * (options.pairs + 2),
@@ -197,6 +198,15 @@ class Work(threading.Thread):
         self.trainer.training_step = profiled
 
 
+def share_base(work: dict[str, Work]) -> None:
+    """One copy of the frozen weights for both, to save memory; the adapters are each one's own."""
+    first, second = (dict(one.trainer.model.named_parameters()) for one in work.values())
+    for name, weight in second.items():
+        if not weight.requires_grad:
+            assert torch.equal(weight, first[name])
+            weight.data = first[name].data
+
+
 def shares(profile: cProfile.Profile) -> dict[str, float]:
     """Seconds of a profiled rollout: all, and those whose innermost Python function is ours, what it calls in C
     included."""
@@ -229,6 +239,7 @@ def measure(options: argparse.Namespace, file: Path) -> dict[str, Any]:
     done = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
     with tempfile.TemporaryDirectory() as folder:
         work = {arm: Work(arm, options, f"{folder}/{arm}") for arm in ARMS}
+        share_base(work)
         for one in work.values():
             one.start()
         for one in work.values():
@@ -278,7 +289,14 @@ def peak_memory(options: argparse.Namespace) -> dict[str, Any]:
     """Each arm in a process of its own."""
     found = {}
     for arm in ARMS:
-        shape = ["--rows", str(options.rows), "--length", str(options.length)]
+        shape = [
+            "--rows",
+            str(options.rows),
+            "--length",
+            str(options.length),
+            "--micro-steps",
+            str(options.micro_steps),
+        ]
         line = [sys.executable, __file__, "--model", str(options.model), "--memory", arm, *shape]
         found[arm] = json.loads(
             subprocess.run(line, check=True, capture_output=True, text=True).stdout.splitlines()[-1]
@@ -295,6 +313,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, required=True, help="folder of SmolLM2-135M-Instruct")
     parser.add_argument("--pairs", type=int, default=10)
     parser.add_argument("--rows", type=int, default=16, help="completions per update")
+    parser.add_argument("--micro-steps", type=int, default=2, help="that an update is cut into, to save memory")
     parser.add_argument("--length", type=int, default=48, help="tokens of every completion")
     parser.add_argument("--rows-file", type=Path, default=Path("real_vocabulary.pairs.jsonl"))
     parser.add_argument("--memory", choices=ARMS, help="only the peak memory of this arm")
@@ -311,7 +330,7 @@ def main() -> None:
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         "model": options.model.name,
-        "settings": {k: v for k, v in vars(options).items() if k in ("pairs", "rows", "length")},
+        "settings": {k: v for k, v in vars(options).items() if k in ("pairs", "rows", "micro_steps", "length")},
     }
     result = about | {"results": found, "peak_memory_mib": peak_memory(options)}
     print(json.dumps(result, indent=1))

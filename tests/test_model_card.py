@@ -61,6 +61,7 @@ def test_it_says_what_was_done(out: Path, model: str):
     low, high = after["sampled_accuracy_ci"]
     row = next(line for line in text.splitlines() if line.startswith("| Sampled accuracy"))
     assert f"[{100 * low:.1f}, {100 * high:.1f}]" in row.replace("−", "-")
+    assert text.count("</summary>") == text.count("</details>") == 1
     assert text.count("## What was done") == 1  # also after the resume
 
 

@@ -2,14 +2,16 @@
 
 import importlib.util
 import json
+import os
 from pathlib import Path
 
 import pytest
 from short_run import RECIPE, quietly, short_recipe
 from tiny_model import saved_model
 
-from entrl.runs.plan import plan
+from entrl.runs.plan import plan, prepare
 from entrl.runs.trackers import MODULES
+from entrl.settings.secrets import hand_over_hub_token
 
 ONLY_OURS = {"step", "kind", "seconds", "tokens", "forward_passes", "optimizer_steps"}  # of metrics.jsonl
 
@@ -47,7 +49,7 @@ def test_tensorboard_gets_every_metric_under_its_name(model: str, tmp_path: Path
 
     out, name = tmp_path / "run", "grpo.yaml"
     evaluated = "eval={task: sums, size: 4, samples: 2, before: false, at: [2]}"
-    given = ("trainer.report_to=tensorboard", "trainer.max_steps=8", "controllers=[{use: kl_cov}]", evaluated)
+    given = ("trainer.report_to=tensorboard", "trainer.max_steps=12", "controllers=[{use: kl_cov}]", evaluated)
     more = ("trainer.steps_per_generation=2", "trainer.save_strategy=no")
     quietly(short_recipe(model, out, *given, *more, file=RECIPE.with_name(name)))
 
@@ -64,3 +66,20 @@ def test_tensorboard_gets_every_metric_under_its_name(model: str, tmp_path: Path
     assert any(tag.startswith("train/law/") for tag in told)  # added by a callback of ours
     assert any(tag.startswith("train/kl_cov/") for tag in told)
     assert any(tag.startswith("eval/rewards/") for tag in told)
+
+
+def test_what_is_asked_of_the_hub_reaches_transformers_and_the_token_its_variable(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("HF_TOKEN", "")
+    asked = {"push_to_hub": "true", "hub_model_id": "me/mine", "hub_strategy": "checkpoint", "hub_private_repo": "true"}
+    token = "hf_" + "x" * 30
+    words = [f"trainer.{key}={value}" for key, value in (asked | {"hub_token": token}).items()]
+    made = short_recipe(model, tmp_path / "run", *words)
+    args = prepare(made).args
+    assert (args.push_to_hub, args.hub_model_id, args.hub_strategy.value) == (True, "me/mine", "checkpoint")
+    assert args.hub_private_repo is True
+    hand_over_hub_token(args)
+    assert args.hub_token is None
+    assert os.environ["HF_TOKEN"] == token
+    assert token not in made.to_yaml()

@@ -44,14 +44,14 @@ def read_run(path: str | Path) -> RunRecord:
     path = Path(path)
     _refuse_other_folders(path)
     notes: list[str] = [f"{name} is missing" for name in FILES if not (path / name).is_file()]
-    recipe_text = mask_text(_read_text(path / "recipe.yaml"))
+    recipe_text = _read_text(path / "recipe.yaml")
     rows = read_json_lines(path / "metrics.jsonl", notes)
     return RunRecord(
         path=path,
         name=path.resolve().name,
         manifest=_without_secrets(_read_json(path / "manifest.json", notes) or {}),
-        recipe=_read_recipe(recipe_text, notes),
-        recipe_text=recipe_text,
+        recipe=mask(_read_recipe(recipe_text, notes)),  # as text a masked value need not be YAML any more
+        recipe_text=mask_text(recipe_text),
         train=_rows_of_kind(rows, "train", notes),
         evals=_rows_of_kind(rows, "eval", notes),
         completions=[c for c in read_json_lines(path / "completions.jsonl", notes) if c.get("tokens")],

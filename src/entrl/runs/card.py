@@ -67,12 +67,12 @@ def finish_card(folder: Path, *, facts: Mapping[str, str], table: Sequence[Table
     made = {"Base model": base, "Licence of the base": licence or "not known here: look at the base", **facts}
     made["Data"] = str((settings.get("data") or {}).get("task") or "see the settings")
     made["entrl"] = f"{manifest.get('entrl')}, commit {(manifest.get('git') or {}).get('commit') or 'unknown'}"
-    parts = [f"{BEGIN}\n## What was done", _table(("", ""), made.items()), *_evaluations(table), notes]
+    parts = [f"{BEGIN}\n## What was done", _table(("", ""), made.items()), *_evaluations(table), _without_paths(notes)]
     parts.append(f"<details><summary>Settings</summary>\n\n```yaml\n{_settings(settings)}```\n\n</details>\n{END}\n")
     text = NO_BASE.sub(f"fine-tuned version of {base}", OURS.sub("", card.text))
     text = text.replace('model="None"', 'model="path/of/this/folder"')
     head, heading, rest = text.partition("## Quick start")
-    ours = _without_paths("\n\n".join(part for part in parts if part))
+    ours = "\n\n".join(part for part in parts if part)
     card.text = f"{head}{ours}\n{heading}{rest}" if heading else f"{text}\n\n{ours}"
     write_text(file, str(card))
 
@@ -104,14 +104,18 @@ def _evaluations(table: Sequence[TableRow]) -> list[str]:
 
 def _table(head: Sequence[str], rows: Any) -> str:
     lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
+    return "\n".join(f"| {' | '.join(_cell(cell) for cell in line)} |" for line in lines)
+
+
+def _cell(value: Any) -> str:
+    return _without_paths(str(value)).replace("|", "\\|")
 
 
 def _settings(settings: Mapping[str, Any]) -> str:
     kept = {k: v for k, v in settings.items() if k != "out"}
     if isinstance(kept.get("trainer"), Mapping):
         kept["trainer"] = {k: v for k, v in kept["trainer"].items() if k != "output_dir"}
-    return dump_yaml(mask(kept))
+    return _without_paths(dump_yaml(mask(kept)))
 
 
 def _without_paths(text: str) -> str:
