@@ -18,11 +18,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from entrl.settings.json_lines import finite
 
 Record = dict[str, Any]
+PLAIN_S = 60.0  # between two lines where the output is no terminal, such as a job's log
 
 
 class Work(Protocol):
@@ -72,9 +74,7 @@ class Done:
     def in_order(self, count: int) -> list[Record]:
         missing = [i for i in range(count) if i not in self.records]
         if missing:
-            raise RuntimeError(
-                f"{len(missing)} of {count} problems came back without an answer, the first {missing[0]}"
-            )
+            raise RuntimeError(f"{len(missing)} of {count} problems have no answer, the first is {missing[0]}")
         return [self.records[i] for i in range(count)]
 
 
@@ -174,15 +174,24 @@ def work_off(
         bar = stack.enter_context(_bar(progress and bool(left)))
         task = bar.add_task("evaluating", total=len(mine), completed=len(mine) - len(left))
         source = stack.enter_context(contextlib.closing(work.records(left))) if left else iter(())
+        said = began
         for index, record in source:
             done.seconds = before + time.monotonic() - began
             bar.advance(task)
+            if progress and not bar.console.is_terminal and time.monotonic() - said > PLAIN_S:
+                said = time.monotonic()
+                bar.console.print(_line(bar.tasks[0]), highlight=False)
             if index not in done.records:  # one of a unit that a kill cut is asked again with the others, and kept once
                 done.records[index] = record = json.loads(json.dumps(finite(record)))
                 if keep is not None:
                     keep(index, record, done.seconds)
             between()
     return done
+
+
+def _line(task: Any) -> str:
+    left = "" if task.time_remaining is None else f", {task.time_remaining:.0f} s left"
+    return f"evaluating: {task.completed:.0f} of {task.total:.0f} problems, {task.elapsed:.0f} s gone{left}"
 
 
 def run(work: Work, *, partial: Path | None, say: Callable[[str], None] = print, progress: bool = True) -> dict:
@@ -219,6 +228,8 @@ def _bar(shown: bool) -> Progress:
         TextColumn("gone,"),
         TimeRemainingColumn(compact=True, elapsed_when_finished=True),
         TextColumn("left"),
+        console=Console(stderr=True),  # results go to the other
         transient=True,
         disable=not shown,
+        speed_estimate_period=3600,  # s; problems end in bursts
     )
