@@ -20,13 +20,13 @@ Needs:   vllm (own engine), or servers started by `entrl serve`
 import contextlib
 import copy
 import hashlib
+import math
 import os
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from math import log
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,7 @@ from entrl.models.merge import merge_adapter
 from entrl.models.shipped import model_path
 
 GREEDY = -1  # in the place of a sample's number
+STEP = 256  # tokens; an engine's length is a multiple of it
 Work = Sequence[tuple[WorkItem, Mapping[str, Any]]]
 
 
@@ -139,7 +140,7 @@ class EngineWriter:
             truncated=ids[-1] not in self._ends,
             entropies=torch.tensor(generated.entropies) if known else None,
             # An engine's log-probs are of the distribution it drew from, after top_p; the mass it kept undoes that.
-            logprobs=torch.tensor([lp + log(g) for lp, g in zip(generated.logprobs, kept or (), strict=True)])
+            logprobs=torch.tensor([lp + math.log(g) for lp, g in zip(generated.logprobs, kept or (), strict=True)])
             if known
             else None,
         )
@@ -165,17 +166,18 @@ class _Own:
         if self._engine is None or length > self._length:
             self.close()
             files = self._files
+            length = min(-(-length // STEP) * STEP, files.context or math.inf)  # the next task may be a little longer
             self._engine = LocalEngine(
                 files.model,
                 revision=files.revision,
                 dtype=files.dtype,
-                max_model_len=length,
+                max_model_len=int(length),
                 adapter=None if files.adapter is None else str(files.adapter),
                 adapter_rank=server_rank(files.rank) if files.rank else 0,
                 memory=self._memory,
                 device=self._device,
             )
-            self._length = length
+            self._length = int(length)
         return self._engine.stream(work)
 
     def close(self) -> None:
