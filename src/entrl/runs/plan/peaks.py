@@ -21,7 +21,6 @@ from entrl.runs.recipe import Recipe
 from entrl.runs.specs import EvalSpec
 
 PROMPT = 256  # tokens; taken where nothing says how long prompts are
-STATE = ("weights", "gradients", "optimiser", "DDP buckets", "reference model")  # what no smaller batch makes less
 OWN_ENGINE = 0.9  # share of a device that an evaluation's own vLLM takes: vLLM's default
 BEFORE, ROLLOUT, TRAINING, AFTER = "evaluation before training", "rollout", "training", "evaluation after training"
 
@@ -80,7 +79,7 @@ def run_peaks(
         return peaks
     lengths = [part.max_new_tokens or args.max_completion_length for part in spec.parts.values()]
     tokens = (PROMPT if evaluated is None else evaluated) + max(lengths)
-    weights = replace(state[0], name="evaluated weights", size=state[0].size * run.shards)
+    weights = replace(state_terms(shape, replace(run, processes=1))[0], name="evaluated weights")  # a whole copy
     before, after = (
         _evaluation(moment, spec, run, shape, device, tokens, weights, held)
         for moment, held in ((BEFORE, []), (AFTER, awake))
@@ -145,19 +144,29 @@ def explained(one: Peak) -> list[tuple[str, str]]:
     return [(f"  {term.name}", f"{gib(term.size):>11} = {term.formula}") for term in terms]
 
 
-def shortages(peaks: list[Peak], recipe: Recipe, args: Any, machines: Machines, device: Device) -> list[str]:
-    """Moments at which a process needs more than its device has, each with the next move."""
+def shortages(
+    peaks: list[Peak], recipe: Recipe, args: Any, machines: Machines, device: Device, least: float
+) -> list[str]:
+    """Moments at which a process needs more than its device has, each with the next move.
+
+    least: bytes of training with the smallest batch (`least_training`)
+    """
     if device.size is None:
         return []
     return [
         f"{one.moment} needs about {gib(one.size)} and a process has {device.described}; most of it is "
-        f"{one.largest.name} ({one.largest.formula}); {_next_move(one, recipe, args, machines, device)}"
+        f"{one.largest.name} ({one.largest.formula}); {_next_move(one, recipe, args, machines, device, least)}"
         for one in peaks
         if one.size > device.size
     ]
 
 
-def _next_move(one: Peak, recipe: Recipe, args: Any, machines: Machines, device: Device) -> str:
+def least_training(shape: ModelShape, run: Training) -> float:
+    """Bytes of one row at a time, under checkpointing."""
+    return training_peak(shape, replace(run, rows=1, checkpointing=True)).size
+
+
+def _next_move(one: Peak, recipe: Recipe, args: Any, machines: Machines, device: Device, least: float) -> str:
     engine = next((term.size for term in one.terms if term.name == "vLLM"), 0.0)
     if one.moment in (BEFORE, AFTER):
         return _smaller_evaluation(recipe.eval, engine)
@@ -168,8 +177,7 @@ def _next_move(one: Peak, recipe: Recipe, args: Any, machines: Machines, device:
         return f"{lower}, or {_divide(recipe, machines)}" if engine < one.size / 2 else lower
     if engine and device.size is not None and one.size - engine <= device.size:
         return "set vllm_enable_sleep_mode: true, so that the engine gives its share back while training"
-    held = sum(term.size for term in one.terms if term.name in STATE)
-    if device.size is not None and held > device.size:  # whatever the batch
+    if device.size is not None and least > device.size:  # whatever the batch
         return _divide(recipe, machines)
     return _smaller_training(recipe, args, machines)
 

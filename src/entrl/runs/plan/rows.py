@@ -181,7 +181,14 @@ def _check_texts(recipe: Recipe, prepared: Prepared, rows: Any, length: int, whe
     except (OSError, ValueError) as error:
         found.unchecked.append(f"{where}: lengths of prompts, for want of the model's tokenizer ({first_line(error)})")
         return
-    if where == "eval" and recipe.eval is not None and recipe.eval.before and tokenizer.pad_token_id is None:
+    if tokenizer.eos_token_id is None and tokenizer.pad_token_id is None:
+        found.problems.append(
+            f"{where}: the tokenizer has neither an end token nor a pad token, so no completion would end; set "
+            "tokenizer.eos_token and save it"
+        )
+        return
+    spec = recipe.eval
+    if where == "eval" and spec and spec.before and spec.engine != "vllm" and tokenizer.pad_token_id is None:
         found.problems.append(
             "eval: the tokenizer has no pad token, which the evaluation before training needs; set tokenizer.pad_token "
             "and save it, or eval.before: false"
