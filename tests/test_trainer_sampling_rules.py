@@ -158,6 +158,11 @@ def test_the_length_said_twice_alike_is_let_through(tmp_path):
     assert found(tmp_path, max_completion_length=12, generation_kwargs={"max_new_tokens": 12}) == []
 
 
+@pytest.mark.parametrize("temperature", [0.0, -1.0, float("inf"), float("nan")])
+def test_a_temperature_nobody_can_sample_at_is_refused(tmp_path, temperature):
+    assert "temperature must be > 0 and finite" in found(tmp_path, temperature=temperature)[0]
+
+
 def test_structured_output_reshapes_too(tmp_path):
     (said,) = [
         p

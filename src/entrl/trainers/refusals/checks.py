@@ -1,5 +1,6 @@
 """Every check of a run's options, together: the trainers refuse by it, `entrl plan` prints it. No model, no data."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -27,8 +28,8 @@ def check_schedule(
     schedule = describe_schedule(args, world_size)
     if args.loss_type not in TRL_LOSSES:
         problems.append(f"loss_type={args.loss_type!r} is not one of TRL's: {', '.join(TRL_LOSSES)}")
-    if args.temperature <= 0:
-        problems.append(f"temperature must be > 0 to sample rollouts, got {args.temperature}")
+    if not 0 < args.temperature < math.inf:
+        problems.append(f"temperature must be > 0 and finite to sample rollouts, got {args.temperature}")
     for controller in controllers:
         if controller.uses_loss_hook:
             problems += loss_problems(args, controller) + window_problems(controller, schedule)
