@@ -170,7 +170,7 @@ def test_two_processes_take_the_same_checkpoint(model: str, file: Path, tmp_path
     out = tmp_path / "run"
     given = words(model, out, *AS_BEST, "trainer.use_cpu=true", "launch={world_size: 2, backend: gloo}")
     done = start("train", str(file), *given, processes=2)
-    text: Any = done.communicate(timeout=300)
+    text: Any = done.communicate(timeout=600)
     assert done.returncode == 0, text
     assert manifest(out)["world_size"] == 2
     assert manifest(out)["best"]["step"] == 2
