@@ -11,12 +11,13 @@ from entrl.runs.recipe import Recipe
 
 # optimisers of transformers by a part of their name -> the package that they come from
 OPTIMISERS = {
+    "torch_4bit": "torchao",
+    "torch_8bit": "torchao",
     "bnb": "bitsandbytes",
     "8bit": "bitsandbytes",
     "paged": "bitsandbytes",
     "ademamix": "bitsandbytes",
     "torchao": "torchao",
-    "4bit": "torchao",
     "galore": "galore_torch",
     "apollo": "apollo_torch",
     "lomo": "lomo_optim",
@@ -83,7 +84,7 @@ def trackers(args: Any) -> list[str]:
 def _missing_tracker(name: str) -> str | None:
     from transformers.integrations import get_available_reporting_integrations
 
-    if name in ("none", "all") or name in get_available_reporting_integrations():
+    if name in ("none", "all", "flyte") or name in get_available_reporting_integrations():
         return None
     return f"trainer.report_to names {name}, which is not installed here; pip install {name}, or take it out"
 
