@@ -114,7 +114,7 @@ CASES = [
     Wrong(what="generations do not divide", changes={"trainer.num_generations": 3}, stops="num_generations"),
     Wrong(what="one generation", changes={"trainer.num_generations": 1}, stops="generations"),
     Wrong(what="liger not installed", changes={"trainer.use_liger_kernel": True}, stops="liger"),
-    Wrong(what="deepspeed file", changes={"trainer.deepspeed": "not/there.json"}, stops="not/there.json"),
+    Wrong(what="deepspeed file", changes={"trainer.deepspeed": "not/there.json"}, stops="deepspeed"),
     Wrong(what="output_dir null", changes={"trainer.output_dir": None}, stops="output_dir"),
     Wrong(what="epsilon negative", changes={"trainer.epsilon": -0.2}, stops="epsilon"),
     Wrong(what="weight decay nan", changes={"trainer.weight_decay": float("nan")}, stops="weight_decay"),
