@@ -220,7 +220,6 @@ def evaluate_into(run: Run, load: Callable[[], Policy], when: str, *, keep: bool
 
     if alone_on_main(is_there, "evaluation there"):
         return
-    free()  # what a trainer held: it is gone, in circles
     run.say(f"evaluating {when} training ...")
     free()  # of what a trainer held, its optimiser and engine
     written(evaluate_run(run, load, when, partial), file, partial)

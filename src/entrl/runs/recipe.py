@@ -62,6 +62,7 @@ class Recipe(SettingsFile, Parts):
 
     def __post_init__(self) -> None:
         check(bool(self.rewards), "rewards is empty; name at least one")
+        check(bool(self.trainer.get("output_dir", True)), "trainer.output_dir is empty; name a folder, or leave it out")
 
     @classmethod
     def elsewhere(cls, key: str) -> str:

@@ -8,16 +8,16 @@ from typing import Any
 
 from entrl.models.quantization import missing_bitsandbytes
 from entrl.runs.recipe import Recipe
-from entrl.runs.trackers import missing_trackers, unknown_trackers
 
 # optimisers of transformers by a part of their name -> the package that they come from
 OPTIMISERS = {
+    "torch_4bit": "torchao",
+    "torch_8bit": "torchao",
     "bnb": "bitsandbytes",
     "8bit": "bitsandbytes",
     "paged": "bitsandbytes",
     "ademamix": "bitsandbytes",
     "torchao": "torchao",
-    "4bit": "torchao",
     "galore": "galore_torch",
     "apollo": "apollo_torch",
     "lomo": "lomo_optim",
@@ -41,7 +41,7 @@ def missing_here(recipe: Recipe, args: Any) -> list[str]:
         missing_bitsandbytes(recipe.model.quantization),
         _missing_kernel(recipe.model.attn_implementation),
         _missing_optimiser(str(getattr(args.optim, "value", args.optim))),
-        *missing_trackers(args),
+        *(_missing_tracker(name) for name in trackers(args)),
     ]
     if args.use_liger_kernel and importlib.util.find_spec("liger_kernel") is None:
         found.append("use_liger_kernel is set and liger-kernel is not installed here; pip install liger-kernel")
@@ -76,11 +76,32 @@ def _missing_optimiser(name: str) -> str | None:
     return f"trainer.optim {name} needs {package}, which is not installed here; install it, or take adamw_torch_fused"
 
 
+def trackers(args: Any) -> list[str]:
+    named = args.report_to
+    return [named] if isinstance(named, str) else list(named or [])
+
+
+def _missing_tracker(name: str) -> str | None:
+    from transformers.integrations import get_available_reporting_integrations
+
+    if name in ("none", "all", "flyte") or name in get_available_reporting_integrations():
+        return None
+    return f"trainer.report_to names {name}, which is not installed here; pip install {name}, or take it out"
+
+
 def name_problems(recipe: Recipe, args: Any) -> list[str]:
     """Names that no machine knows."""
+    from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+
     out = []
     kernel = recipe.model.attn_implementation
     # one with a slash is a kernel of the hub's
     if kernel is not None and kernel not in KNOWN_ATTENTION and "/" not in kernel:
         out.append(f"model.attn_implementation must be one of {', '.join(KNOWN_ATTENTION)}, got {kernel!r}")
-    return out + unknown_trackers(args)
+    known = {*INTEGRATION_TO_CALLBACK, "none", "all"}
+    out += [
+        f"trainer.report_to names {name!r}, which transformers does not know; it knows {', '.join(sorted(known))}"
+        for name in trackers(args)
+        if name not in known
+    ]
+    return out
