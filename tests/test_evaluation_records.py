@@ -38,8 +38,9 @@ def by_characters(texts, answers, verifiers):
 
 
 def answers(model, tokenizer, dataset, **changes):
-    work = Answers(tokenizer=tokenizer, dataset=dataset, sampling=SAMPLING, k=[1, 3], score=by_characters, **changes)
-    work.writer = TransformersWriter(model=model, tokenizer=tokenizer, sampling=SAMPLING, rows=8)
+    asked = {"tokenizer": tokenizer, "dataset": dataset, "sampling": SAMPLING, "k": [1, 3], "score": by_characters}
+    work = Answers(model=model, batch_size=8, **asked, **changes)
+    work.ready(work.fitting(1))
     return work
 
 

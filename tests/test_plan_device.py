@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 from tiny_model import saved_model
+from transformers import Qwen3Config
 
 from entrl.runs.folder import RunFolder
 from entrl.runs.plan import Measured, Plan, plan, read_machines
@@ -12,6 +13,7 @@ from entrl.runs.plan.memory import GIB
 from entrl.runs.recipe import Recipe, make_recipe
 from entrl.settings.overrides import apply_override
 from entrl.settings.yaml import parse_yaml
+from entrl_lab.nursery.tokenizer import character_tokenizer
 
 ROOT = Path(__file__).parents[1]
 SMALL = """
@@ -84,6 +86,30 @@ def test_an_engine_on_an_unknown_device_is_not_judged(model: str):
 def test_several_machines_are_not_this_one(model: str):
     found = plan(recipe(model, "trainer.bf16=true"), accelerate_config=ROOT / "launch" / "two_nodes.yaml")
     assert verdict(found) == SAY
+
+
+def test_the_documented_launch_that_took_104_gib(tmp_path: Path):
+    """Case B4: PEAR + KL-Cov on Qwen3-4B, all weights, under DDP on 80 GB; divided over eight it fits."""
+    sizes = {"vocab_size": 151_936, "hidden_size": 2560, "intermediate_size": 9728, "num_hidden_layers": 36}
+    heads = {"num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128, "tie_word_embeddings": True}
+    Qwen3Config(**sizes, **heads, max_position_embeddings=40_960).save_pretrained(tmp_path)
+    character_tokenizer().save_pretrained(tmp_path)
+    words = (
+        "trainer.bf16=true",
+        "trainer.gradient_checkpointing=true",
+        "trainer.gradient_accumulation_steps=8",
+        "trainer.max_completion_length=8192",
+        "trainer.vllm_gpu_memory_utilization=0.3",
+        "trainer.vllm_enable_sleep_mode=true",
+        "launch.device_memory_gib=79",
+    )
+    flagship = recipe(str(tmp_path), *VLLM, *words)
+    found = plan(flagship, accelerate_config=ROOT / "launch" / "multi_gpu.yaml")
+    rollout, training = found.problems
+    assert rollout.startswith("rollout needs about 83.64 GiB")  # weights, moments and buckets, and the engine awake
+    assert training.endswith("divide the state: launch/fsdp2.yaml or launch/zero3.yaml")  # no smaller batch would do
+    divided = plan(flagship, accelerate_config=ROOT / "launch" / "fsdp2.yaml")
+    assert divided.ok, divided.problems
 
 
 @pytest.mark.parametrize("gib", [0, -1, ".inf", ".nan"])

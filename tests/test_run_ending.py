@@ -14,6 +14,7 @@ import pytest
 from short_run import RECIPE, ROOT, command, manifest, quietly, rows, same_weights, short_recipe, start, words
 from tiny_model import saved_model
 
+import entrl.runs.evaluate
 import entrl.runs.train
 from entrl.cli.main import main
 from entrl.errors import CannotWrite, RunStopped
@@ -139,7 +140,7 @@ def test_a_signal_in_an_evaluation_ends_after_it(
 
 
 def test_a_signal_outside_training_ends_at_once(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    real = entrl.runs.train.evaluate_spec
+    real = entrl.runs.evaluate.evaluate_run
 
     def signalled(*args: object, **kwargs: object) -> object:
         os.kill(os.getpid(), signal.SIGTERM)
@@ -147,7 +148,7 @@ def test_a_signal_outside_training_ends_at_once(model: str, tmp_path: Path, monk
 
     made = short_recipe(model, tmp_path / "run", "eval={task: sums, size: 4, samples: 1}")
     with monkeypatch.context() as patch:
-        patch.setattr(entrl.runs.train, "evaluate_spec", signalled)
+        patch.setattr(entrl.runs.evaluate, "evaluate_run", signalled)
         with pytest.raises(RunStopped, match=r"stopped by SIGTERM outside of training; .*resume=true"):
             quietly(made)
     assert manifest(tmp_path / "run")["status"] == "interrupted"

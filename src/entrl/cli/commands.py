@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from importlib.metadata import EntryPoint, entry_points
 from typing import NoReturn
 
-from entrl.cli import build, judge, play, run
+from entrl.cli import build, evaluate, judge, play, run
 from entrl.cli.errors import BrokenCommand
 from entrl.cli.parsers import Command
 from entrl.settings.names import suggest
@@ -25,7 +25,13 @@ GROUPS = {
     "study": "study",
     "build": "build what runs start from",
 }
-BUILT_IN: dict[str, Command] = {**run.COMMANDS, **judge.COMMANDS, **play.COMMANDS, **build.COMMANDS}
+BUILT_IN: dict[str, Command] = {
+    **run.COMMANDS,
+    **evaluate.COMMANDS,
+    **judge.COMMANDS,
+    **play.COMMANDS,
+    **build.COMMANDS,
+}
 
 
 def find_command(name: str) -> Command:

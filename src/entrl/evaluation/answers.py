@@ -22,7 +22,7 @@ Needs:   entropies come out of the sampling pass itself, no second forward pass
 
 import json
 import math
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -78,6 +78,8 @@ def evaluate(
         samples=samples, temperature=temperature, top_p=top_p, max_new_tokens=max_new_tokens, seed=seed, greedy=greedy
     )
     work = Answers(
+        model=model,
+        batch_size=batch_size,
         tokenizer=tokenizer,
         dataset=dataset,
         sampling=sampling,
@@ -88,8 +90,6 @@ def evaluate(
         think_close=think_close,
         labels=labels or {},
     )
-    rows = rows_of(batch_size, model, work.longest)
-    work.writer = TransformersWriter(model=model, tokenizer=tokenizer, sampling=sampling, rows=rows)
     return kept.run(work, partial=None if partial is None else Path(partial), progress=progress)
 
 
@@ -142,20 +142,31 @@ class Answers:
     think_open: str = "<think>"
     think_close: str = "</think>"
     labels: Mapping[str, Any] = field(default_factory=dict)
-    writer: Writer | None = None  # before `records`
+    model: Any = None  # in memory, for transformers
+    batch_size: int | str = "auto"  # of transformers
+    writer: Writer | None = None  # another engine's
+    say: Callable[[str], None] = print
 
     def __post_init__(self) -> None:
         check_k(self.k, self.sampling.samples)
+        if (self.model is None) == (self.writer is None):
+            raise TypeError("an evaluation needs either a model in memory or a writer")
         self.check: Score = scorer(self.score)
         self.tags: ThinkTags | None = tags_of(self.tokenizer, self.think_open, self.think_close)
         self.golds = checked_golds(self.check, self.dataset)
         extra = self.chat_template_kwargs
         self.prompts = [encode(self.tokenizer, prompt, extra) for prompt in self.dataset["prompt"]]
 
-    @property
-    def longest(self) -> int:
-        """Tokens of the longest row there can be."""
-        return max(map(len, self.prompts)) + self.sampling.max_new_tokens
+    def fitting(self, processes: int) -> int | None:
+        if self.writer is not None:
+            return None
+        longest = max(map(len, self.prompts)) + self.sampling.max_new_tokens
+        return rows_of(self.batch_size, self.model, longest, processes=processes)
+
+    def ready(self, batch: int | None) -> None:
+        if batch is not None:
+            how = {"model": self.model, "tokenizer": self.tokenizer, "sampling": self.sampling}
+            self.writer = TransformersWriter(**how, rows=batch, say=self.say)
 
     @cached_property
     def order(self) -> list[int]:
@@ -177,7 +188,7 @@ class Answers:
             "greedy": self.sampling.greedy,
             "score": self.score if isinstance(self.score, str) else repr(self.score),
             "problems": content_hash([list(values) for values in asked]),
-            "unit": self.unit,
+            "batch_size": self.batch_size,
         }
 
     def _head(self) -> dict[str, Any]:

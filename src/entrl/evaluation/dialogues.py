@@ -67,7 +67,7 @@ def evaluate_dialogues(
         factory=factory,
         sampling=sampling,
         k=k,
-        batch=rows_of(batch_size, model, 2 * max_completion_length),  # the prompt is not known before `reset`
+        batch_size=batch_size,
         max_tool_calling_iterations=max_tool_calling_iterations,
         chat_template_kwargs=chat_template_kwargs or {},
         labels=labels or {},
@@ -84,7 +84,7 @@ class Dialogues:
     rows: list[dict[str, Any]]
     factory: Callable[[], Any]
     sampling: Sampling
-    batch: int  # dialogues side by side
+    batch_size: int | str = "auto"  # dialogues side by side
     k: Sequence[int] = (1,)
     max_tool_calling_iterations: int | None = None
     chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
@@ -94,6 +94,14 @@ class Dialogues:
         check_k(self.k, self.sampling.samples)
         if not self.rows:
             raise ValueError("no rows to play; give the task a size >= 1")
+        self.batch = 1
+
+    def fitting(self, processes: int) -> int:
+        tokens = 2 * self.sampling.max_new_tokens  # the prompt is not known before `reset`
+        return rows_of(self.batch_size, self.model, tokens, processes=processes)
+
+    def ready(self, batch: int | None) -> None:
+        self.batch = batch or 1
 
     @property
     def order(self) -> range:
@@ -111,7 +119,7 @@ class Dialogues:
             "greedy": self.sampling.greedy,
             "max_tool_calling_iterations": self.max_tool_calling_iterations,
             "problems": content_hash(self.rows),
-            "unit": self.unit,
+            "batch_size": self.batch_size,
         }
 
     def _head(self) -> dict[str, Any]:

@@ -18,6 +18,7 @@ Needs:   vllm (own engine), or servers started by `entrl serve`
 """
 
 import contextlib
+import copy
 import hashlib
 import os
 import tempfile
@@ -37,7 +38,7 @@ from entrl.engines.completions import WorkItem, item_seed
 from entrl.engines.local import LocalEngine, missing
 from entrl.engines.pool import ReplicaPool
 from entrl.engines.servers import KEY_VARIABLE, PROCESSED
-from entrl.evaluation.writing import Answered, Asked, Completion, Sampling, Writer
+from entrl.evaluation.writing import Answered, Asked, Completion, Sampling
 from entrl.models.load import Adapter, find_adapter
 from entrl.models.merge import merge_adapter
 from entrl.models.shipped import model_path
@@ -58,7 +59,7 @@ def open_engine(
     memory: float | None = None,
     device: int | None = None,
     say: Callable[[str], None] = warnings.warn,
-) -> Iterator[Writer]:
+) -> Iterator["EngineWriter"]:
     """A `Writer` for the model or adapter at `path`, which ends with the block.
 
     servers: their addresses; problems are spread over them. Without any an engine is started here, at the first
@@ -84,6 +85,12 @@ class EngineWriter:
         self._backend, self._sampling, self._tokenizer = backend, sampling, tokenizer
         self._ends = files.ends | {i for i in [tokenizer.eos_token_id] if i is not None}
         self._context = min([n for n in (files.context, backend.context) if n is not None], default=None)
+
+    def as_asked(self, sampling: Sampling) -> "EngineWriter":
+        """The same engine for a task that is answered in another way."""
+        other = copy.copy(self)
+        other._sampling = sampling
+        return other
 
     def write(self, asked: Sequence[Asked]) -> Iterator[Answered]:
         if not asked:

@@ -1,6 +1,7 @@
 """What an evaluation is made of: a record for each problem, kept as a JSON line when the problem is finished.
 
     FOLDER/settings.json    everything that decides the numbers; records of other settings are not mixed with these
+    FOLDER/batch.json       answers written at once, which decide their last bits: a later start takes the same
     FOLDER/rank-N.jsonl     {"index": place in the data set, "seconds": of work so far, "record": {...}}
 
 A kill loses the problems under way and no other. Units of problems that were asked together stay together, whoever
@@ -38,6 +39,14 @@ class Work(Protocol):
     @property
     def unit(self) -> int | None:
         """Problems that are asked together, in that order; None: each by itself."""
+        ...
+
+    def fitting(self, processes: int) -> int | None:
+        """Answers to write at once, where `processes` share this machine; None where that is an engine's affair."""
+        ...
+
+    def ready(self, batch: int | None) -> None:
+        """Before `unit` and `records`: write `batch` answers at once."""
         ...
 
     def records(self, indices: Sequence[int]) -> Generator[tuple[int, Record]]:
@@ -86,7 +95,7 @@ class Partial:
     def prepare(self, say: Callable[[str], None]) -> None:
         """Make the folder ready, on one rank alone; records of other settings go, with words."""
         file = self.folder / "settings.json"
-        new = json.loads(json.dumps(finite(dict(self.settings)), default=str))
+        new = self._plain
         old = _read(file)
         if self.folder.is_dir() and old != new:
             shutil.rmtree(self.folder)
@@ -99,9 +108,23 @@ class Partial:
             part.write_text(json.dumps(new, indent=2) + "\n", encoding="utf-8")
             part.replace(file)
 
+    @property
+    def _plain(self) -> dict[str, Any]:
+        return json.loads(json.dumps(finite(dict(self.settings)), default=str))
+
+    def batch(self, fitting: Callable[[], int | None]) -> int | None:
+        """What an earlier start settled on, else `fitting`, which is kept; on one rank alone."""
+        file = self.folder / "batch.json"
+        if "batch" in (kept := _read(file)):
+            return kept["batch"]
+        file.write_text(json.dumps({"batch": (found := fitting())}) + "\n", encoding="utf-8")
+        return found
+
     def read(self) -> Done:
         """What all ranks have kept; a line that a kill has torn is left out."""
         done = Done()
+        if _read(self.folder / "settings.json") != self._plain:  # a rank whose disk is not the first one's
+            return done
         for file in sorted(self.folder.glob("rank-*.jsonl")):
             for line in file.read_bytes().split(b"\n")[:-1]:
                 with contextlib.suppress(ValueError):
@@ -112,6 +135,7 @@ class Partial:
     @contextlib.contextmanager
     def writing(self, rank: int) -> Iterator[Callable[[int, Record, float], None]]:
         """A function that keeps a record."""
+        self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"rank-{rank}.jsonl"
         torn = path.is_file() and not path.read_bytes().endswith(b"\n")
         with path.open("a", encoding="utf-8") as file:
@@ -128,9 +152,18 @@ class Partial:
 
 
 def work_off(
-    work: Work, *, partial: Partial | None = None, rank: int = 0, ranks: int = 1, progress: bool = True
+    work: Work,
+    *,
+    partial: Partial | None = None,
+    rank: int = 0,
+    ranks: int = 1,
+    progress: bool = True,
+    between: Callable[[], None] = lambda: None,
 ) -> Done:
-    """This rank's share of an evaluation, and what was kept before; `partial` is prepared."""
+    """This rank's share of an evaluation, and what was kept before; `partial` is prepared, `work` ready.
+
+    between: called after each problem; what it raises ends the work
+    """
     done = Done() if partial is None else partial.read()
     began, before = time.monotonic(), done.seconds
     unit, mine = work.unit or 1, shares(work.order, work.unit, ranks)[rank]
@@ -148,14 +181,18 @@ def work_off(
                 done.records[index] = record = json.loads(json.dumps(finite(record)))
                 if keep is not None:
                     keep(index, record, done.seconds)
+            between()
     return done
 
 
 def run(work: Work, *, partial: Path | None, say: Callable[[str], None] = print, progress: bool = True) -> dict:
     """An evaluation on one process, from where `partial` has got; the folder goes when it is finished."""
     kept = None if partial is None else Partial(folder=partial, settings=work.settings)
-    if kept is not None:
+    if kept is None:
+        work.ready(work.fitting(1))
+    else:
         kept.prepare(say)
+        work.ready(kept.batch(lambda: work.fitting(1)))
     done = work_off(work, partial=kept, progress=progress)
     result = work.result(done.in_order(len(work.order)), done.seconds)
     if kept is not None:

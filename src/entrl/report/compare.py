@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from entrl.report.metrics import numbers_of
+from entrl.report.metrics import by_task, numbers_of
 from entrl.report.read import RunRecord, metric_names, read_runs, series
 from entrl.stats.pairing import paired_difference
 
@@ -115,19 +115,31 @@ def _evaluations(a: RunRecord, b: RunRecord) -> dict[str, Any]:
     lacking = [run.name for run in (a, b) if run.eval_after is None]
     if a.eval_after is None or b.eval_after is None:
         return {"why": f"eval_after.json is missing in {', '.join(lacking)}", "metrics": {}}
+    results_a, results_b = by_task(a.eval_after), by_task(b.eval_after)
+    shared = [task for task in results_a if task in results_b]
+    if not shared:
+        return {"why": "the two were evaluated on different tasks", "metrics": {}}
     metrics: dict[str, Any] = {}
-    asked = all("inquiry" in found for found in (a.eval_after, b.eval_after))
-    numbers = numbers_of([a.eval_after, b.eval_after])
-    recorded = {key for found in (a.eval_after, b.eval_after) for problem in found["problems"] for key in problem}
+    for task in shared:
+        found = _paired(results_a[task], results_b[task])
+        metrics |= {f"{task}: {metric}" if task else metric: value for metric, value in found.items()}
+    return {"why": None, "metrics": metrics}
+
+
+def _paired(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Any]:
+    """The differences of one task's results."""
+    metrics: dict[str, Any] = {}
+    asked = all("inquiry" in found for found in (a, b))
+    recorded = {key for found in (a, b) for problem in found["problems"] for key in problem}
     recorded |= {"sampled_accuracy"}  # of n_correct and n_samples, which every evaluation has
-    for metric in [n.problem for n in numbers if n.problem and (asked or not n.of_dialogues)]:
+    for metric in [n.problem for n in numbers_of([a, b]) if n.problem and (asked or not n.of_dialogues)]:
         if metric not in recorded:
             continue  # both are older than the number
         try:
-            metrics[metric] = paired_difference(a.eval_after, b.eval_after, metric)._asdict()
+            metrics[metric] = paired_difference(a, b, metric)._asdict()
         except ValueError as reason:
             metrics[metric] = {"why": str(reason)}
-    return {"why": None, "metrics": metrics}
+    return metrics
 
 
 def comparison_json(comparison: Mapping[str, Any]) -> str:

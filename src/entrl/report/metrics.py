@@ -90,6 +90,13 @@ NUMBERS = (
 )
 
 
+def by_task(evaluation: Mapping[str, Any] | None) -> dict[str, Mapping[str, Any]]:
+    """Task -> its result, of an evaluation of several tasks; {"": the evaluation} of one, {} of none."""
+    if not evaluation:
+        return {}
+    return dict(evaluation["tasks"]) if "tasks" in evaluation else {"": evaluation}
+
+
 def find(name: str) -> Number | None:
     """The number of that name, a member of a family with its own title; None for what is no number of an evaluation."""
     number = next((n for n in NUMBERS if fnmatchcase(name, n.name)), None)

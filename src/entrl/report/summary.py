@@ -1,12 +1,12 @@
 """What a reader should know before looking at a curve: facts of the run, warnings, before and after."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from entrl.report.metrics import Number, numbers_of
+from entrl.report.metrics import Number, by_task, numbers_of
 from entrl.report.read import RunRecord, metric_names, series
 from entrl.settings.json_lines import is_number
 from entrl.stats.pairing import paired_difference
@@ -43,24 +43,26 @@ class Evaluated(Protocol):
 
 def before_after(runs: Sequence[Evaluated]) -> list[TableRow]:
     """The table's lines, one cell per run; lines nobody can fill are left out."""
-    table = []
-    for number in numbers_of([e for run in runs for e in (run.eval_before, run.eval_after) if e]):
-        cells = [_cell(number, run.eval_before, run.eval_after) for run in runs]
-        if any(cell.before != "–" or cell.after != "–" for cell in cells):
-            table.append(TableRow(number.label, cells))
+    table, tasks = [], [(by_task(run.eval_before), by_task(run.eval_after)) for run in runs]
+    for task in dict.fromkeys(name for pair in tasks for results in pair for name in results):
+        found = [(before.get(task), after.get(task)) for before, after in tasks]
+        for number in numbers_of([e for pair in found for e in pair if e]):
+            cells = [_cell(number, before, after) for before, after in found]
+            if any(cell.before != "–" or cell.after != "–" for cell in cells):
+                table.append(TableRow(f"{task}: {number.label}" if task else number.label, cells))
     return table
 
 
-def _cell(number: Number, before: dict[str, Any] | None, after: dict[str, Any] | None) -> Cell:
+def _cell(number: Number, before: Mapping[str, Any] | None, after: Mapping[str, Any] | None) -> Cell:
     old, new = (number.read(e) if e else None for e in (before, after))
     change, better, note = "–", None, ""
     if before and after and old is not None and new is not None:
         change, better, note = _change(number, before, after, new - old)
-    return Cell(_with_interval(number, before, old), _with_interval(number, after, new), change, better, note)
+    return Cell(with_interval(number, before, old), with_interval(number, after, new), change, better, note)
 
 
 def _change(
-    number: Number, before: dict[str, Any], after: dict[str, Any], plain: float
+    number: Number, before: Mapping[str, Any], after: Mapping[str, Any], plain: float
 ) -> tuple[str, bool | None, str]:
     if not number.problem:
         return number.text(plain, sign=True), None, "no interval: not recorded per problem"
@@ -78,7 +80,7 @@ def _change(
     return text, (paired.diff > 0) == number.more_is_better, note
 
 
-def _with_interval(number: Number, evaluation: dict[str, Any] | None, value: float | None) -> str:
+def with_interval(number: Number, evaluation: Mapping[str, Any] | None, value: float | None) -> str:
     if value is None:
         return "–"
     ends = evaluation.get(number.interval) if evaluation and number.interval else None
@@ -171,9 +173,10 @@ def _verifier_warnings(run: RunRecord) -> list[str]:
             if bad:
                 found.append(f"verifier: {metric} above 0 in {bad} of {len(run.train)} logged steps")
     for which, evaluation in (("before", run.eval_before), ("after", run.eval_after)):
-        unverified = (evaluation or {}).get("unverified")
-        if is_number(unverified) and unverified:
-            found.append(f"verifier: {unverified} answers unverified in the evaluation {which} training")
+        for task, result in by_task(evaluation).items():
+            unverified, where = result.get("unverified"), f" ({task})" if task else ""
+            if is_number(unverified) and unverified:
+                found.append(f"verifier: {unverified} answers unverified in the evaluation {which} training{where}")
     return found
 
 

@@ -10,7 +10,7 @@ its checkpoint: no step is written twice (`entrl.runs.checkpoints`).
 import json
 import platform
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -32,6 +32,8 @@ from entrl.settings.yaml import parse_yaml
 from entrl.trainers.shared.completeness import read_marker, unmark
 from entrl.version import __version__
 
+PARTIAL = ("eval_before.partial", "eval_after.partial")  # records of an evaluation that is not finished
+OF_THE_START = ("eval_before.json", "eval_before.partial")  # they stay where a run that was killed starts over
 OURS = (
     "recipe.yaml",
     "manifest.json",
@@ -39,6 +41,7 @@ OURS = (
     "completions.jsonl",
     "eval_before.json",
     "eval_after.json",
+    *PARTIAL,
     "report.html",
     "checkpoints",
     "model",
@@ -117,11 +120,11 @@ class RunFolder:
         self._clear()
         return None
 
-    def _clear(self) -> None:
+    def _clear(self, *, keep: Sequence[str] = ()) -> None:
         """Delete what a run writes, nothing else; the manifest last, so that a kill in here leaves a run folder."""
         self.path.mkdir(parents=True, exist_ok=True)
         write_json(self.path / "manifest.json", {"entrl": __version__, "config_hash": None, "status": STARTING})
-        if left := clear(self.path, sorted(OURS, key=lambda name: name == "manifest.json")):
+        if left := clear(self.path, sorted(set(OURS) - set(keep), key=lambda name: name == "manifest.json")):
             print(f"left in {self.path}, not written by a run: {', '.join(left)}", file=sys.stderr)
 
     def _resumed(self, recipe: Recipe, manifest: dict[str, Any], say: Callable[[str], None]) -> Path | None:
@@ -146,7 +149,7 @@ class RunFolder:
         checkpoint = checkpoints.newest_whole(self.checkpoints, say=say)
         if checkpoint is None:
             say(f"{self.path} has no whole checkpoint to go on from: the run starts over")
-            self._clear()
+            self._clear(keep=OF_THE_START)
             return None
         if (reason := read_marker(checkpoint).inexact) is not None:
             raise ValueError(
@@ -188,8 +191,7 @@ class RunFolder:
         ended = manifest.get("steps") == steps
         refuse_other_steps(self._settings(), flat(mask(recipe.resolved())), steps, ended=ended)
         unmark(self.model)  # of the shorter run, as are these
-        for name in ("eval_after.json", "report.html"):
-            (self.path / name).unlink(missing_ok=True)
+        clear(self.path, ("eval_after.json", "eval_after.partial", "report.html"))
         cut_logs(self.path, newest, say=say)
         say(f"training on after step {steps}")
         return newest

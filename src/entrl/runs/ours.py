@@ -20,6 +20,7 @@ MANIFEST = "manifest.json"
 OURS = ("entrl", "config_hash", "status")  # keys of every manifest of ours
 FIRST = (LOCK, f"{MANIFEST}.part")  # all that a run killed in its first moment leaves
 CHECKPOINTS = re.compile(r"checkpoint-\d+|windows|completions|runs|README\.md")
+RECORDS = re.compile(r"\d+|rank-\d+\.jsonl|(settings|batch)\.(json|part)")  # of an evaluation
 SAVED = (  # what save_pretrained, the trainer and PEFT write into a model's folder
     "*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json", "config.json", "generation_config.json",
     "adapter_config.json", "README.md", "chat_template.*", "additional_chat_templates", "tokenizer*", "vocab*",
@@ -69,7 +70,9 @@ def clear(folder: Path, names: Iterable[str]) -> list[str]:
 
 
 def _written(folder: Path) -> Callable[[Path], bool]:
-    """Whether an entry of `checkpoints` or of a model's folder is a run's own."""
+    """Whether an entry of `checkpoints`, of a model's folder or of an evaluation is a run's own."""
+    if folder.suffix == ".partial":
+        return lambda entry: RECORDS.fullmatch(entry.name) is not None
     if folder.name == "checkpoints":
         return lambda entry: CHECKPOINTS.fullmatch(entry.name) is not None
     try:

@@ -60,6 +60,7 @@ class Recipe(SettingsFile, Parts):
 
     def __post_init__(self) -> None:
         check(bool(self.rewards), "rewards is empty; name at least one")
+        check(bool(self.trainer.get("output_dir", True)), "trainer.output_dir is empty; name a folder, or leave it out")
 
     @classmethod
     def elsewhere(cls, key: str) -> str:
@@ -124,8 +125,10 @@ class Recipe(SettingsFile, Parts):
         return load_rows(self.data.task, self.data, size=size, base=self.base)
 
     def load_eval_data(self) -> Any:
+        """Of the `eval` group; with several tasks, of the first."""
         assert self.eval is not None
-        return load_rows(self.eval.task, self.eval, size=self.eval.size, base=self.base)
+        spec = next(iter(self.eval.parts.values()))
+        return load_rows(spec.task, spec, size=spec.size, base=self.base)
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:

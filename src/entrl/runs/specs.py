@@ -16,6 +16,7 @@ from entrl.settings.names import Loaded, find_file, load_object
 from entrl.tasks import FILE_TASKS, load_task
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+EVAL_ENGINES = ("transformers", "vllm")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,35 +74,73 @@ class EnvironmentSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvalSpec:
+class EvalTask:
+    """One of several tasks of an evaluation; what is not set is the `eval` group's."""
+
     task: str
+    name: str | None = None  # in the results; None: the task's
+    split: str | None = None
+    size: int | None = None
+    samples: int | None = None
+    k: list[int] | None = None
+    max_new_tokens: int | None = None
+    args: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalSpec:
+    task: str = ""
+    tasks: list[EvalTask] = field(default_factory=list)  # in place of `task`: several, in one evaluation
     split: str = "test"
     size: int | None = 200
     samples: int = 8  # per problem, besides one greedy answer
+    greedy: bool = True  # also one greedy answer
     k: list[int] = field(default_factory=lambda: [1])  # of pass@k
     temperature: float = 1.0
     top_p: float = 1.0
     max_new_tokens: int | None = None  # None: trainer.max_completion_length
-    batch_size: int = 64
+    batch_size: int | str = "auto"  # answers written at once; auto: what fits in memory (engine transformers)
     seed: int = 1
+    engine: str = "transformers"  # or vllm: an engine of its own, or `servers`
+    servers: list[str] = field(default_factory=list)  # addresses of running vLLM servers
     before: bool = True  # also evaluate the model training starts from
     at: list[int] | str | None = None  # steps at which the trainer evaluates as well, or "early": dense at first
     args: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in ("size", "samples", "batch_size"):
+        check(bool(self.task) != bool(self.tasks), "eval needs either a task or a list of tasks")
+        for name in ("size", "samples", "max_new_tokens"):
             at_least_one(f"eval.{name}", getattr(self, name))
+        good = self.batch_size == "auto" or (isinstance(self.batch_size, int) and self.batch_size >= 1)
+        check(good, f"eval.batch_size must be at least 1, or auto; got {self.batch_size!r}")
         check(
-            self.temperature > 0, f"eval.temperature must be above 0, got {self.temperature}; greedy is always reported"
+            self.temperature > 0,
+            f"eval.temperature must be above 0, got {self.temperature}; greedy answers are written besides",
         )
         check(0 < self.top_p <= 1, f"eval.top_p must be in (0, 1], got {self.top_p}")
         bad = [k for k in self.k if not 1 <= k <= self.samples]
         check(not bad, f"eval.k must lie in 1..samples ({self.samples}), got {bad}; raise eval.samples")
+        check(self.engine in EVAL_ENGINES, f"eval.engine must be one of {', '.join(EVAL_ENGINES)}, got {self.engine!r}")
+        check(not self.servers or self.engine == "vllm", "eval.servers are vLLM servers; set eval.engine: vllm")
         if isinstance(self.at, list):
             good = bool(self.at) and all(isinstance(s, int) and not isinstance(s, bool) and s >= 1 for s in self.at)
             check(good, f"eval.at must list optimiser steps from 1 on, got {self.at}; eval.before covers step 0")
         else:
             check(self.at in (None, "early"), f"eval.at must be a list of steps or early, got {self.at!r}")
+        names = list(self.parts)
+        check(len(names) == max(len(self.tasks), 1), "eval.tasks: two have one name; give each a `name` of its own")
+
+    @property
+    def parts(self) -> "dict[str, EvalSpec]":
+        """Name -> the same evaluation of that task alone; of `task` under its own name."""
+        if not self.tasks:
+            return {self.task: self}
+        return {part.name or part.task: self._of(part) for part in self.tasks}
+
+    def _of(self, part: EvalTask) -> "EvalSpec":
+        own = {f.name: getattr(part, f.name) for f in dataclasses.fields(part) if f.name not in ("name", "args")}
+        given = {name: value for name, value in own.items() if value is not None}
+        return dataclasses.replace(self, tasks=[], args={**self.args, **part.args}, **given)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,9 +6,8 @@ rank starts, or stops with the same error.
 
 import contextlib
 import os
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +18,15 @@ from rich.text import Text
 from transformers import PrinterCallback, ProgressCallback, set_seed
 
 from entrl.engines.faults import RolloutError
-from entrl.evaluation.answers import evaluate
-from entrl.evaluation.dialogues import evaluate_dialogues
 from entrl.models.load import load_model, load_policy, new_adapter
 from entrl.models.quantization import keep_adapter_in_float32
 from entrl.report import write_report
+from entrl.report.metrics import by_task
 from entrl.report.summary import before_after
 from entrl.runs.contents import contents, refuse_changed
 from entrl.runs.ending import Ending
-from entrl.runs.folder import RunFolder, make_manifest, now, read_json, write_json, write_text
+from entrl.runs.evaluate import evaluate_into
+from entrl.runs.folder import RunFolder, make_manifest, now, read_json, write_text
 from entrl.runs.law_watch import DenseEvaluation, LawWatch, evaluation_steps, interventions
 from entrl.runs.lock import FolderLock
 from entrl.runs.log import ProgressLine, RunLog, be_quiet
@@ -35,11 +34,12 @@ from entrl.runs.plan import Prepared, check_rows, missing_here, prepare
 from entrl.runs.recipe import Recipe
 from entrl.runs.serve import find_api_key
 from entrl.runs.together import alone_on_main, failed_elsewhere, lost_ranks, main_first, together
+from entrl.runs.under_way import Run
 from entrl.runs.wording import escape_completion_tables, say
 from entrl.runs.writing import in_words
 from entrl.settings.groups import flat
 from entrl.settings.secrets import hand_over_hub_token, mask_text
-from entrl.stats.pairing import paired_difference
+from entrl.stats.pairing import paired_difference, problem_value
 from entrl.trainers.grpo.trainer import EntropyGRPOTrainer
 from entrl.trainers.refusals.schedule import describe_schedule
 from entrl.trainers.shared.checkpoint import complete
@@ -57,39 +57,6 @@ class RunResult:
     report: Path | None
     eval_before: dict[str, Any] | None
     eval_after: dict[str, Any] | None
-
-
-@dataclass(kw_only=True)
-class Run:
-    """A run under way: what was asked for, where it is written, who listens."""
-
-    recipe: Recipe
-    prepared: Prepared
-    folder: RunFolder
-    console: Console
-    ending: Ending
-    dataset: Any
-    start: Path | None = None  # the checkpoint it goes on from, or its own trained model
-    manifest: dict[str, Any] = field(default_factory=dict)
-
-    @cached_property
-    def evaluation_rows(self) -> Any:
-        """Of the `eval` group; read once."""
-        return self.recipe.load_eval_data()
-
-    @property
-    def is_trained(self) -> bool:
-        """Whether the files of a whole model were there at the start: evaluation and report are left."""
-        return self.start == self.folder.model
-
-    def say(self, text: str) -> None:
-        say(self.console, text)
-
-    def note(self, **changes: Any) -> None:
-        """Write the manifest anew, with changes."""
-        self.manifest.update(changes)
-        if PartialState().is_main_process:
-            write_json(self.folder.path / "manifest.json", self.manifest)
 
 
 def train(
@@ -151,7 +118,7 @@ def _noted(run: Run) -> RunResult:
 def _train_in(run: Run) -> RunResult:
     folder = run.folder
     untrained = lambda: load_model(run.recipe.model, run.prepared.lora)  # noqa: E731
-    evaluate_into(run, untrained, "before", keep=run.start is not None)
+    evaluate_into(run, untrained, "before", keep=True)  # a run that starts has no file, one that goes on may
     if not run.is_trained:
         train_model(run)
     try:
@@ -268,47 +235,6 @@ def build_trainer(run: Run) -> tuple[Any, ProgressLine]:
     return trainer, progress
 
 
-def evaluate_into(run: Run, load: Callable[[], tuple[Any, Any]], when: str, *, keep: bool) -> None:
-    """Evaluate what `load` gives on rank 0 and write eval_<when>.json; the other ranks wait. `keep`: once is enough."""
-    spec = run.recipe.eval
-    if spec is None or (when == "before" and not spec.before):
-        return
-    file = run.folder.path / f"eval_{when}.json"
-
-    def evaluated() -> None:
-        if keep and file.is_file():
-            return
-        run.say(f"evaluating {when} training ...")
-        model, tokenizer = load()
-        name = run.recipe.model.path if when == "before" else str(run.folder.model)
-        write_json(file, evaluate_spec(run, model, tokenizer, name=name))
-
-    alone_on_main(evaluated)
-
-
-def evaluate_spec(run: Run, model: Any, tokenizer: Any, *, name: str) -> dict[str, Any]:
-    """The recipe's `eval` group: problems answered in one go, or dialogues with its environment."""
-    spec, args = run.recipe.eval, run.prepared.args
-    assert spec is not None
-    common: dict[str, Any] = {
-        "samples": spec.samples,
-        "k": spec.k,
-        "temperature": spec.temperature,
-        "top_p": spec.top_p,
-        "batch_size": spec.batch_size,
-        "seed": spec.seed,
-        "chat_template_kwargs": args.chat_template_kwargs,
-        "labels": {"model": name, "task": spec.task, "split": spec.split},
-    }
-    length = spec.max_new_tokens or args.max_completion_length
-    model, rows = model.to(PartialState().device), run.evaluation_rows
-    if run.prepared.environment is not None:
-        limits = {"max_completion_length": length, "max_tool_calling_iterations": args.max_tool_calling_iterations}
-        return evaluate_dialogues(model, tokenizer, rows, run.prepared.environment, **common, **limits)
-    tags = {"think_open": args.think_open, "think_close": args.think_close}
-    return evaluate(model, tokenizer, rows, max_new_tokens=length, **common, **tags)
-
-
 def describe_start(run: Run) -> None:
     run.say(run.recipe.to_yaml())
     for loaded in (*run.prepared.rewards, *run.prepared.controllers):
@@ -325,7 +251,9 @@ def describe_start(run: Run) -> None:
 def describe_end(console: Console, result: RunResult) -> None:
     if result.eval_before and result.eval_after:
         console.print(before_after_table(result))
-        say(console, gain_line(result.eval_before, result.eval_after))
+        before, after = by_task(result.eval_before), by_task(result.eval_after)
+        for task in before:
+            say(console, f"{task}: " * bool(task) + gain_line(before[task], after[task]))
     say(console, f"model  {result.model_dir}")
     say(console, f"report {result.report}")
 
@@ -338,11 +266,14 @@ def before_after_table(result: RunResult) -> Table:
     return table
 
 
-def gain_line(before: dict[str, Any], after: dict[str, Any]) -> str:
-    judged = [{p["id"] for p in e["problems"] if p["greedy_correct"] is not None} for e in (before, after)]
+def gain_line(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
+    """What training gained in greedy accuracy, or in sampled accuracy where no greedy answers were asked for."""
+    greedy = any(e.get("mean_length_greedy", 0) is not None for e in (before, after))
+    metric, name = ("greedy_correct", "greedy accuracy") if greedy else ("sampled_accuracy", "sampled accuracy")
+    judged = [{p["id"] for p in e["problems"] if problem_value(p, metric) is not None} for e in (before, after)]
     if not set.intersection(*judged):
-        return "greedy accuracy: no problem was judged both before and after training, so there is no gain to tell"
-    found = paired_difference(before, after, metric="greedy_correct")
+        return f"{name}: no problem was judged both before and after training, so there is no gain to tell"
+    found = paired_difference(before, after, metric=metric)
     diff, low, high = found[0], found[1], found[2]
     verdict = "excludes 0" if low > 0 or high < 0 else "includes 0"
-    return f"greedy accuracy {diff:+.3f}, 95 % interval [{low:+.3f}, {high:+.3f}] over the same problems, {verdict}"
+    return f"{name} {diff:+.3f}, 95 % interval [{low:+.3f}, {high:+.3f}] over the same problems, {verdict}"

@@ -108,7 +108,7 @@ def prepare(recipe: Recipe, *, world_size: int | None = None) -> Prepared:
     out.problems += same_names(out.rewards)
     if out.args is not None:
         size = world_size or out.args.world_size
-        out.problems += schedule_problems(out, size) + launch_problems(recipe, size)
+        out.problems += collect(lambda: schedule_problems(out, size), []) + launch_problems(recipe, size)
         out.problems += evaluation_problems(recipe, out.args) + reference_problems(out.args)
         out.problems += name_problems(recipe, out.args)
         if recipe.environment is not None:

@@ -32,6 +32,8 @@ def _saves(args: Any, steps: int | None) -> int | None:
         return math.ceil(args.num_train_epochs) if args.max_steps <= 0 else None
     if steps is None:
         return None
+    if not args.save_steps:
+        return 1  # at the last step alone
     every = args.save_steps if args.save_steps >= 1 else max(1, math.ceil(steps * args.save_steps))
     return math.ceil(steps / every)  # transformers saves at the last step as well
 

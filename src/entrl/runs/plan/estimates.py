@@ -10,7 +10,7 @@ from entrl.runs.plan.device import Device
 from entrl.runs.plan.disk import checkpoint_count, disk_needed, free_disk
 from entrl.runs.plan.machines import Machines
 from entrl.runs.plan.memory import GIB, Training
-from entrl.runs.plan.peaks import explained, gib, prompt_tokens, run_peaks, shortages, told, training_of
+from entrl.runs.plan.peaks import explained, gib, least_training, prompt_tokens, run_peaks, shortages, told, training_of
 from entrl.runs.recipe import Recipe
 
 Rows = list[tuple[str, str]]
@@ -64,7 +64,7 @@ def describe_memory(
         found.rows.append((f"memory, {one.moment}", told(one)))
         if explain:
             found.rows += explained(one)
-    found.short += shortages(peaks, recipe, args, machines, device)
+    found.short += shortages(peaks, recipe, args, machines, device, least_training(found.shape, found.run))
     most = max(one.size for one in peaks)
     if device.size is not None and not device.is_cpu and 0 <= device.size - most < MARGIN:
         found.warnings.append(

@@ -3,7 +3,7 @@
     always       weights + optimiser state (+ DDP's buckets, + a reference model where beta > 0 without an adapter)
     forward      + gradients of earlier micro-steps + 16-bit copies of weights under autocast + what autograd keeps
     head         + what autograd keeps + TRL's tiles of logits + the gradient of the output layer
-    layers       + gradients + what autograd keeps + the layer that is recomputed, under checkpointing
+    layers       + gradients + what autograd keeps + a layer's own gradients, and under checkpointing its insides anew
     embedding    + gradients + the gradients of embedding and output layer, summed where the two are tied
     step         + gradients + what the optimiser computes
 
@@ -141,7 +141,7 @@ def training_peaks(shape: ModelShape, run: Training) -> list[Peak]:
     return [
         peak("forward", [*resident, *earlier, gathered, copies, kept, _tile(shape, run, backward=False)]),
         peak("head", [*resident, *earlier, gathered, *held, kept, head, _tile(shape, run, backward=True)]),
-        peak("layers", [*resident, gradients, gathered, *held, kept, pending, *_recomputed(shape, run)]),
+        peak("layers", [*resident, gradients, gathered, *held, kept, pending, *_at_work(shape, run)]),
         peak("embedding", [*resident, gradients, gathered, _head_gradient(shape, run, 3 if shape.tied else 1)]),
         peak("optimiser step", [*resident, gradients, _step(shape, run)]),
     ]
@@ -230,7 +230,7 @@ def _kept(shape: ModelShape, run: Training) -> Term:
     return Term(name="activations", size=size, formula=f"{run.rows} rows x {run.tokens:,} tokens x {each}")
 
 
-FINAL = 3  # hidden states beside the layers' inputs: into the final norm, normalised, out of it
+FINAL = 4  # hidden states beside the layers' inputs: into the final norm, in float32, normalised, out of it
 
 
 def _stream(run: Training) -> int:
@@ -238,19 +238,23 @@ def _stream(run: Training) -> int:
     return 4 if run.dtype == "float32" else 2
 
 
-def _recomputed(shape: ModelShape, run: Training) -> list[Term]:
-    if not run.checkpointing:
-        return []
+def _at_work(shape: ModelShape, run: Training) -> list[Term]:
+    """The layer whose backward pass it is: computed again under checkpointing, and the gradients inside its MLP."""
     tokens, each = run.rows * run.tokens, per_layer(shape, run)
     copies = shape.layer * run.computed if run.casts else 0
-    return [
-        Term(
-            name="the recomputed layer",
-            size=tokens * each + copies,
-            formula=f"{run.rows} rows x {run.tokens:,} tokens x {each:,} bytes"
-            + (f" + {shape.layer:.4g} weights x {run.computed} bytes" if copies else ""),
-        )
-    ]
+    wide = 3 * shape.intermediate * run.computed  # of the product, of its gate and of its other factor
+    weights = f" + {shape.layer:.4g} weights x {run.computed} bytes" if copies else ""
+    again = Term(
+        name="the recomputed layer",
+        size=tokens * each + copies if run.checkpointing else 0,
+        formula=f"{run.rows} rows x {run.tokens:,} tokens x {each:,} bytes{weights}",
+    )
+    inside = Term(
+        name="gradients of activations",
+        size=tokens * wide,
+        formula=f"{run.rows} rows x {run.tokens:,} tokens x 3 x {shape.intermediate} of the MLP x {run.computed} bytes",
+    )
+    return [again, inside]
 
 
 def per_layer(shape: ModelShape, run: Training) -> int:

@@ -11,12 +11,13 @@ from entrl.runs.recipe import Recipe
 
 # optimisers of transformers by a part of their name -> the package that they come from
 OPTIMISERS = {
+    "torch_4bit": "torchao",
+    "torch_8bit": "torchao",
     "bnb": "bitsandbytes",
     "8bit": "bitsandbytes",
     "paged": "bitsandbytes",
     "ademamix": "bitsandbytes",
     "torchao": "torchao",
-    "4bit": "torchao",
     "galore": "galore_torch",
     "apollo": "apollo_torch",
     "lomo": "lomo_optim",
@@ -36,6 +37,7 @@ def missing_here(recipe: Recipe, args: Any) -> list[str]:
     """Each with the package and the way around it."""
     found = [
         missing_engine(args),
+        _missing_evaluator(recipe),
         missing_bitsandbytes(recipe.model.quantization),
         _missing_kernel(recipe.model.attn_implementation),
         _missing_optimiser(str(getattr(args.optim, "value", args.optim))),
@@ -51,6 +53,13 @@ def missing_engine(args: Any) -> str | None:
     if args.use_vllm and args.vllm_mode == "colocate" and importlib.util.find_spec("vllm") is None:
         return "use_vllm is set and vllm is not installed here; pip install -e '.[vllm]', or set use_vllm: false"
     return None
+
+
+def _missing_evaluator(recipe: Recipe) -> str | None:
+    spec = recipe.eval
+    if spec is None or spec.engine != "vllm" or spec.servers or importlib.util.find_spec("vllm") is not None:
+        return None
+    return "eval.engine is vllm, which is not installed here; pip install -e '.[vllm]', or take transformers"
 
 
 def _missing_kernel(name: str | None) -> str | None:
@@ -75,7 +84,7 @@ def trackers(args: Any) -> list[str]:
 def _missing_tracker(name: str) -> str | None:
     from transformers.integrations import get_available_reporting_integrations
 
-    if name in ("none", "all") or name in get_available_reporting_integrations():
+    if name in ("none", "all", "flyte") or name in get_available_reporting_integrations():
         return None
     return f"trainer.report_to names {name}, which is not installed here; pip install {name}, or take it out"
 

@@ -18,10 +18,10 @@ from entrl.runs.plan.missing import missing_here
 from entrl.runs.plan.peaks import has_colocated
 from entrl.runs.plan.rows import check_data
 from entrl.runs.plan.times import Measured, describe_time
-from entrl.runs.plan.values import value_warnings
+from entrl.runs.plan.values import value_problems, value_warnings
 from entrl.runs.recipe import Recipe
 from entrl.trainers.refusals.checks import check_schedule
-from entrl.trainers.refusals.schedule import describe_schedule
+from entrl.trainers.refusals.schedule import describe_schedule, empty_runs
 from entrl.trainers.shared.checkpoint import inexact_because
 from entrl.trainers.shared.rewards import SCORED_SIGNALS, needed_signals
 
@@ -89,7 +89,8 @@ def plan(
     found = _Found(problems=list(prepared.problems), warnings=list(machines.warnings), notes=list(prepared.notes))
     if accelerate_config is not None:
         rows.append(("machines", machines.described))
-    if prepared.args is not None:
+    sound = _has_arithmetic(recipe, prepared.args)
+    if sound:
         if accelerate_config is not None:
             found.problems += machine_problems(recipe, prepared.args, machines)
         rows += _describe_schedule(recipe, prepared, size)
@@ -101,7 +102,7 @@ def plan(
     data = check_data(recipe, prepared)
     device = find_device(recipe, machines, measured.device_gib)
     estimate = describe_model(recipe, prepared)
-    if prepared.args is not None:
+    if sound:
         steps = _step_count(prepared.args, size, data.count)
         describe_memory(estimate, recipe, prepared.args, machines, device, data.longest, explain)
         describe_disk(estimate, recipe, prepared.args, steps, device, explain)
@@ -121,6 +122,11 @@ def plan(
         unchecked=[*estimate.unchecked, *data.unchecked, *missing],
         unjudged=_unjudged(device, prepared.args, estimate),
     )
+
+
+def _has_arithmetic(recipe: Recipe, args: Any) -> bool:
+    """Whether its numbers can be reckoned with; if not, what is wrong with them is among the problems."""
+    return args is not None and not value_problems(recipe.trainer) and not empty_runs(args)
 
 
 def _step_count(args: Any, world_size: int, rows: int | None) -> int | None:

@@ -1,6 +1,7 @@
 """The moments of a run at which one process holds most: evaluation, rollout, training; and whether they fit.
 
-    evaluation   weights + cache + logits; afterwards beside what the trainer and a colocated engine still hold
+    evaluation   a whole copy of the weights + cache + logits, or the share of an engine of its own; the trainer is gone
+                 afterwards, a colocated engine that does not sleep is counted: nobody saw one leave a GPU
     rollout      weights + optimiser + the engine's share, or + cache and logits where the trainer generates itself
     training     `entrl.runs.plan.memory`; + the engine's share, unless it sleeps (vllm_enable_sleep_mode)
 
@@ -20,6 +21,7 @@ from entrl.runs.recipe import Recipe
 from entrl.runs.specs import EvalSpec
 
 PROMPT = 256  # tokens; taken where nothing says how long prompts are
+OWN_ENGINE = 0.9  # share of a device that an evaluation's own vLLM takes: vLLM's default
 BEFORE, ROLLOUT, TRAINING, AFTER = "evaluation before training", "rollout", "training", "evaluation after training"
 
 
@@ -73,13 +75,16 @@ def run_peaks(
     peaks = [_rollout(args, run, shape, share, state)]
     step = training_peak(shape, run)
     peaks.append(peak(f"{TRAINING} ({step.moment})", [*step.terms, *awake]))
-    if (spec := recipe.eval) is None:
+    if (spec := recipe.eval) is None or spec.servers:
         return peaks
-    tokens = (PROMPT if evaluated is None else evaluated) + (spec.max_new_tokens or args.max_completion_length)
-    weights = replace(state[0], name="evaluated weights", size=state[0].size * run.shards)
-    if spec.before:
-        peaks.insert(0, _evaluation(BEFORE, spec, run, shape, device, tokens, [weights]))
-    return [*peaks, _evaluation(AFTER, spec, run, shape, device, tokens, [weights, *state, *awake])]
+    lengths = [part.max_new_tokens or args.max_completion_length for part in spec.parts.values()]
+    tokens = (PROMPT if evaluated is None else evaluated) + max(lengths)
+    weights = replace(state_terms(shape, replace(run, processes=1))[0], name="evaluated weights")  # a whole copy
+    before, after = (
+        _evaluation(moment, spec, run, shape, device, tokens, weights, held)
+        for moment, held in ((BEFORE, []), (AFTER, awake))
+    )
+    return [one for one in (*([before] if spec.before else []), *peaks, after) if one.terms]
 
 
 def _rollout(args: Any, run: Training, shape: ModelShape, share: list[Term], state: list[Term]) -> Peak:
@@ -91,12 +96,24 @@ def _rollout(args: Any, run: Training, shape: ModelShape, share: list[Term], sta
 
 
 def _evaluation(
-    moment: str, spec: EvalSpec, run: Training, shape: ModelShape, device: Device, tokens: int, held: list[Term]
+    moment: str,
+    spec: EvalSpec,
+    run: Training,
+    shape: ModelShape,
+    device: Device,
+    tokens: int,
+    weights: Term,
+    held: list[Term],
 ) -> Peak:
+    """Of a whole copy of the model, on every rank. held: by others at the time"""
+    if spec.engine == "vllm":
+        share = 0 if device.size is None or device.is_cpu else OWN_ENGINE * device.size
+        return peak(moment, [*held, Term(name="vLLM", size=share, formula=f"{OWN_ENGINE:g} of the device")])
     rows = spec.batch_size
     if not isinstance(rows, int):
-        rows = _rows_that_fit(run, shape, device, tokens, sum(term.size for term in held))
-    return peak(moment, [*held, *generating_terms(shape, rows=rows, tokens=tokens, item=run.item)])
+        rows = _rows_that_fit(run, shape, device, tokens, weights.size + sum(term.size for term in held))
+    cache = generating_terms(shape, rows=rows, tokens=tokens, item=run.item)
+    return peak(moment, [*held, weights, *cache])
 
 
 def _rows_that_fit(run: Training, shape: ModelShape, device: Device, tokens: int, held: float) -> int:
@@ -127,19 +144,29 @@ def explained(one: Peak) -> list[tuple[str, str]]:
     return [(f"  {term.name}", f"{gib(term.size):>11} = {term.formula}") for term in terms]
 
 
-def shortages(peaks: list[Peak], recipe: Recipe, args: Any, machines: Machines, device: Device) -> list[str]:
-    """Moments at which a process needs more than its device has, each with the next move."""
+def shortages(
+    peaks: list[Peak], recipe: Recipe, args: Any, machines: Machines, device: Device, least: float
+) -> list[str]:
+    """Moments at which a process needs more than its device has, each with the next move.
+
+    least: bytes of training with the smallest batch (`least_training`)
+    """
     if device.size is None:
         return []
     return [
         f"{one.moment} needs about {gib(one.size)} and a process has {device.described}; most of it is "
-        f"{one.largest.name} ({one.largest.formula}); {_next_move(one, recipe, args, machines, device)}"
+        f"{one.largest.name} ({one.largest.formula}); {_next_move(one, recipe, args, machines, device, least)}"
         for one in peaks
         if one.size > device.size
     ]
 
 
-def _next_move(one: Peak, recipe: Recipe, args: Any, machines: Machines, device: Device) -> str:
+def least_training(shape: ModelShape, run: Training) -> float:
+    """Bytes of one row at a time, under checkpointing."""
+    return training_peak(shape, replace(run, rows=1, checkpointing=True)).size
+
+
+def _next_move(one: Peak, recipe: Recipe, args: Any, machines: Machines, device: Device, least: float) -> str:
     engine = next((term.size for term in one.terms if term.name == "vLLM"), 0.0)
     if one.moment in (BEFORE, AFTER):
         return _smaller_evaluation(recipe.eval, engine)
@@ -150,6 +177,8 @@ def _next_move(one: Peak, recipe: Recipe, args: Any, machines: Machines, device:
         return f"{lower}, or {_divide(recipe, machines)}" if engine < one.size / 2 else lower
     if engine and device.size is not None and one.size - engine <= device.size:
         return "set vllm_enable_sleep_mode: true, so that the engine gives its share back while training"
+    if device.size is not None and least > device.size:  # whatever the batch
+        return _divide(recipe, machines)
     return _smaller_training(recipe, args, machines)
 
 

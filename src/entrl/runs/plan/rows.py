@@ -5,7 +5,7 @@ problems a few are made.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from entrl.models.load import load_config, tokenizer_of
@@ -43,11 +43,10 @@ def check_data(recipe: Recipe, prepared: Prepared) -> Found:
         check_training_rows(recipe, prepared, rows, found, count=found.count)
         _try_rewards(recipe, prepared, rows, found)
     if (spec := recipe.eval) is not None:
-        from dataclasses import replace
-
-        probe = replace(recipe, eval=replace(spec, size=PROBE_ROWS)) if is_endless(spec.task) else recipe
-        if rows := _loaded(probe.load_eval_data, "eval", found):
-            check_evaluation_rows(recipe, prepared, rows, found)
+        for part in spec.parts.values():
+            probe = replace(recipe, eval=replace(part, size=PROBE_ROWS) if is_endless(part.task) else part)
+            if rows := _loaded(probe.load_eval_data, "eval", found):
+                check_evaluation_rows(probe, prepared, rows, found)
     return found
 
 
@@ -55,8 +54,10 @@ def check_rows(recipe: Recipe, prepared: Prepared, rows: Any) -> Found:
     """What `train` says before it begins, of the training set it has loaded and of the evaluation set."""
     found = Found()
     check_training_rows(recipe, prepared, rows, found, count=len(rows))
-    if recipe.eval is not None and not is_endless(recipe.eval.task):
-        check_evaluation_rows(recipe, prepared, recipe.load_eval_data(), found)
+    for part in [] if recipe.eval is None else recipe.eval.parts.values():
+        if not is_endless(part.task):
+            one = replace(recipe, eval=part)
+            check_evaluation_rows(one, prepared, one.load_eval_data(), found)
     return found
 
 
@@ -179,7 +180,14 @@ def _check_texts(recipe: Recipe, prepared: Prepared, rows: Any, length: int, whe
     except (OSError, ValueError) as error:
         found.unchecked.append(f"{where}: lengths of prompts, for want of the model's tokenizer ({first_line(error)})")
         return
-    if where == "eval" and recipe.eval is not None and recipe.eval.before and tokenizer.pad_token_id is None:
+    if tokenizer.eos_token_id is None and tokenizer.pad_token_id is None:
+        found.problems.append(
+            f"{where}: the tokenizer has neither an end token nor a pad token, so no completion would end; set "
+            "tokenizer.eos_token and save it"
+        )
+        return
+    spec = recipe.eval
+    if where == "eval" and spec and spec.before and spec.engine != "vllm" and tokenizer.pad_token_id is None:
         found.problems.append(
             "eval: the tokenizer has no pad token, which the evaluation before training needs; set tokenizer.pad_token "
             "and save it, or eval.before: false"
@@ -191,7 +199,7 @@ def _check_texts(recipe: Recipe, prepared: Prepared, rows: Any, length: int, whe
         return
     _check_control_tokens(tokenizer, rows, where, found)
     special = isinstance(rows[0]["prompt"], str)
-    found.longest[where] = longest_prompt(tokenizer, texts, special=special)
+    found.longest[where] = max(found.longest.get(where, 0), longest_prompt(tokenizer, texts, special=special))
     if positions is None:
         return
     limit, key = positions - length, "trainer.max_completion_length" if where == "data" else "eval.max_new_tokens"

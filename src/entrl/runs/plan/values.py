@@ -12,7 +12,7 @@ from entrl.settings.names import Loaded
 
 # trainer key -> (lowest, highest, lowest is allowed); from the meaning of each, and from what transformers samples with
 RANGES: dict[str, tuple[float, float, bool]] = {
-    "learning_rate": (0, math.inf, True),
+    "learning_rate": (0, 1, True),  # 1e4 for 1e-4: the sign of an exponent lost
     "weight_decay": (0, math.inf, True),
     "max_grad_norm": (0, math.inf, True),
     "beta": (0, math.inf, True),
@@ -31,13 +31,23 @@ RANGES: dict[str, tuple[float, float, bool]] = {
     "steps_per_generation": (1, math.inf, True),
     "num_generations": (2, math.inf, True),
 }
+# words that TRL 1.16 compares at its first step and nowhere before
+CHOICES: dict[str, tuple[Any, ...]] = {
+    "scale_rewards": ("group", "batch", "none", True, False),
+    "multi_objective_aggregation": ("sum_then_normalize", "normalize_then_sum"),
+    "importance_sampling_level": ("token", "sequence"),
+}
 HIGH_RATE = 1e-2  # learning rate above which AdamW leaves any language model's weights behind; our choice
 TRL_PEFT_TASK = "CAUSAL_LM"
 
 
 def value_problems(trainer: dict[str, Any]) -> list[str]:
-    """Of the `trainer` group as it is written: numbers outside of what they mean."""
-    out = []
+    """Of the `trainer` group as it is written: numbers outside of what they mean, and words that mean nothing."""
+    out = [
+        f"trainer.{name} must be one of {', '.join(str(c) for c in known if isinstance(c, str))}, got {trainer[name]!r}"
+        for name, known in CHOICES.items()
+        if name in trainer and trainer[name] not in known
+    ]
     for name, value in trainer.items():
         if isinstance(value, bool) or not isinstance(value, int | float):
             continue
@@ -124,18 +134,16 @@ def _pays_correctness(reward: Loaded) -> bool:
 
 
 def _evaluation_warnings(recipe: Recipe, args: Any) -> list[str]:
-    if (spec := recipe.eval) is None:
-        return []
-    out = []
-    data = recipe.data
-    if (spec.task, spec.split, dict(spec.args)) == (data.task, data.split, dict(data.args)):
-        out.append(
-            f"eval reads the split that is trained on ({spec.task}, {spec.split}): its numbers are no test; set "
-            "eval.split or eval.task"
-        )
-    if spec.max_new_tokens is not None and 2 * spec.max_new_tokens < args.max_completion_length:
-        out.append(
-            f"eval.max_new_tokens of {spec.max_new_tokens} cuts answers that may have {args.max_completion_length} "
-            "tokens in training (trainer.max_completion_length): what is cut counts as wrong"
-        )
+    out, data = [], recipe.data
+    for spec in [] if recipe.eval is None else recipe.eval.parts.values():
+        if (spec.task, spec.split, dict(spec.args)) == (data.task, data.split, dict(data.args)):
+            out.append(
+                f"eval reads the split that is trained on ({spec.task}, {spec.split}): its numbers are no test; set "
+                "eval.split or eval.task"
+            )
+        if spec.max_new_tokens is not None and 2 * spec.max_new_tokens < args.max_completion_length:
+            out.append(
+                f"eval.max_new_tokens of {spec.max_new_tokens} cuts answers that may have {args.max_completion_length} "
+                "tokens in training (trainer.max_completion_length): what is cut counts as wrong"
+            )
     return out
