@@ -191,6 +191,12 @@ def test_a_random_model_plays_the_same_twice_and_alone():
     sampling = ModelPolicy(model=policy.model, tokenizer=tokenizer, max_completion_length=12, temperature=1.0, seed=1)
     drawn = play(TwentyQuestions, rows, sampling, batch=2)
     assert play(TwentyQuestions, rows, sampling, batch=2) == drawn != first
+    own = policy.model.generation_config
+    own.repetition_penalty, own.min_p, own.no_repeat_ngram_size = 3.0, 0.9, 1  # as a model may ship them: not read
+    for asked, said in ((policy, first), (sampling, drawn)):
+        asked.restart()
+        assert play(TwentyQuestions, rows, asked, batch=3 if asked is policy else 2) == said
+    assert policy.model.generation_config is own
     sampling.seed = 2
     assert play(TwentyQuestions, rows, sampling, batch=2) != drawn
     assert torch.equal(torch.get_rng_state(), state)

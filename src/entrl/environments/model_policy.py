@@ -167,17 +167,26 @@ class ModelPolicy:
 
     @contextlib.contextmanager
     def _as_sampler(self) -> Iterator[None]:
-        """Evaluation mode, no gradient, random numbers of our own; as it was afterwards."""
+        """Evaluation mode, no gradient, random numbers and sampler settings of our own; as it was afterwards."""
         import torch
+        from transformers import GenerationConfig
 
         was_training = bool(self.model.training)
+        # A peft model copies its own generation config onto its base in `generate`.
+        owners = [self.model, self.model.get_base_model()] if hasattr(self.model, "get_base_model") else [self.model]
+        configs = [owner.generation_config for owner in owners]
+        # Its repetition penalty, min_p and the like would be filled in where we stay silent.
+        own = GenerationConfig(eos_token_id=sorted(self._end_ids()), pad_token_id=self.tokenizer.pad_token_id)
         self.model.eval()
         devices = [self.model.device] if self.model.device.type == "cuda" else []
         try:
             with torch.no_grad(), torch.random.fork_rng(devices=devices):
                 torch.manual_seed(self.seed + 1_000_003 * self._batches)
+                self.model.generation_config = own
                 yield
         finally:
+            for owner, config in zip(owners, configs, strict=True):
+                owner.generation_config = config
             self._batches += 1
             self.model.train(was_training)
 
