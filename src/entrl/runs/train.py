@@ -33,12 +33,11 @@ from entrl.runs.ending import Ending
 from entrl.runs.folder import RunFolder, make_manifest, now, read_json, write_json, write_text
 from entrl.runs.law_watch import DenseEvaluation, LawWatch, evaluation_steps, interventions
 from entrl.runs.lock import FolderLock
-from entrl.runs.log import ProgressLine, RunLog, be_quiet
+from entrl.runs.log import ProgressLine, RunLog, be_quiet, listen_first
 from entrl.runs.plan import Prepared, check_rows, missing_engine, prepare
 from entrl.runs.recipe import Recipe
 from entrl.runs.serve import find_api_key
 from entrl.runs.together import hush, lost_ranks, main_first, together
-from entrl.runs.trackers import listen_first
 from entrl.runs.wording import escape_completion_tables, say
 from entrl.runs.writing import in_words
 from entrl.settings.groups import flat

@@ -14,7 +14,6 @@ from entrl.models.load import model_problems
 from entrl.runs.best import best_notes, best_problems
 from entrl.runs.law_watch import evaluation_steps
 from entrl.runs.recipe import Recipe
-from entrl.runs.trackers import tracker_problems
 from entrl.settings.arguments import TRL_KEYWORDS
 from entrl.settings.names import Loaded, suggest
 from entrl.trainers.config import EntropyGRPOConfig
@@ -106,7 +105,7 @@ def prepare(recipe: Recipe, *, world_size: int | None = None) -> Prepared:
     if out.args is not None:
         size = world_size or out.args.world_size
         out.problems += schedule_problems(out, size) + launch_problems(recipe, size)
-        out.problems += evaluation_problems(recipe, out.args) + tracker_problems(out.args)
+        out.problems += evaluation_problems(recipe, out.args)
         if recipe.environment is not None:
             out.problems += tool_problems(out.args)
         if world_size is None:
