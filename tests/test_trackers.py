@@ -1,4 +1,4 @@
-"""Trackers are told everything that metrics.jsonl holds, the hub gets what was asked. A missing one: test_plan_misconfig."""
+"""Trackers are told everything that metrics.jsonl holds, and the hub gets what was asked for."""
 
 import json
 import os
