@@ -271,7 +271,6 @@ def measure(options: argparse.Namespace, file: Path) -> dict[str, Any]:
         "load": [row["load"] for row in done],
         "profile_seconds": profiles,
         "selected_tokens": [row["kl_cov/selected"] for row in logged],
-        "mean_length": logged[-1].get("completions/mean_length"),
     }
 
 

@@ -78,5 +78,5 @@ def test_name_and_licence_of_a_base(model: str, tmp_path: Path):
     assert name_and_licence("Qwen/Qwen3-4B") == ("Qwen/Qwen3-4B", None)
     made = Path(saved_model(tmp_path / "made"))
     assert name_and_licence(str(made)) == (made.name, None)
-    (made / "manifest.json").write_text(json.dumps({"license": "apache-2.0"}))
+    (made / "manifest.json").write_text(json.dumps({"licence": "Apache-2.0"}))
     assert name_and_licence(str(made)) == (made.name, "apache-2.0")

@@ -212,6 +212,9 @@ def test_a_start_is_made_once_and_is_the_same_each_time(file, tmp_path):
     assert (folder / "model" / "model.safetensors").stat().st_mtime_ns == stamp, "it was made again"
     again = cold_start(load(file, f"out={tmp_path / 'again'}"), console=QUIET)
     assert again["weights_sha256"] == manifest["weights_sha256"]
+    card = (folder / "model" / "README.md").read_text()
+    assert all(said in card for said in ("| Answers | 12 |", "| Base model | base |", "learning_rate: 0.01", "- sft"))
+    assert str(tmp_path) not in card
     base = load_policy(str(tmp_path / "base"))[0].state_dict()
     taught = load_policy(str(folder / "model"))[0].state_dict()
     assert any((base[k] != taught[k]).any() for k in base)

@@ -267,6 +267,9 @@ def test_a_run_writes_its_folder_and_says_what_it_was_made_from(method, tmp_path
         assert any(key.startswith("kl_cov/") for row in logged for key in row)
     else:
         assert any("rewards/margins" in row for row in logged)
+    card = (folder / "model" / "README.md").read_text()
+    assert f"| Method | {method} on fixed candidates, offline |" in card
+    assert "- held out: best question" in card
     assert is_made(spec)
     other = load_offline(file, [*batch, "data.size=4"])
     with pytest.raises(USER_ERRORS, match=r"made with other settings .*data.size"):

@@ -88,10 +88,10 @@ def name_and_licence(path: str) -> tuple[str, str | None]:
         return where, None
     licence = SHIPPED_LICENCE if folder.name in shipped_models() and folder.parent == SHIPPED else None
     if licence is None:
-        licence = (read_json(folder / "manifest.json") or {}).get("license")
+        licence = (read_json(folder / "manifest.json") or {}).get("licence")
     if licence is None and (folder / CARD).is_file():
         licence = ModelCard.load(folder / CARD, ignore_metadata_errors=True).data.get("license")
-    return folder.name, licence
+    return folder.name, licence.lower() if isinstance(licence, str) else None  # as the hub writes it
 
 
 def _evaluations(table: Sequence[TableRow]) -> list[str]:

@@ -114,6 +114,13 @@ class ProgressLine(TrainerCallback):
         return "  ".join(f"{names.get(k, k)} {logs[k]:{form}}" for k, form in shown.items() if logs.get(k) is not None)
 
 
+def listen_first(trainer: Any, callback: Any) -> None:
+    """Let a callback that adds to the logs come before the trackers, which transformers calls first."""
+    callbacks = trainer.callback_handler.callbacks
+    callbacks.remove(callback)
+    callbacks.insert(0, callback)
+
+
 def be_quiet() -> None:
     """Keep the libraries' progress bars and advice off the terminal; errors still show."""
     import datasets

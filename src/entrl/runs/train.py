@@ -31,12 +31,11 @@ from entrl.runs.evaluate import evaluate_into, refuse_missing_writer
 from entrl.runs.folder import RunFolder, make_manifest, now, read_json, write_text
 from entrl.runs.law_watch import DenseEvaluation, LawWatch, evaluation_steps, interventions
 from entrl.runs.lock import FolderLock
-from entrl.runs.log import ProgressLine, RunLog, be_quiet
+from entrl.runs.log import ProgressLine, RunLog, be_quiet, listen_first
 from entrl.runs.plan import Prepared, check_rows, missing_here, prepare
 from entrl.runs.recipe import Recipe
 from entrl.runs.serve import find_api_key
 from entrl.runs.together import alone_on_main, failed_elsewhere, lost_ranks, main_first, together
-from entrl.runs.trackers import listen_first
 from entrl.runs.under_way import Run
 from entrl.runs.wording import escape_completion_tables, say
 from entrl.runs.writing import in_words
