@@ -136,7 +136,13 @@ def _threads(count: int | None) -> Iterator[None]:
 
 
 def teach(
-    model: Any, tokenizer: Any, rows: Sequence[Mapping[str, Any]], start: ColdStart, *, lora: Any = None
+    model: Any,
+    tokenizer: Any,
+    rows: Sequence[Mapping[str, Any]],
+    start: ColdStart,
+    *,
+    lora: Any = None,
+    callbacks: Sequence[Any] = (),
 ) -> tuple[Any, int]:
     """SFT on prompt and completion; returns what was trained, and the optimiser steps. TRL appends the end token."""
     from datasets import Dataset
@@ -151,6 +157,7 @@ def teach(
             train_dataset=table,
             processing_class=tokenizer,
             peft_config=new_adapter(model, lora),
+            callbacks=list(callbacks),
         )
         trainer.train()
         draft_card(trainer, start.model_dir, name=start.name)
