@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from tiny_model import tiny_model
 
@@ -18,6 +18,7 @@ from entrl.engines.adapters import (
     adapter_rank,
     check_folder,
     check_servable,
+    check_servable_config,
     folder_bytes,
     pack,
     remove_versions,
@@ -78,6 +79,16 @@ def test_what_vllm_would_drop_in_silence_is_refused(tmp_path: Path, options: dic
     with pytest.raises(ValueError, match=r"[Ss]ync merged weights instead"):
         save_version(model, Accelerator(cpu=True), tmp_path, "run", 0)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("options", [{"rank_pattern": {"q_proj": 8}}, {"alpha_pattern": {"q_proj": 64}}])
+def test_scales_by_module_are_refused_where_vllm_has_one_for_all(tmp_path: Path, options: dict) -> None:
+    model = peft_model(**options)
+    with pytest.raises(ValueError, match=f"{next(iter(options))}=.* one r and one lora_alpha"):
+        check_servable(model)
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="scales some modules differently"):
+        check_servable_config(PeftConfig.from_pretrained(tmp_path))
 
 
 def test_old_versions_are_removed_and_others_left(saved) -> None:

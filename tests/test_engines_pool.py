@@ -208,6 +208,40 @@ def test_nothing_is_lost_or_doubled_whatever_fails(two: list[Scripted], seed: in
     assert pool.counters.completions == 48
 
 
+def test_a_stream_gives_items_as_they_finish_each_with_its_own_sampling(two: list[Scripted]) -> None:
+    two[0].script, two[1].script = ["late"], ["drop"]
+    items = make_items(PROMPTS, 2, chunk=None, seed=3, version=None)
+    work = [(item, {"max_tokens": 4, "temperature": 0.5 + item.prompt}) for item in items]
+    pool = make_pool(two, max_concurrency=1)
+    found = list(pool.stream(work, None))
+    assert {item.prompt: [c.token_ids for c in cs] for item, cs in found} == {
+        item.prompt: drawn(list(item.token_ids), item.seed, 2) for item in items
+    }
+    assert len(found) == len(PROMPTS)  # each once, though one was asked twice
+    assert found[0][0].prompt != 0 or found[1][0].prompt != 1  # the late and the dropped one do not hold up the rest
+    temperatures = {tuple(body["prompt"]): body["temperature"] for server in two for body in server.asked}
+    assert temperatures == {tuple(p): 0.5 + i for i, p in enumerate(PROMPTS)}
+    with pytest.raises(StaleVersion):
+        next(pool.stream(work, 7))
+
+
+def test_a_stream_that_is_left_asks_nothing_more_and_an_error_reaches_the_reader(two: list[Scripted]) -> None:
+    work = [(item, SAMPLING) for item in make_items(PROMPTS * 20, 1, chunk=None, seed=3, version=None)]
+    pool = make_pool(two, max_concurrency=1)
+    for server in two:
+        server.script = ["slow"] * 1000
+    stream = pool.stream(work, None)
+    next(stream)
+    stream.close()  # waits until nothing goes on
+    asked = sum(len(server.asked) for server in two)
+    assert asked < 20
+    time.sleep(0.3)
+    assert sum(len(server.asked) for server in two) == asked
+    two[0].script = two[1].script = ["refuse"]
+    with pytest.raises(RolloutError, match="prompt too long"):
+        list(pool.stream(work, None))
+
+
 def test_a_late_answer_is_not_waited_for_and_not_counted(two: list[Scripted]) -> None:
     two[0].script = ["late"] * 12
     pool = make_pool(two, request_timeout=0.25, retries=50)
@@ -316,6 +350,7 @@ def test_a_replica_that_comes_back_as_another_model_gets_no_work(two: list[Scrip
     two[1].adapters, two[1].info = {}, {**two[1].info, "logprobs_mode": "raw_logprobs"}
     patience = time.monotonic() + 60  # it is looked at again while others generate, which may be over at once
     while pool.replicas[1].state != "lost" and time.monotonic() < patience:
+        two[0].script = ["slow"] * len(PROMPTS)
         check(pool.generate(PROMPTS, 1, SAMPLING, 0), PROMPTS, 1, 0)
     assert "raw_logprobs" in pool.replicas[1].last_error
 

@@ -271,6 +271,19 @@ def test_v2_records_through_partial_prompts_preemption_and_reused_slots():
     agrees(take("other")[0], [5], [40])
 
 
+def test_v2_named_beside_the_entry_point_records_once():
+    runner = RunnerV2()
+    from entrl.engines.sampler import EntropyRecorder
+
+    settings = config()
+    runner.recorder, second = EntropyRecorder(settings, runner.states), EntropyRecorder(settings, runner.states)
+    assert second.add_request(0, params("k")) is False
+    assert runner.add(0, [1, 2], [], params("k")) is True
+    runner.step((0, [1, 2]))
+    (record,) = take("k")
+    agrees(match([record], [7]), [1, 2], [7])
+
+
 def test_v2_sees_logits_before_temperature_and_cuts_them_as_after_it():
     top_h = TopHOptions(alpha=0.5)
     runner = RunnerV2()

@@ -2,12 +2,13 @@
 
 import dataclasses
 import json
+import os
 import weakref
 from pathlib import Path
 from typing import Any
 
 import pytest
-from short_run import start
+from short_run import quietly, short_recipe, start
 from tiny_model import saved_model
 from transformers.integrations import deepspeed, is_deepspeed_zero3_enabled
 
@@ -16,6 +17,8 @@ from entrl.models.load import load_policy
 from entrl.report.curve import curve_of, render, rows_of, step_of
 from entrl.report.metrics import by_task
 from entrl.report.summary import before_after
+from entrl.runs import evaluate as evaluate_module
+from entrl.runs import train as train_module
 from entrl.runs.evaluate import Asking, Subject, evaluate_subject, free
 from entrl.runs.specs import EvalSpec, EvalTask
 from entrl.tasks import load_task
@@ -136,12 +139,13 @@ def test_points_without_a_step_stand_behind(tmp_path: Path):
     assert "<b>" not in render(curve)
 
 
-def test_the_evaluated_model_is_whole_and_gone_afterwards(model: str):
-    """Under ZeRO-3 transformers would divide it; and before training begins its memory is free."""
+def test_the_evaluated_model_is_whole_and_gone_afterwards(model: str, monkeypatch: pytest.MonkeyPatch):
+    """Under ZeRO-3 transformers would divide it, under FSDP load it on one rank; before training its memory is free."""
     seen: list[Any] = []
 
     def load() -> tuple[Any, Any]:
         assert not is_deepspeed_zero3_enabled()
+        assert "FSDP_CPU_RAM_EFFICIENT_LOADING" not in os.environ
         loaded = load_policy(model, device="cpu")
         seen.append(weakref.ref(loaded[0]))
         return loaded
@@ -154,10 +158,12 @@ def test_the_evaluated_model_is_whole_and_gone_afterwards(model: str):
     spec = EvalSpec(task="sums", size=2, samples=1, batch_size=2, seed=0)
     subject = Subject(path=model, load=load, tokenizer=lambda: None)
     deepspeed.set_hf_deepspeed_config(config)
+    monkeypatch.setenv("FSDP_CPU_RAM_EFFICIENT_LOADING", "true")
     try:
         rows = lambda part: load_task(part.task, split="test", size=part.size, seed=0)  # noqa: E731
         found = evaluate_subject(spec, subject, Asking(length=4), rows=rows)
         assert is_deepspeed_zero3_enabled()
+        assert os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] == "true"
     finally:
         deepspeed.unset_hf_deepspeed_config()
     assert found["n_problems"] == 2
@@ -167,6 +173,30 @@ def test_the_evaluated_model_is_whole_and_gone_afterwards(model: str):
         evaluate_subject(
             dataclasses.replace(spec, engine="vllm"), subject, Asking(length=4, environment=dict), rows=rows
         )
+
+
+def test_nothing_of_a_trainer_is_left_when_its_model_is_evaluated(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Neither its model nor its optimiser's state is held beside the copy that answers."""
+    build, evaluated, trained, left = train_module.build_trainer, evaluate_module.evaluate_run, [], {}
+
+    def building(run: Any) -> Any:
+        trainer, progress = build(run)
+        trained.append(weakref.ref(trainer.model))
+        return trainer, progress
+
+    def counting(run: Any, load: Any, when: str, partial: Path) -> Any:
+        left[when] = [ref() is not None for ref in trained]
+        return evaluated(run, load, when, partial)
+
+    monkeypatch.setattr(train_module, "build_trainer", building)
+    monkeypatch.setattr(evaluate_module, "evaluate_run", counting)
+    evaluation = "eval={task: sums, size: 2, samples: 1, greedy: false}"
+    result = quietly(short_recipe(model, tmp_path / "run", evaluation, "trainer.max_steps=1"))
+    assert left == {"before": [], "after": [False]}
+    assert result.eval_after["greedy_accuracy"] is None
+    assert not list((tmp_path / "run").glob("*.partial"))
 
 
 @pytest.mark.multiprocess

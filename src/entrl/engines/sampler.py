@@ -191,12 +191,19 @@ def _index(rows: list[int], device: torch.device) -> slice | Tensor:
 class EntropyRecorder(ProcessorV1, ProcessorV2):
     """The plugin, in the shape the engine asks for: three arguments make it V1's, two make it V2's."""
 
+    _first: ClassVar[WeakValueDictionary[int, "EntropyRecorder"]] = WeakValueDictionary()  # by id(configuration)
+
     def __new__(cls, vllm_config: Any, *args: Any) -> "EntropyRecorder":
         return object.__new__((RecorderV1 if len(args) == 2 else RecorderV2) if cls is EntropyRecorder else cls)
 
     @classmethod
     def validate_params(cls, sampling_params: SamplingParams) -> None:
         check_params(sampling_params)
+
+    def _is_second(self, vllm_config: Any) -> bool:
+        """Whether the engine has one already: named explicitly beside the entry point."""
+        self._config = vllm_config  # kept, so that its id is nobody else's
+        return self._first.setdefault(id(vllm_config), self) is not self
 
     def is_argmax_invariant(self) -> bool:
         return True  # V1: runs after temperature; Top-H always keeps the likeliest token
@@ -205,12 +212,8 @@ class EntropyRecorder(ProcessorV1, ProcessorV2):
 class RecorderV1(EntropyRecorder):
     """Follows the rows of the persistent batch; see `Trace` for which of its values count."""
 
-    _first: ClassVar[WeakValueDictionary[int, "RecorderV1"]] = WeakValueDictionary()  # by id(configuration)
-
     def __init__(self, vllm_config: Any, device: torch.device, is_pin_memory: bool) -> None:
-        self._config = vllm_config
-        first = self._first.setdefault(id(vllm_config), self)
-        self._idle = first is not self  # named explicitly beside the entry point
+        self._idle = self._is_second(vllm_config)
         self._rows: dict[int, Row] = {}
         self._writer = Writer()
         self._blind = bool(  # vLLM repairs the ids of earlier steps only for plugins that were named
@@ -282,6 +285,7 @@ class RecorderV2(EntropyRecorder):
     """Follows request slots; a position is the sequence's length less its prompt's."""
 
     def __init__(self, vllm_config: Any, req_states: LogitsProcRequestState) -> None:
+        self._idle = self._is_second(vllm_config)
         self._states = req_states
         self._slots: dict[int, Row] = {}
         self._new: dict[int, str] = {}  # slot -> key, until its prompt has been read
@@ -295,7 +299,7 @@ class RecorderV2(EntropyRecorder):
         self._slots.pop(req_idx, None)
         self._new.pop(req_idx, None)
         options = read_options(sampling_params.extra_args)
-        if options is None:
+        if options is None or self._idle:
             return False
         self._slots[req_idx] = Row(sampling_params, options.top_h, None)
         if options.record and sampling_params.temperature > 0:

@@ -18,11 +18,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from entrl.settings.json_lines import finite
 
 Record = dict[str, Any]
+PLAIN_S = 60.0  # between two lines where the output is no terminal, such as a job's log
 
 
 class Work(Protocol):
@@ -72,9 +74,7 @@ class Done:
     def in_order(self, count: int) -> list[Record]:
         missing = [i for i in range(count) if i not in self.records]
         if missing:
-            raise RuntimeError(
-                f"{len(missing)} of {count} problems came back without an answer, the first {missing[0]}"
-            )
+            raise RuntimeError(f"{len(missing)} of {count} problems have no answer, the first is {missing[0]}")
         return [self.records[i] for i in range(count)]
 
 
@@ -95,7 +95,7 @@ class Partial:
     def prepare(self, say: Callable[[str], None]) -> None:
         """Make the folder ready, on one rank alone; records of other settings go, with words."""
         file = self.folder / "settings.json"
-        new = json.loads(json.dumps(finite(dict(self.settings)), default=str))
+        new = self._plain
         old = _read(file)
         if self.folder.is_dir() and old != new:
             shutil.rmtree(self.folder)
@@ -108,6 +108,10 @@ class Partial:
             part.write_text(json.dumps(new, indent=2) + "\n", encoding="utf-8")
             part.replace(file)
 
+    @property
+    def _plain(self) -> dict[str, Any]:
+        return json.loads(json.dumps(finite(dict(self.settings)), default=str))
+
     def batch(self, fitting: Callable[[], int | None]) -> int | None:
         """What an earlier start settled on, else `fitting`, which is kept; on one rank alone."""
         file = self.folder / "batch.json"
@@ -119,6 +123,8 @@ class Partial:
     def read(self) -> Done:
         """What all ranks have kept; a line that a kill has torn is left out."""
         done = Done()
+        if _read(self.folder / "settings.json") != self._plain:  # a rank whose disk is not the first one's
+            return done
         for file in sorted(self.folder.glob("rank-*.jsonl")):
             for line in file.read_bytes().split(b"\n")[:-1]:
                 with contextlib.suppress(ValueError):
@@ -129,6 +135,7 @@ class Partial:
     @contextlib.contextmanager
     def writing(self, rank: int) -> Iterator[Callable[[int, Record, float], None]]:
         """A function that keeps a record."""
+        self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"rank-{rank}.jsonl"
         torn = path.is_file() and not path.read_bytes().endswith(b"\n")
         with path.open("a", encoding="utf-8") as file:
@@ -167,15 +174,24 @@ def work_off(
         bar = stack.enter_context(_bar(progress and bool(left)))
         task = bar.add_task("evaluating", total=len(mine), completed=len(mine) - len(left))
         source = stack.enter_context(contextlib.closing(work.records(left))) if left else iter(())
+        said = began
         for index, record in source:
             done.seconds = before + time.monotonic() - began
             bar.advance(task)
+            if progress and not bar.console.is_terminal and time.monotonic() - said > PLAIN_S:
+                said = time.monotonic()
+                bar.console.print(_line(bar.tasks[0]), highlight=False)
             if index not in done.records:  # one of a unit that a kill cut is asked again with the others, and kept once
                 done.records[index] = record = json.loads(json.dumps(finite(record)))
                 if keep is not None:
                     keep(index, record, done.seconds)
             between()
     return done
+
+
+def _line(task: Any) -> str:
+    left = "" if task.time_remaining is None else f", {task.time_remaining:.0f} s left"
+    return f"evaluating: {task.completed:.0f} of {task.total:.0f} problems, {task.elapsed:.0f} s gone{left}"
 
 
 def run(work: Work, *, partial: Path | None, say: Callable[[str], None] = print, progress: bool = True) -> dict:
@@ -212,6 +228,8 @@ def _bar(shown: bool) -> Progress:
         TextColumn("gone,"),
         TimeRemainingColumn(compact=True, elapsed_when_finished=True),
         TextColumn("left"),
+        console=Console(stderr=True),  # results go to the other
         transient=True,
         disable=not shown,
+        speed_estimate_period=3600,  # s; problems end in bursts
     )

@@ -45,18 +45,27 @@ WEIGHTS = ("*.safetensors", "*.bin", "adapter_config.json", "config.json")
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
-    """What is evaluated. path: where an engine reads it; load: the model in memory; tokenizer: the same without it."""
+    """What is evaluated. path: where an engine reads it; load: the model in memory; tokenizer: the same without it;
+    run_dir: of the run it belongs to, beside which the key of the run's servers lies."""
 
     path: str
     load: Callable[[], Policy]
     tokenizer: Callable[[], Any]
     dtype: str = "auto"
+    run_dir: Path | None = None
 
     def engine(self, sampling: Sampling, tokenizer: Any, spec: EvalSpec, say: Callable[[str], None]) -> Any:
         from entrl.evaluation.engine import open_engine  # brings vLLM's client
 
-        how = {"servers": spec.servers, "dtype": self.dtype, "say": say}
+        how = {"servers": spec.servers, "dtype": self.dtype, "say": say, "api_key": self._api_key()}
         return open_engine(self.path, sampling=sampling, tokenizer=tokenizer, **how)
+
+    def _api_key(self) -> str | None:
+        from entrl.runs.serve import find_api_key
+
+        folder = Path(self.path).expanduser()
+        places = [self.run_dir] if self.run_dir else [folder, *folder.parents[:2]]
+        return next((key for place in places if (key := find_api_key(place))), None)
 
     @property
     def state(self) -> list[tuple[str, int, int]]:
@@ -114,7 +123,9 @@ def evaluate_subject(
         else:
             tokenizer, held = subject.tokenizer(), {}
             first = asking.sampling(next(iter(parts.values())))
-            writer = until_done.enter_context(subject.engine(first, tokenizer, spec, say))
+            free()  # of what trained before
+            opened = lambda: until_done.enter_context(subject.engine(first, tokenizer, spec, say))  # noqa: E731
+            writer = together(opened, "evaluation engine")
         for number, (name, part) in enumerate(parts.items()):
             if spec.engine != "transformers":
                 held["writer"] = writer.as_asked(asking.sampling(part))
@@ -210,6 +221,7 @@ def evaluate_into(run: Run, load: Callable[[], Policy], when: str, *, keep: bool
     if alone_on_main(is_there, "evaluation there"):
         return
     run.say(f"evaluating {when} training ...")
+    free()  # of what a trainer held, its optimiser and engine
     written(evaluate_run(run, load, when, partial), file, partial)
     free()
 
@@ -221,7 +233,8 @@ def evaluate_run(run: Run, load: Callable[[], Policy], when: str, partial: Path)
     if spec.engine == "vllm" and model.revision and when == "before":
         raise ValueError("eval.engine: vllm reads model.path as it is; give a folder, or leave model.revision out")
     path = model.path if when == "before" else str(run.folder.model)
-    subject = Subject(path=path, load=load, tokenizer=lambda: tokenizer_of(model), dtype=model.dtype)
+    how = {"dtype": model.dtype, "run_dir": run.folder.path}
+    subject = Subject(path=path, load=load, tokenizer=lambda: tokenizer_of(model), **how)
     asking = Asking(
         length=args.max_completion_length,
         chat_template_kwargs=args.chat_template_kwargs or {},

@@ -110,7 +110,10 @@ def outcome(folder: Path, name: str) -> float:
 def evaluation(folder: Path, when: Literal["before", "after"] = "after") -> dict[str, Any]:
     """eval_after.json of a run, or eval_before.json."""
     file = folder / f"eval_{when}.json"
-    return _json(file, file.stat().st_mtime_ns)
+    found = _json(file, file.stat().st_mtime_ns)
+    if "tasks" in found:
+        raise ValueError(f"{file} is of several tasks, and a study compares arms on one: give its recipes eval.task")
+    return found
 
 
 @functools.lru_cache(maxsize=512)
