@@ -114,9 +114,10 @@ def _noted(run: Run) -> RunResult:
         status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
         lost = "lost the other ranks, one of which failed: " if lost_ranks(error) else ""
         words = f"{lost}{type(error).__name__}: {error}"
-        with contextlib.suppress(OSError, RuntimeError):  # a disk that takes nothing is what the error says
+        with contextlib.suppress(RuntimeError):  # of a store that is gone
             if status == "interrupted" and (elsewhere := failed_elsewhere()):  # so the launcher ended this rank
                 status, words = "failed", elsewhere
+        with contextlib.suppress(OSError):  # a disk that takes nothing is what the error says
             run.note(status=status, finished=now(), error=mask_text(words))
         raise
 
