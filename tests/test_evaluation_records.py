@@ -214,7 +214,7 @@ def test_a_batch_shrinks_as_its_answers_end(model, tokenizer, dataset, monkeypat
     """Half of the rows end, the others go on with their part of the cache, and nothing else changes."""
     sizes, real = [], type(model).generate
     monkeypatch.setattr(type(model), "generate", lambda self, **o: sizes.append(len(o["input_ids"])) or real(self, **o))
-    sampling = Sampling(samples=6, temperature=5.0, top_p=1.0, max_new_tokens=200, seed=0)  # ends are often drawn
+    sampling = Sampling(samples=6, temperature=20.0, top_p=1.0, max_new_tokens=400, seed=0)  # ends are often drawn
     asked = [Asked(index=i, prompt_ids=tokenizer(text=p)["input_ids"]) for i, p in enumerate(dataset["prompt"])]
 
     def written(few):
