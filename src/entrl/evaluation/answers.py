@@ -24,7 +24,6 @@ import json
 import math
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -43,7 +42,7 @@ from entrl.models.load import load_policy
 from entrl.settings.groups import content_hash
 from entrl.tasks import load_task
 
-PHASES = ("think", "answer", "all")
+PHASES: tuple[str, ...] = ("think", "answer", "all")
 DIVERSITY = ("distinct_1", "distinct_2", "edit_distance", "unique")
 
 
@@ -168,7 +167,7 @@ class Answers:
             how = {"model": self.model, "tokenizer": self.tokenizer, "sampling": self.sampling}
             self.writer = TransformersWriter(**how, rows=batch, say=self.say)
 
-    @cached_property
+    @property
     def order(self) -> list[int]:
         """Longest prompts first: what does not fit in memory shows at once, and prompts of a batch are alike."""
         return sorted(range(len(self.prompts)), key=lambda i: (-len(self.prompts[i]), i))

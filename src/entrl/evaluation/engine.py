@@ -166,7 +166,8 @@ class _Own:
         if self._engine is None or length > self._length:
             self.close()
             files = self._files
-            length = min(-(-length // STEP) * STEP, files.context or math.inf)  # the next task may be a little longer
+            length = -(-length // STEP) * STEP  # the next task may be a little longer
+            length = length if files.context is None else min(length, files.context)
             self._engine = LocalEngine(
                 files.model,
                 revision=files.revision,
@@ -268,7 +269,7 @@ class _Files:
         from transformers import GenerationConfig
 
         try:
-            given = GenerationConfig.from_pretrained(self.model, revision=self.revision).eos_token_id
+            given = GenerationConfig.from_pretrained(self.model, revision=self.revision or "main").eos_token_id
         except OSError:  # no such file
             given = self._config.get_text_config().eos_token_id
         return {i for i in (given if isinstance(given, list) else [given]) if i is not None}

@@ -159,7 +159,7 @@ class _Draw(LogitsProcessor):
         streams = [uniforms(sampling, row) for row in rows]
         self.uniform_BT = torch.tensor(np.stack(streams), device=device, dtype=self.wide)
         self.drawn_B = torch.tensor([row.sample != GREEDY for row in rows], device=device)
-        self.top_p = None if sampling.top_p == 1 else TopPLogitsWarper(sampling.top_p)
+        self.top_p: Any = None if sampling.top_p == 1 else TopPLogitsWarper(sampling.top_p)
         self.step = 0
         self.told: list[tuple[Tensor, Tensor]] = []  # (B,) entropies and log-probs of each step of the stretch
 

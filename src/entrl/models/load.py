@@ -205,7 +205,7 @@ def generation_defaults(spec: Any) -> Any:
 
     try:
         where, revision = base_of(spec.path, revision=spec.revision)
-        return GenerationConfig.from_pretrained(where, revision=revision)
+        return GenerationConfig.from_pretrained(where, revision=revision or "main")
     except OSError:  # none, or said where the model is loaded
         return None
 

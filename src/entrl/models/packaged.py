@@ -199,7 +199,7 @@ def _convert(file: Path, model: Packaged, out: Path) -> None:
     tokenizer = _settled(AutoTokenizer.from_pretrained(**where), model)
     loaded = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
     config = loaded.config
-    del config.quantization_config  # what is saved is not quantised; `save_pretrained` would refuse it
+    delattr(config, "quantization_config")  # what is saved is not quantised; `save_pretrained` would refuse it
     ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
     ends["pad_token_id"] = tokenizer.pad_token_id
     config.update(ends)

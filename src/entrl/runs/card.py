@@ -58,12 +58,13 @@ def finish_card(folder: Path, *, facts: Mapping[str, str], table: Sequence[Table
     settings = parse_yaml((folder / "recipe.yaml").read_text(encoding="utf-8"), name="recipe.yaml")
     base, licence = name_and_licence(settings["model"]["path"])
     card = ModelCard.load(file)
-    card.data.__dict__.pop("licence", None)  # TRL's placeholder
+    data: Any = card.data
+    data.__dict__.pop("licence", None)  # TRL's placeholder
     if licence is not None:
-        card.data.license = licence
+        data.license = licence
     if "/" in base:
-        card.data.base_model = base
-    card.data.tags = sorted({*(card.data.tags or []), "entrl"})
+        data.base_model = base
+    data.tags = sorted({*(data.tags or []), "entrl"})
     made = {"Base model": base, "Licence of the base": licence or "not known here: look at the base", **facts}
     made["Data"] = str((settings.get("data") or {}).get("task") or "see the settings")
     made["entrl"] = f"{manifest.get('entrl')}, commit {(manifest.get('git') or {}).get('commit') or 'unknown'}"
