@@ -8,7 +8,7 @@ from huggingface_hub import ModelCard
 from short_run import manifest, quietly, short_recipe
 from tiny_model import saved_model
 
-from entrl.runs.card import name_and_licence
+from entrl.runs.card import name_and_licence, without_paths
 from entrl.trainers.shared.completeness import flaw
 from entrl.version import __version__
 
@@ -71,6 +71,20 @@ def test_it_tells_no_secret_and_no_path_and_leaves_the_model_whole(out: Path, mo
     assert str(out.parent) not in text
     assert str(Path(model).parent) not in text
     assert flaw(out / "model") is None
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("think_close: </think>", "think_close: </think>"),
+        ("task: jsonl:/home/a/x.jsonl", "task: jsonl:x.jsonl"),
+        ("'/data/sets/3x.json', ~/x/y", "'3x.json', y"),
+        ("../a/b.yaml 1/2 1 /2", "b.yaml 1/2 1 /2"),
+        ("https://h.co/a/b rewards/mine.py:f", "https://h.co/a/b rewards/mine.py:f"),
+    ],
+)
+def test_paths_and_nothing_else_lose_their_folders(text: str, shown: str):
+    assert without_paths(text) == shown
 
 
 def test_name_and_licence_of_a_base(model: str, tmp_path: Path):

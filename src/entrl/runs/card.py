@@ -28,7 +28,9 @@ SHIPPED, SHIPPED_LICENCE = Path(shipped.__file__ or "").parent, "apache-2.0"  # 
 BEGIN, END = "<!-- entrl -->", "<!-- /entrl -->"
 OURS = re.compile(rf"{re.escape(BEGIN)}.*?{re.escape(END)}\n*", re.S)
 NO_BASE = re.compile(r"fine-tuned version of \[None\]\([^)]*\)")
-PATH = re.compile(r"(?<![\w.:/])(?:~|\.{1,2})?/(?:[^\s/'\",;:]+/)*([^\s/'\",;:]+)/?")  # absolute, or from here or home
+# absolute, or from here or home; neither a closing tag, nor a fraction, nor what follows a host
+WORD = r"[^\s/'\",;:<>]"
+PATH = re.compile(rf"(?<![\w./<])(?:~|\.{{1,2}})?/(?:(?:{WORD}+/)+|(?!\d))({WORD}+)/?")
 
 
 def draft_card(trainer: Any, model: Path, *, name: str) -> None:
@@ -68,7 +70,7 @@ def finish_card(folder: Path, *, facts: Mapping[str, str], table: Sequence[Table
     made = {"Base model": base, "Licence of the base": licence or "not known here: look at the base", **facts}
     made["Data"] = str((settings.get("data") or {}).get("task") or "see the settings")
     made["entrl"] = f"{manifest.get('entrl')}, commit {(manifest.get('git') or {}).get('commit') or 'unknown'}"
-    parts = [f"{BEGIN}\n## What was done", _table(("", ""), made.items()), *_evaluations(table), _without_paths(notes)]
+    parts = [f"{BEGIN}\n## What was done", _table(("", ""), made.items()), *_evaluations(table), without_paths(notes)]
     parts.append(f"<details><summary>Settings</summary>\n\n```yaml\n{_settings(settings)}```\n\n</details>\n{END}\n")
     text = NO_BASE.sub(f"fine-tuned version of {base}", OURS.sub("", card.text))
     text = text.replace('model="None"', 'model="path/of/this/folder"')
@@ -109,15 +111,16 @@ def _table(head: Sequence[str], rows: Any) -> str:
 
 
 def _cell(value: Any) -> str:
-    return _without_paths(str(value)).replace("|", "\\|")
+    return without_paths(str(value)).replace("|", "\\|")
 
 
 def _settings(settings: Mapping[str, Any]) -> str:
     kept = {k: v for k, v in settings.items() if k != "out"}
     if isinstance(kept.get("trainer"), Mapping):
         kept["trainer"] = {k: v for k, v in kept["trainer"].items() if k != "output_dir"}
-    return _without_paths(dump_yaml(mask(kept)))
+    return without_paths(dump_yaml(mask(kept)))
 
 
-def _without_paths(text: str) -> str:
+def without_paths(text: str) -> str:
+    """A path becomes its last part: where things lay on somebody's machine tells a reader nothing."""
     return PATH.sub(lambda found: found[1], text)
