@@ -9,8 +9,9 @@ from tiny_model import saved_model
 from transformers import AutoConfig, Qwen3Config, Qwen3ForCausalLM
 
 from entrl.models.quantization import Quantization
+from entrl.models.shape import model_shape
 from entrl.runs.plan import count_parameters, plan
-from entrl.runs.plan.memory import Training, base_bytes, model_shape
+from entrl.runs.plan.memory import Training, base_bytes
 from entrl.runs.recipe import Recipe, make_recipe
 from entrl.runs.serve import server_command
 from entrl.settings.overrides import apply_override

@@ -127,7 +127,7 @@ def test_broken_yaml_says_where():
         ("launch.world_size=0", "launch.world_size must be at least 1"),
         ("eval={task: sums, samples: 2, k: [4]}", r"eval.k must lie in 1..samples \(2\), got \[4\]"),
         ("eval={task: sums, temperature: 0.0}", "eval.temperature must be above 0"),
-        ("eval={size: 3}", "eval needs a 'task'"),
+        ("eval={size: 3}", "eval needs either a task or a list of tasks"),
         ("rewards=[]", "rewards is empty"),
         ("rewards=accuracy", "rewards must be a list"),
         ("model=null", "no 'model' group"),

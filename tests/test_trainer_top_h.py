@@ -59,5 +59,5 @@ def test_without_top_h_the_same_run_draws_tokens_the_rule_would_cut(tmp_path):
 
 
 def test_top_h_beside_an_entropy_aware_reward_is_refused_unless_accepted(tmp_path):
-    with pytest.raises(ValueError, match=r"top_h=0\.4 samples from a truncated distribution"):
+    with pytest.raises(ValueError, match=r"top_h=0\.4 samples from a reshaped or truncated distribution"):
         trainer(tmp_path, Recorder(), top_h=0.4)
