@@ -22,6 +22,7 @@ from entrl.stats.pairing import paired_difference
 
 PAIRED = ("sampled_accuracy", "greedy_correct", "mean_length")
 SHARE = 6  # the first and the last sixth of the steps
+FEW = 5  # steps below which an interval over steps says nothing
 
 
 def main() -> int:
@@ -91,6 +92,8 @@ def wanted(name: str) -> bool:
 
 
 def interval(values: list[float]) -> dict:
+    if len(values) < FEW:
+        return {"mean": fmean(values)}
     found = mean_interval(values)
     return {"mean": fmean(values), "lo": found.lo, "hi": found.hi}
 
