@@ -11,6 +11,7 @@ the last sixth of the logged steps, 95 % Student intervals over those steps.
 
 import argparse
 import json
+import re
 import sys
 from pathlib import Path
 from statistics import fmean
@@ -61,6 +62,7 @@ def measured(run: Path, start: Path) -> dict:
         "samples": after["samples"],
         "before_from": start.name,
         **{when: numbers(found) for when, found in (("before", before), ("after", after))},
+        "sampled accuracy by kind of sum": {"before": by_kind(before), "after": by_kind(after)},
         "after - before": {name: paired_difference(before, after, metric=name)._asdict() for name in PAIRED},
     }
     return row
@@ -70,6 +72,16 @@ def numbers(found: dict) -> dict:
     names = ("greedy_accuracy", "greedy_accuracy_ci", "sampled_accuracy", "sampled_accuracy_ci", "pass_at_k", "entropy")
     more = ("mean_length_sampled", "missing_close_rate", "truncation_rate", "seconds")
     return {name: found[name] for name in (*names, *more)}
+
+
+def by_kind(found: dict) -> dict:
+    """Sums of two terms by sign and by whether a term has two digits."""
+    kinds: dict[str, list[float]] = {}
+    for problem in found["problems"]:
+        left, sign, right = re.search(r"(-?\d+) ([+-]) (\d+)", problem["prompt"]).groups()
+        digits = "two digits" if max(len(left.lstrip("-")), len(right)) > 1 else "one digit"
+        kinds.setdefault(f"{digits} {sign}", []).append(problem["n_correct"] / problem["n_samples"])
+    return {kind: {"mean": fmean(values), "problems": len(values)} for kind, values in sorted(kinds.items())}
 
 
 def rollouts(logged: list[dict]) -> dict:
