@@ -47,6 +47,10 @@ class Wrong:
 
 
 JSONL = {"data": {"task": "jsonl:rows.jsonl"}}
+VLLM = {"eval.engine": "vllm"}
+SERVED = {"eval.servers": ["http://127.0.0.1:1"]}
+DROPPED = {"r": 2, "lora_dropout": 0.1}
+BEST = {"trainer.load_best_model_at_end": True, "trainer.save_strategy": "steps", "trainer.save_steps": 1}
 CASES = [
     Wrong(what="nothing"),
     Wrong(what="pear alpha quoted", changes={"rewards": [{"use": "pear", "args": {"alpha": "1"}}]}, stops="alpha"),
@@ -114,6 +118,50 @@ CASES = [
     Wrong(what="generations do not divide", changes={"trainer.num_generations": 3}, stops="num_generations"),
     Wrong(what="one generation", changes={"trainer.num_generations": 1}, stops="generations"),
     Wrong(what="liger not installed", changes={"trainer.use_liger_kernel": True}, stops="liger"),
+    Wrong(what="vLLM not installed", changes={"trainer.use_vllm": True}, stops="trainer.use_vllm: vLLM is not"),
+    Wrong(what="evaluation's vLLM not installed", changes=VLLM, stops="eval.engine: vLLM is not"),
+    Wrong(
+        what="vLLM evaluates a 4-bit base",
+        changes={**VLLM, "model.quantization": {"bits": 4}, "lora": {"r": 2}},
+        stops="model.quantization that is trained",
+    ),
+    Wrong(what="vLLM evaluates a revision", changes={**VLLM, "model.revision": "v1"}, stops="model.revision out"),
+    Wrong(
+        what="vLLM evaluates dialogues",
+        changes={**VLLM, "environment": {"use": "twenty_questions"}},
+        stops="set eval.engine: transformers",
+    ),
+    Wrong(what="servers of all weights", changes={**VLLM, **SERVED}, stops="eval.servers hold the model they"),
+    Wrong(
+        what="servers of an adapter that they drop",
+        changes={**VLLM, **SERVED, "lora": {"r": 2, "use_dora": True}},
+        stops="DoRA",
+    ),
+    Wrong(what="dropout of the adapter", changes={"rewards": ["pear"], "lora": DROPPED}, stops="lora.lora_dropout is"),
+    Wrong(
+        what="dropout of the adapter under a probe",
+        changes={"trainer.probe_every": 1, "lora": DROPPED},
+        stops="lora.lora_dropout is",
+    ),
+    Wrong(what="dropout without entropies", changes={"lora": DROPPED}),  # stock TRL's own
+    Wrong(
+        what="dropout made idle",
+        changes={"rewards": ["pear"], "trainer.disable_dropout": True, "trainer.scale_rewards": "batch"}
+        | {"lora": DROPPED},
+    ),
+    Wrong(
+        what="best model without eval", changes={"trainer.load_best_model_at_end": True}, stops="load_best_model_at_end"
+    ),
+    Wrong(what="the best of nothing", changes={**BEST, "eval": None}, stops="there are none; add eval"),
+    Wrong(what="the best of the loss", changes={**BEST, "eval.at": [1]}, stops="would compare the loss"),
+    Wrong(
+        what="mixture: eval on a split that is trained on",
+        changes={
+            "data": {"mixture": [{"task": "sums"}, {"task": "jsonl:rows.jsonl"}], "train_size": 8},
+            "eval.split": "train",
+        },
+        warns="eval reads the split",
+    ),
     Wrong(what="deepspeed file", changes={"trainer.deepspeed": "not/there.json"}, stops="deepspeed"),
     Wrong(what="output_dir null", changes={"trainer.output_dir": None}, stops="output_dir"),
     Wrong(what="epsilon negative", changes={"trainer.epsilon": -0.2}, stops="epsilon"),

@@ -27,7 +27,7 @@ from entrl.runs.best import BestCheckpoint, best_of
 from entrl.runs.card import draft_card, finish_run_card
 from entrl.runs.contents import contents, refuse_changed
 from entrl.runs.ending import Ending, launcher_patience
-from entrl.runs.evaluate import evaluate_into, refuse_missing_writer
+from entrl.runs.evaluate import evaluate_into
 from entrl.runs.folder import RunFolder, make_manifest, now, read_json, write_text
 from entrl.runs.law_watch import DenseEvaluation, LawWatch, evaluation_steps, interventions
 from entrl.runs.lock import FolderLock
@@ -69,7 +69,6 @@ def train(
     escape_completion_tables()
     prepared = prepare(recipe)  # joins the process group, if there is one
     together(lambda: refuse_problems(recipe, prepared))
-    together(lambda: refuse_missing_writer(recipe.eval))
     console = console or Console(quiet=not PartialState().is_main_process, soft_wrap=True)
     dataset = together(lambda: load_checked_data(recipe, prepared, console))
     folder, files = RunFolder(path=recipe.run_dir), contents(flat(recipe.resolved()), recipe.base)

@@ -134,9 +134,10 @@ def _pays_correctness(reward: Loaded) -> bool:
 
 
 def _evaluation_warnings(recipe: Recipe, args: Any) -> list[str]:
-    out, data = [], recipe.data
+    out = []
+    trained = [(data.task, data.split, dict(data.args)) for data in recipe.data.mixture or [recipe.data]]
     for spec in [] if recipe.eval is None else recipe.eval.parts.values():
-        if (spec.task, spec.split, dict(spec.args)) == (data.task, data.split, dict(data.args)):
+        if (spec.task, spec.split, dict(spec.args)) in trained:
             out.append(
                 f"eval reads the split that is trained on ({spec.task}, {spec.split}): its numbers are no test; set "
                 "eval.split or eval.task"
