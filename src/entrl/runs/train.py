@@ -35,7 +35,7 @@ from entrl.runs.log import ProgressLine, RunLog, be_quiet, listen_first
 from entrl.runs.plan import Prepared, check_rows, missing_here, prepare
 from entrl.runs.recipe import Recipe
 from entrl.runs.serve import find_api_key
-from entrl.runs.together import alone_on_main, failed_elsewhere, lost_ranks, main_first, together
+from entrl.runs.together import alone_on_main, failed_elsewhere, lost_ranks, main_first, refuse_left_over, together
 from entrl.runs.under_way import Run
 from entrl.runs.wording import escape_completion_tables, say
 from entrl.runs.writing import in_words
@@ -65,6 +65,7 @@ def train(
     recipe: Recipe, *, resume: bool = False, overwrite: bool = False, console: Console | None = None
 ) -> RunResult:
     """Run a recipe to its end; see the module docstring for what it leaves behind."""
+    refuse_left_over(os.environ)
     be_quiet()
     escape_completion_tables()
     prepared = prepare(recipe)  # joins the process group, if there is one

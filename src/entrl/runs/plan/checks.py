@@ -17,6 +17,7 @@ from entrl.runs.plan.missing import name_problems
 from entrl.runs.plan.values import adapter_problems, reference_problems, value_problems, weight_problems
 from entrl.runs.recipe import Recipe
 from entrl.runs.specs import DIALOGUES_BY
+from entrl.runs.together import refuse_left_over
 from entrl.settings.arguments import TRL_KEYWORDS
 from entrl.settings.names import Loaded, suggest
 from entrl.trainers.config import EntropyGRPOConfig
@@ -59,6 +60,7 @@ def build_args(recipe: Recipe, world_size: int | None = None) -> Any:
 
     Where no accelerator exists `use_cpu` is set: TRL's default of bf16 is otherwise refused by transformers.
     """
+    refuse_left_over(os.environ)  # transformers joins a process group where the config is built
     kwargs = recipe.trainer_kwargs()
     if not has_accelerator() and kwargs.get("use_cpu") is None:
         kwargs["use_cpu"] = True

@@ -38,6 +38,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "importance_sampling_level": ("token", "sequence"),
 }
 HIGH_RATE = 1e-2  # learning rate above which AdamW leaves any language model's weights behind; our choice
+QUICKEST_S = 0.1  # seconds of a verifier's child for one answer, some milliseconds where nobody else works; our choice
 TRL_PEFT_TASK = "CAUSAL_LM"
 
 
@@ -120,6 +121,12 @@ def _reward_warnings(recipe: Recipe, rewards: Sequence[Loaded]) -> list[str]:
         f"rewards.{i}.weight of {spec.use} is {spec.weight:g}: the policy is paid for less of it"
         for i, spec in enumerate(recipe.rewards)
         if spec.weight < 0
+    ]
+    out += [
+        f"rewards.{i}.args.timeout_s of {spec.use} is {limit:g}: checks by a child process take longer on a busy "
+        f"machine, and what is not checked in time gets no reward; set it to {QUICKEST_S:g} at least"
+        for i, (reward, spec) in enumerate(zip(rewards, recipe.rewards, strict=False))
+        if (limit := getattr(reward.value, "timeout_s", None)) is not None and limit < QUICKEST_S
     ]
     paying = [
         r.source for r, spec in zip(rewards, recipe.rewards, strict=False) if spec.weight and _pays_correctness(r)
