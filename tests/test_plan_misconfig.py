@@ -125,6 +125,17 @@ CASES = [
     Wrong(what="optim", changes={"trainer.optim": "adamm"}, stops="adamm"),
     Wrong(what="optim not installed", changes={"trainer.optim": "adamw_bnb_8bit"}, stops="bitsandbytes"),
     Wrong(what="scheduler", changes={"trainer.lr_scheduler_type": "constnt"}, stops="constnt"),
+    Wrong(
+        what="scheduler without its rate", changes={"trainer.lr_scheduler_type": "cosine_with_min_lr"}, stops="min_lr"
+    ),
+    Wrong(what="scheduler option", changes={"trainer.lr_scheduler_kwargs": {"foo": 1}}, stops="lr_scheduler_kwargs"),
+    Wrong(what="optimiser option", changes={"trainer.optim_args": "foo"}, stops="optim_args"),
+    Wrong(what="adam_beta1 1.5", changes={"trainer.adam_beta1": 1.5}, stops="trainer.adam_"),
+    Wrong(what="adam_epsilon -1", changes={"trainer.adam_epsilon": -1.0}, stops="trainer.adam_"),
+    Wrong(what="seed -1", changes={"trainer.seed": -1}, stops="trainer.seed"),
+    Wrong(what="workers -1", changes={"trainer.dataloader_num_workers": -1}, stops="dataloader_num_workers"),
+    Wrong(what="vllm_mode", changes={"trainer.vllm_mode": "servr"}, stops="trainer.vllm_mode must be one of"),
+    Wrong(what="hub not at hand", changes={"trainer.push_to_hub": True}, stops="trainer.push_to_hub: HF_HUB_OFFLINE"),
     Wrong(what="tracker not installed", changes={"trainer.report_to": "wandb"}, stops="wandb"),
     Wrong(what="tracker not known", changes={"trainer.report_to": ["wandbb"]}, stops="wandbb"),
     Wrong(

@@ -13,6 +13,7 @@ from entrl.engines.adapters import check_servable_config
 from entrl.models.load import generation_defaults, load_config, model_problems, on_meta
 from entrl.runs.best import best_notes, best_problems
 from entrl.runs.law_watch import evaluation_steps
+from entrl.runs.plan.late import late_problems
 from entrl.runs.plan.missing import name_problems
 from entrl.runs.plan.values import adapter_problems, reference_problems, value_problems, weight_problems
 from entrl.runs.recipe import Recipe
@@ -122,7 +123,7 @@ def prepare(recipe: Recipe, *, world_size: int | None = None) -> Prepared:
         size = world_size or out.args.world_size
         out.problems += collect(lambda: schedule_problems(out, size), []) + launch_problems(recipe, size)
         out.problems += evaluation_problems(recipe, out.args) + reference_problems(out.args)
-        out.problems += name_problems(recipe, out.args) + dropout_problems(recipe, out)
+        out.problems += name_problems(recipe, out.args) + late_problems(out.args) + dropout_problems(recipe, out)
         if recipe.environment is not None:
             out.problems += tool_problems(out.args)
         if world_size is None:

@@ -40,6 +40,7 @@ def missing_here(recipe: Recipe, args: Any) -> list[str]:
         _missing_engine(args),
         _missing_evaluator(recipe),
         missing_bitsandbytes(recipe.model.quantization),
+        _missing_hub(args),
         _missing_kernel(recipe.model.attn_implementation),
         _missing_optimiser(str(getattr(args.optim, "value", args.optim))),
         *(_missing_tracker(name) for name in trackers(args)),
@@ -60,6 +61,16 @@ def _missing_evaluator(recipe: Recipe) -> str | None:
     if spec is not None and spec.engine == "vllm" and not spec.servers and (why := missing_vllm()):
         return f"eval.engine: {why}, or set eval.engine: transformers"
     return None
+
+
+def _missing_hub(args: Any) -> str | None:
+    from huggingface_hub import get_token
+    from huggingface_hub.constants import HF_HUB_OFFLINE
+
+    if not args.push_to_hub or not (HF_HUB_OFFLINE or (args.hub_token is None and get_token() is None)):
+        return None
+    why = "HF_HUB_OFFLINE is set" if HF_HUB_OFFLINE else "there is no token of the hub's here (`hf auth login`)"
+    return f"trainer.push_to_hub: {why}; mend that, or set push_to_hub: false"
 
 
 def _missing_kernel(name: str | None) -> str | None:

@@ -30,12 +30,16 @@ RANGES: dict[str, tuple[float, float, bool]] = {
     "gradient_accumulation_steps": (1, math.inf, True),
     "steps_per_generation": (1, math.inf, True),
     "num_generations": (2, math.inf, True),
+    "seed": (0, 2**32 - 1, True),
+    "data_seed": (0, 2**32 - 1, True),
+    "dataloader_num_workers": (0, math.inf, True),
 }
 # words that TRL 1.16 compares at its first step and nowhere before
 CHOICES: dict[str, tuple[Any, ...]] = {
     "scale_rewards": ("group", "batch", "none", True, False),
     "multi_objective_aggregation": ("sum_then_normalize", "normalize_then_sum"),
     "importance_sampling_level": ("token", "sequence"),
+    "vllm_mode": ("colocate", "server"),
 }
 HIGH_RATE = 1e-2  # learning rate above which AdamW leaves any language model's weights behind; our choice
 QUICKEST_S = 0.1  # seconds of a verifier's child for one answer, some milliseconds where nobody else works; our choice
