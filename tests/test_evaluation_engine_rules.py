@@ -1,6 +1,10 @@
 """What an evaluation through vLLM refuses before it starts, without any engine (with: test_evaluation_engine.py)."""
 
 import importlib.util
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 from peft import LoraConfig, get_peft_model
@@ -10,8 +14,11 @@ from entrl.engines.faults import RolloutError
 from entrl.evaluation.engine import open_engine
 from entrl.evaluation.writing import Sampling
 from entrl.models.load import load_tokenizer
-from entrl.runs.evaluate import refuse_missing_writer
+from entrl.runs.plan import build_args, missing_here
+from entrl.runs.recipe import load_recipe
 from entrl.runs.specs import EvalSpec
+
+ROOT = Path(__file__).parents[1] / "recipes"
 
 SAMPLING = Sampling(samples=1, temperature=1.0, top_p=1.0, max_new_tokens=8, seed=0)
 
@@ -24,11 +31,15 @@ def _no_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("_no_vllm")
 def test_an_engine_that_is_not_installed_is_refused_before_a_run_trains() -> None:
-    with pytest.raises(ValueError, match=r"eval\.engine: vLLM is not installed .*install_vllm\.sh.*transformers"):
-        refuse_missing_writer(EvalSpec(task="sums", engine="vllm"))
-    refuse_missing_writer(EvalSpec(task="sums", engine="vllm", servers=["http://127.0.0.1:1"]))  # somebody else's
-    refuse_missing_writer(EvalSpec(task="sums"))
-    refuse_missing_writer(None)
+    def missing(**spec: Any) -> list[str]:
+        recipe = load_recipe(ROOT / "tiny-reasoner" / "grpo.yaml")
+        recipe = replace(recipe, eval=EvalSpec(task="sums", **spec) if spec else None)
+        return missing_here(recipe, build_args(recipe))
+
+    (found,) = missing(engine="vllm")
+    assert re.fullmatch(r"eval\.engine: vLLM is not installed .*install_vllm\.sh.*eval\.engine: transformers", found)
+    assert missing(engine="vllm", servers=["http://127.0.0.1:1"]) == []  # somebody else's
+    assert missing(engine="transformers") == missing() == []
 
 
 @pytest.mark.usefixtures("_no_vllm")

@@ -216,11 +216,11 @@ def test_memory_is_refused_only_where_the_device_is_known(model):
 
 
 def test_a_colocated_engine_takes_its_share_first(model):
-    words = ("trainer.use_vllm=true", "trainer.vllm_gpu_memory_utilization=0.99")
+    words = ("trainer.use_vllm=true", "trainer.vllm_gpu_memory_utilization=0.9999")
     shared = Measured(device_gib=8)
     (training,) = plan(recipe(model, *words), measured=shared).problems
     assert training.startswith("training (head) needs")
-    assert "most of it is vLLM (vllm_gpu_memory_utilization 0.99 x 8 GiB)" in training
+    assert "most of it is vLLM (vllm_gpu_memory_utilization 0.9999 x 8 GiB)" in training
     assert training.endswith("set vllm_enable_sleep_mode: true, so that the engine gives its share back while training")
     assert plan(recipe(model, *words, "trainer.vllm_enable_sleep_mode=true"), measured=shared).ok
     (rollout,) = plan(

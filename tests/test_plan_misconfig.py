@@ -29,6 +29,8 @@ REWARDS = {
     "scalar": "def mine(completions, **kwargs):\n    return 1.0\n",
     "nan": "def mine(completions, **kwargs):\n    return [float('nan') for _ in completions]\n",
     "constant": "def mine(completions, **kwargs):\n    return [0.5 for _ in completions]\n",
+    "syntax": "def mine(**kwargs)\n    return [0.0]\n",
+    "fails": "LIMIT = 1 / 0\n\ndef mine(**kwargs):\n    return [0.0]\n",
     "missing_module": "import not_there_at_all\n\ndef mine(**kwargs):\n    return [0.0]\n",
     "good": "def mine(completions, answer, **kwargs):\n    return [float(len(a)) for a in answer]\n",
 }
@@ -42,11 +44,17 @@ class Wrong:
     changes: dict[str, Any] = field(default_factory=dict)  # of the recipe, by dotted key
     reward: str = "good"  # of REWARDS, written to mine.py
     rows: list[dict[str, Any]] | None = None
+    latin: str | None = None  # the file that is written in Latin-1
+    env: dict[str, str] = field(default_factory=dict)
     stops: str | None = None
     warns: str | None = None
 
 
 JSONL = {"data": {"task": "jsonl:rows.jsonl"}}
+VLLM = {"eval.engine": "vllm"}
+SERVED = {"eval.servers": ["http://127.0.0.1:1"]}
+DROPPED = {"r": 2, "lora_dropout": 0.1}
+BEST = {"trainer.load_best_model_at_end": True, "trainer.save_strategy": "steps", "trainer.save_steps": 1}
 CASES = [
     Wrong(what="nothing"),
     Wrong(what="pear alpha quoted", changes={"rewards": [{"use": "pear", "args": {"alpha": "1"}}]}, stops="alpha"),
@@ -81,6 +89,8 @@ CASES = [
     Wrong(what="reward scalar", changes={"rewards": MINE}, reward="scalar", stops="returned float"),
     Wrong(what="reward NaN", changes={"rewards": MINE}, reward="nan", stops="returned nan"),
     Wrong(what="reward imports", changes={"rewards": MINE}, reward="missing_module", stops="not_there_at_all"),
+    Wrong(what="reward is no Python", changes={"rewards": MINE}, reward="syntax", stops="cannot be imported: Syntax"),
+    Wrong(what="reward file fails", changes={"rewards": MINE}, reward="fails", stops="imported: ZeroDivisionError"),
     Wrong(what="a reward of one's own", changes={"rewards": MINE}),
     Wrong(what="weight -1 on accuracy", changes={"rewards": [{"use": "accuracy", "weight": -1.0}]}, warns="weight"),
     Wrong(what="weight .nan", changes={"rewards": [{"use": "accuracy", "weight": float("nan")}]}, stops="weight"),
@@ -90,6 +100,16 @@ CASES = [
         what="ids twice", changes=JSONL, rows=[{**r, "problem_id": "a"} for r in ROWS], stops="occurs more than once"
     ),
     Wrong(what="golds empty", changes=JSONL, rows=[{**r, "answer": ""} for r in ROWS], stops="gold answer"),
+    Wrong(
+        what="golds no mathematics",
+        changes=JSONL,
+        rows=[{**r, "answer": f"the {w} one"} for r, w in zip(ROWS, "abcdefgh", strict=True)],
+        warns="no gold answer reads as mathematics",
+    ),
+    Wrong(
+        what="golds words, as asked", changes=JSONL, rows=[{**r, "answer": "red", "verifier": "exact"} for r in ROWS]
+    ),
+    Wrong(what="golds NaN", changes=JSONL, rows=[{**r, "answer": float("nan")} for r in ROWS], stops="NaN is no JSON"),
     Wrong(what="verifier code", changes=JSONL, rows=[{**r, "verifier": "code"} for r in ROWS], stops="verifier"),
     Wrong(what="eval on the training split", changes={"eval.split": "train"}, warns="eval"),
     Wrong(what="model not there", changes={"model.path": "no/such-model"}, stops="no/such-model"),
@@ -105,6 +125,17 @@ CASES = [
     Wrong(what="optim", changes={"trainer.optim": "adamm"}, stops="adamm"),
     Wrong(what="optim not installed", changes={"trainer.optim": "adamw_bnb_8bit"}, stops="bitsandbytes"),
     Wrong(what="scheduler", changes={"trainer.lr_scheduler_type": "constnt"}, stops="constnt"),
+    Wrong(
+        what="scheduler without its rate", changes={"trainer.lr_scheduler_type": "cosine_with_min_lr"}, stops="min_lr"
+    ),
+    Wrong(what="scheduler option", changes={"trainer.lr_scheduler_kwargs": {"foo": 1}}, stops="lr_scheduler_kwargs"),
+    Wrong(what="optimiser option", changes={"trainer.optim_args": "foo"}, stops="optim_args"),
+    Wrong(what="adam_beta1 1.5", changes={"trainer.adam_beta1": 1.5}, stops="trainer.adam_"),
+    Wrong(what="adam_epsilon -1", changes={"trainer.adam_epsilon": -1.0}, stops="trainer.adam_"),
+    Wrong(what="seed -1", changes={"trainer.seed": -1}, stops="trainer.seed"),
+    Wrong(what="workers -1", changes={"trainer.dataloader_num_workers": -1}, stops="dataloader_num_workers"),
+    Wrong(what="vllm_mode", changes={"trainer.vllm_mode": "servr"}, stops="trainer.vllm_mode must be one of"),
+    Wrong(what="hub not at hand", changes={"trainer.push_to_hub": True}, stops="trainer.push_to_hub: HF_HUB_OFFLINE"),
     Wrong(what="tracker not installed", changes={"trainer.report_to": "wandb"}, stops="wandb"),
     Wrong(what="tracker not known", changes={"trainer.report_to": ["wandbb"]}, stops="wandbb"),
     Wrong(
@@ -114,6 +145,67 @@ CASES = [
     Wrong(what="generations do not divide", changes={"trainer.num_generations": 3}, stops="num_generations"),
     Wrong(what="one generation", changes={"trainer.num_generations": 1}, stops="generations"),
     Wrong(what="liger not installed", changes={"trainer.use_liger_kernel": True}, stops="liger"),
+    Wrong(what="recipe in Latin-1", latin="wrong.yaml", stops="wrong.yaml:"),
+    Wrong(what="rows in Latin-1", changes=JSONL, latin="rows.jsonl", stops="if it is Latin-1"),
+    Wrong(what="reward in Latin-1", changes={"rewards": MINE}, latin="mine.py", stops="cannot be imported"),
+    Wrong(what="WORLD_SIZE left over", env={"WORLD_SIZE": "2"}, stops="`unset WORLD_SIZE`"),
+    Wrong(what="variable not set", changes={"trainer.output_dir": "$ENTRL_NOT_SET/run"}, stops="ENTRL_NOT_SET is not"),
+    Wrong(what="all cut", changes={"trainer.max_completion_length": 2}, warns="trainer.max_completion_length of 2 is"),
+    Wrong(
+        what="all cut and masked",
+        changes={"trainer.max_completion_length": 2, "trainer.mask_truncated_completions": True},
+        warns="nothing would be trained",
+    ),
+    Wrong(what="evaluation cut", changes={"eval.max_new_tokens": 1}, warns="eval.max_new_tokens of 1 is too short"),
+    Wrong(
+        what="verifier without time",
+        changes={"rewards": [{"use": "accuracy", "args": {"timeout_s": 1e-4}}]},
+        warns="rewards.0.args.timeout_s",
+    ),
+    Wrong(what="vLLM not installed", changes={"trainer.use_vllm": True}, stops="trainer.use_vllm: vLLM is not"),
+    Wrong(what="evaluation's vLLM not installed", changes=VLLM, stops="eval.engine: vLLM is not"),
+    Wrong(
+        what="vLLM evaluates a 4-bit base",
+        changes={**VLLM, "model.quantization": {"bits": 4}, "lora": {"r": 2}},
+        stops="model.quantization that is trained",
+    ),
+    Wrong(what="vLLM evaluates a revision", changes={**VLLM, "model.revision": "v1"}, stops="model.revision out"),
+    Wrong(
+        what="vLLM evaluates dialogues",
+        changes={**VLLM, "environment": {"use": "twenty_questions"}},
+        stops="set eval.engine: transformers",
+    ),
+    Wrong(what="servers of all weights", changes={**VLLM, **SERVED}, stops="eval.servers hold the model they"),
+    Wrong(
+        what="servers of an adapter that they drop",
+        changes={**VLLM, **SERVED, "lora": {"r": 2, "use_dora": True}},
+        stops="DoRA",
+    ),
+    Wrong(what="dropout of the adapter", changes={"rewards": ["pear"], "lora": DROPPED}, stops="lora.lora_dropout is"),
+    Wrong(
+        what="dropout of the adapter under a probe",
+        changes={"trainer.probe_every": 1, "lora": DROPPED},
+        stops="lora.lora_dropout is",
+    ),
+    Wrong(what="dropout without entropies", changes={"lora": DROPPED}),  # stock TRL's own
+    Wrong(
+        what="dropout made idle",
+        changes={"rewards": ["pear"], "trainer.disable_dropout": True, "trainer.scale_rewards": "batch"}
+        | {"lora": DROPPED},
+    ),
+    Wrong(
+        what="best model without eval", changes={"trainer.load_best_model_at_end": True}, stops="load_best_model_at_end"
+    ),
+    Wrong(what="the best of nothing", changes={**BEST, "eval": None}, stops="there are none; add eval"),
+    Wrong(what="the best of the loss", changes={**BEST, "eval.at": [1]}, stops="would compare the loss"),
+    Wrong(
+        what="mixture: eval on a split that is trained on",
+        changes={
+            "data": {"mixture": [{"task": "sums"}, {"task": "jsonl:rows.jsonl"}], "train_size": 8},
+            "eval.split": "train",
+        },
+        warns="eval reads the split",
+    ),
     Wrong(what="deepspeed file", changes={"trainer.deepspeed": "not/there.json"}, stops="deepspeed"),
     Wrong(what="output_dir null", changes={"trainer.output_dir": None}, stops="output_dir"),
     Wrong(what="epsilon negative", changes={"trainer.epsilon": -0.2}, stops="epsilon"),
@@ -128,7 +220,7 @@ CASES = [
 SMALL: dict[str, Any] = {
     "data": {"task": "sums", "train_size": 16},
     "rewards": ["accuracy"],
-    "eval": {"task": "sums", "size": 1, "samples": 1, "k": [1], "max_new_tokens": 2, "before": True},
+    "eval": {"task": "sums", "size": 1, "samples": 1, "k": [1], "max_new_tokens": 4, "before": True},
     "trainer": {
         "max_steps": 1,
         "per_device_train_batch_size": 8,
@@ -162,6 +254,10 @@ def made(case: Wrong, model: str, folder: Path) -> Recipe:
     (folder / "mine.py").write_text(REWARDS[case.reward])
     (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, case.rows or ROWS)))
     (folder / "wrong.yaml").write_text(dump_yaml(content))
+    if case.latin is not None:
+        comment = {".yaml": "\n# ", ".py": "\nWORD = '", ".jsonl": '\n{"prompt": "1+1=", "answer": "2", "why": "'}
+        file = folder / case.latin
+        file.write_bytes(file.read_bytes() + (comment[file.suffix] + "Länge'\n").encode("latin-1"))
     return load_recipe(folder / "wrong.yaml")
 
 
@@ -181,7 +277,9 @@ SORTED = [pytest.param(c, id=c.what, marks=() if c.what in QUICK else pytest.mar
 
 
 @pytest.mark.parametrize("case", SORTED)
-def test_plan_says_what_is_wrong(case: Wrong, model: str, tmp_path: Path):
+def test_plan_says_what_is_wrong(case: Wrong, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for name, value in case.env.items():
+        monkeypatch.setenv(name, value)
     try:
         found = plan(made(case, model, tmp_path))
         problems, warnings, verdict = [*found.problems, *found.unchecked], found.warnings, found.verdict
@@ -198,7 +296,11 @@ def test_plan_says_what_is_wrong(case: Wrong, model: str, tmp_path: Path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES, ids=by_name)
-def test_train_stops_where_plan_found_a_problem(case: Wrong, model: str, tmp_path: Path):
+def test_train_stops_where_plan_found_a_problem(
+    case: Wrong, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    for name, value in case.env.items():
+        monkeypatch.setenv(name, value)
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     if case.stops is None:
         train(made(case, model, tmp_path), console=Console(quiet=True))

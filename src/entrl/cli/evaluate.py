@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -219,6 +220,9 @@ def _is_main() -> bool:
     import torch
     from accelerate import PartialState
 
+    from entrl.runs.together import refuse_left_over
+
+    refuse_left_over(os.environ)
     # Left to itself accelerate takes ranks without a GPU for so many lone processes (launch/cpu_2.yaml).
     return PartialState(cpu=not torch.cuda.is_available()).is_main_process
 

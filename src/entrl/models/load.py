@@ -199,6 +199,15 @@ def load_config(spec: Any) -> Any:
     return AutoConfig.from_pretrained(where, revision=revision, trust_remote_code=spec.trust_remote_code)
 
 
+def on_meta(config: Any) -> Any:
+    """The model of a configuration, without memory for its weights."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config)
+
+
 def generation_defaults(spec: Any) -> Any:
     """The sampler settings that a recipe's `model` brings (generation_config.json), None where it has no such file."""
     from transformers import GenerationConfig
@@ -330,10 +339,9 @@ def trained_shapes(config: Any, lora: Any) -> dict[str, tuple[int, ...]]:
 
     import torch
     from peft import get_peft_model
-    from transformers import AutoModelForCausalLM
 
     lora = copy.deepcopy(lora)  # peft writes the layers it found into it
     lora.inference_mode = False
     with torch.device("meta"):
-        model: Any = get_peft_model(AutoModelForCausalLM.from_config(config), lora)
+        model: Any = get_peft_model(on_meta(config), lora)
     return {name: tuple(p.shape) for name, p in model.named_parameters() if p.requires_grad}

@@ -27,7 +27,7 @@ from entrl.evaluation.writing import Sampling
 from entrl.models.load import tokenizer_of
 from entrl.models.whole import whole_models
 from entrl.runs.folder import write_json
-from entrl.runs.specs import EvalSpec, load_rows
+from entrl.runs.specs import DIALOGUES_BY, EvalSpec, load_rows
 from entrl.runs.together import (
     OtherRankFailed,
     alone_on_main,
@@ -111,7 +111,7 @@ def evaluate_subject(
     rows: loads the problems of one task. partial: a folder for what is finished; it stays, for the caller to remove.
     """
     if asking.environment is not None and spec.engine != "transformers":
-        raise ValueError("dialogues with an environment are evaluated by transformers; set eval.engine: transformers")
+        raise ValueError(DIALOGUES_BY)
     parts, results = spec.parts, {}
     labels = {"model": subject.path, **(labels or {})}
     with whole_models(), contextlib.ExitStack() as until_done:
@@ -226,20 +226,10 @@ def evaluate_into(run: Run, load: Callable[[], Policy], when: str, *, keep: bool
     free()
 
 
-def refuse_missing_writer(spec: EvalSpec | None) -> None:
-    """ValueError, before anything is trained, where the evaluation's engine is not here."""
-    from entrl.engines.local import missing
-
-    if spec is not None and spec.engine == "vllm" and not spec.servers and (problem := missing()):
-        raise ValueError(f"eval.engine: {problem}, or set eval.engine: transformers")
-
-
 def evaluate_run(run: Run, load: Callable[[], Policy], when: str, partial: Path) -> dict[str, Any]:
     """The recipe's `eval` group: problems answered in one go, or dialogues with its environment."""
     spec, args, model = run.recipe.eval, run.prepared.args, run.recipe.model
     assert spec is not None
-    if spec.engine == "vllm" and model.revision and when == "before":
-        raise ValueError("eval.engine: vllm reads model.path as it is; give a folder, or leave model.revision out")
     path = model.path if when == "before" else str(run.folder.model)
     how = {"dtype": model.dtype, "run_dir": run.folder.path}
     subject = Subject(path=path, load=load, tokenizer=lambda: tokenizer_of(model), **how)

@@ -18,6 +18,7 @@ from entrl.tasks.mixture import Source, mixed, shares, source_names
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 EVAL_ENGINES = ("transformers", "vllm")
+DIALOGUES_BY = "dialogues with an environment are evaluated by transformers; set eval.engine: transformers"
 
 
 @dataclass(frozen=True, kw_only=True)

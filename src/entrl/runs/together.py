@@ -5,6 +5,7 @@ How ranks wait for each other is `trainers/shared/waiting.py`; here is how the c
 
 import os
 import re
+from collections.abc import Mapping
 
 from entrl.trainers.shared.waiting import (
     OtherRankFailed,
@@ -25,10 +26,12 @@ __all__ = [
     "lost_ranks",
     "main_first",
     "rank_prefix",
+    "refuse_left_over",
     "together",
     "wait_for_all",
 ]
 
+LAUNCHED = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # what every launcher sets beside WORLD_SIZE
 # What a rank sees when another one has ended.
 LOST = re.compile(
     r"[Cc]onnection (?:closed|reset) by (?:remote )?peer|Socket closed|remote process exited|Broken pipe"
@@ -44,6 +47,16 @@ def rank_prefix() -> str:
     """'rank 1: ' under a launcher that started several processes, else ''."""
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     return f"rank {os.environ.get('RANK', '0')}: " if several else ""
+
+
+def refuse_left_over(environ: Mapping[str, str]) -> None:
+    """ValueError for a WORLD_SIZE that no launcher set: processes that never come would be waited for."""
+    size, lacking = environ.get("WORLD_SIZE", "1"), [name for name in LAUNCHED if name not in environ]
+    if size != "1" and lacking:
+        raise ValueError(
+            f"WORLD_SIZE is {size} in the environment, without {', '.join(lacking)}, so no launcher started this "
+            "process; `unset WORLD_SIZE`, or start it with `accelerate launch`"
+        )
 
 
 def lost_ranks(error: BaseException) -> bool:

@@ -27,7 +27,7 @@ from entrl.runs.best import BestCheckpoint, best_of
 from entrl.runs.card import draft_card, finish_run_card
 from entrl.runs.contents import contents, refuse_changed
 from entrl.runs.ending import Ending, launcher_patience
-from entrl.runs.evaluate import evaluate_into, refuse_missing_writer
+from entrl.runs.evaluate import evaluate_into
 from entrl.runs.folder import RunFolder, make_manifest, now, read_json, write_text
 from entrl.runs.law_watch import DenseEvaluation, LawWatch, evaluation_steps, interventions
 from entrl.runs.lock import FolderLock
@@ -35,7 +35,7 @@ from entrl.runs.log import ProgressLine, RunLog, be_quiet, listen_first
 from entrl.runs.plan import Prepared, check_rows, missing_here, prepare
 from entrl.runs.recipe import Recipe
 from entrl.runs.serve import find_api_key
-from entrl.runs.together import alone_on_main, failed_elsewhere, lost_ranks, main_first, together
+from entrl.runs.together import alone_on_main, failed_elsewhere, lost_ranks, main_first, refuse_left_over, together
 from entrl.runs.under_way import Run
 from entrl.runs.wording import escape_completion_tables, say
 from entrl.runs.writing import in_words
@@ -65,11 +65,11 @@ def train(
     recipe: Recipe, *, resume: bool = False, overwrite: bool = False, console: Console | None = None
 ) -> RunResult:
     """Run a recipe to its end; see the module docstring for what it leaves behind."""
+    refuse_left_over(os.environ)
     be_quiet()
     escape_completion_tables()
     prepared = prepare(recipe)  # joins the process group, if there is one
     together(lambda: refuse_problems(recipe, prepared))
-    together(lambda: refuse_missing_writer(recipe.eval))
     console = console or Console(quiet=not PartialState().is_main_process, soft_wrap=True)
     dataset = together(lambda: load_checked_data(recipe, prepared, console))
     folder, files = RunFolder(path=recipe.run_dir), contents(flat(recipe.resolved()), recipe.base)

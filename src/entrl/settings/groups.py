@@ -22,6 +22,7 @@ from typing import Any, ClassVar, Self
 
 import pydantic
 
+from entrl.settings.json_lines import read_text
 from entrl.settings.names import suggest
 from entrl.settings.overrides import apply_override
 from entrl.settings.paths import expand_paths
@@ -250,7 +251,7 @@ class SettingsFile:
         path = Path(path)
         if not path.is_file():
             raise FileNotFoundError(f"no {cls.WHAT} {path}{_nearby(path)}")
-        content = parse_yaml(path.read_text(encoding="utf-8"), name=str(path))
+        content = parse_yaml(read_text(path), name=str(path))
         if not isinstance(content, dict):
             raise ValueError(f"{path} holds a {type(content).__name__}, not a mapping of groups")
         for override in overrides:

@@ -47,7 +47,7 @@ def find_file(name: str, base: Path | None) -> Path:
 
 
 def import_file(path: Path) -> ModuleType:
-    """Import one file under a name of its own, once per path; a syntax error or failing import keeps its traceback."""
+    """Import one file under a name of its own, once per path; ValueError for one that is no Python or fails itself."""
     name = f"entrl_file_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
     if name in sys.modules:
         return sys.modules[name]
@@ -58,8 +58,10 @@ def import_file(path: Path) -> ModuleType:
     sys.modules[name] = module  # before exec: dataclasses look their module up
     try:
         spec.loader.exec_module(module)
-    except BaseException:
+    except BaseException as error:
         del sys.modules[name]
+        if isinstance(error, Exception) and not isinstance(error, ImportError):
+            raise ValueError(f"{path} cannot be imported: {type(error).__name__}: {error}") from error
         raise
     return module
 

@@ -12,8 +12,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from entrl.verify.judge import gold_problem, read_verifier
+from entrl.verify.mathematics import is_words
 
 LIMIT_S = 60.0  # seconds after which no further ones are read, our choice
+LOOKED_AT = 200  # different golds among which mathematics is looked for
 NAMED = 3  # unverifiable golds that a line names
 PLAIN = re.compile(r"\s*[-+]?\d{1,30}(\.\d{1,30})?\s*")  # a number that every kind but `choice` can read
 
@@ -33,6 +35,7 @@ class GoldCheck:
     rows: int
     bad: list[BadGold] = field(default_factory=list)
     unread: int = 0  # rows whose gold was not reached in time
+    words: str | None = None  # a gold of kind `math`, where none of those looked at is mathematics
 
     def problems(self, what: str) -> list[str]:
         """Why nothing may start: no row has a gold to verify, or one has a gold that is no letter of its choices."""
@@ -59,6 +62,12 @@ class GoldCheck:
             )
         if self.unread:
             found.append(f"{what}: {self.unread:,} of {self.rows:,} gold answers were not read within {LIMIT_S:g} s")
+        if self.words is not None:
+            found.append(
+                f"{what}: the verifier is math and no gold answer reads as mathematics (such as {self.words[:80]!r}), "
+                "so answers are compared with them as texts. If that is meant, say verifier: exact or choice; if not, "
+                "mend the column answer"
+            )
         return found
 
 
@@ -94,7 +103,9 @@ def check_golds(rows: Any, *, default: str = "auto", limit_s: float = LIMIT_S, n
             bad.append(BadGold(row=i, name=name, why=problem, kind="none" if gold is None else kind))
     if not nulls:
         count, bad = sum(gold is not None for gold in golds), [b for b in bad if b.kind != "none"]
-    return GoldCheck(rows=count, bad=bad, unread=unread)
+    maths = [gold for key, (kind, gold, _) in jobs.items() if kind == "math" and why.get(key, "unread") is None]
+    words = bool(maths) and all(map(is_words, maths[:LOOKED_AT]))
+    return GoldCheck(rows=count, bad=bad, unread=unread, words=maths[0] if words else None)
 
 
 def _key(kind: str, gold: Any, spec: Mapping[str, Any]) -> tuple[str, str, str]:

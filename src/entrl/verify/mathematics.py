@@ -105,6 +105,12 @@ def gold_statement(gold: str) -> str:
     return found
 
 
+def is_words(gold: str) -> bool:
+    """Whether a readable gold holds no mathematics, so that answers are compared with it as texts."""
+    found = read(gold_statement(gold))
+    return isinstance(found, Words) and not found.formula
+
+
 def _same_text(gold: str, *statements: str) -> bool:
     """Whether one way of cutting the statement out is the gold's words."""
     right = words(plain(gold)).squeezed

@@ -10,19 +10,23 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from entrl.engines.adapters import check_servable_config
-from entrl.models.load import generation_defaults, model_problems
+from entrl.models.load import generation_defaults, load_config, model_problems, on_meta
 from entrl.runs.best import best_notes, best_problems
 from entrl.runs.law_watch import evaluation_steps
+from entrl.runs.plan.late import late_problems
 from entrl.runs.plan.missing import name_problems
 from entrl.runs.plan.values import adapter_problems, reference_problems, value_problems, weight_problems
 from entrl.runs.recipe import Recipe
+from entrl.runs.specs import DIALOGUES_BY
+from entrl.runs.together import refuse_left_over
 from entrl.settings.arguments import TRL_KEYWORDS
 from entrl.settings.names import Loaded, suggest
 from entrl.trainers.config import EntropyGRPOConfig
 from entrl.trainers.grpo import trainer as _trainer  # noqa: F401  what it stands on in TRL is checked at import
-from entrl.trainers.refusals.checks import check_schedule, reads_policy
+from entrl.trainers.refusals.checks import check_schedule, reads_policy, wants_no_dropout
 from entrl.trainers.refusals.engine_rules import tool_problems
 from entrl.trainers.refusals.sampling import model_sampling_problems
+from entrl.trainers.refusals.surroundings import refuse_dropout
 from entrl.trainers.shared.rewards import SHARED_SIGNALS, SIGNALS, reward_name
 
 
@@ -57,6 +61,7 @@ def build_args(recipe: Recipe, world_size: int | None = None) -> Any:
 
     Where no accelerator exists `use_cpu` is set: TRL's default of bf16 is otherwise refused by transformers.
     """
+    refuse_left_over(os.environ)  # transformers joins a process group where the config is built
     kwargs = recipe.trainer_kwargs()
     if not has_accelerator() and kwargs.get("use_cpu") is None:
         kwargs["use_cpu"] = True
@@ -105,8 +110,10 @@ def prepare(recipe: Recipe, *, world_size: int | None = None) -> Prepared:
     out.problems += problems
     out.notes += [*notes, *best_notes(recipe)]
     out.problems += adapter_problems(out.lora)
-    if out.lora is not None and getattr(out.args, "vllm_replicas", None):
+    served = getattr(out.args, "vllm_replicas", None) or (recipe.eval is not None and recipe.eval.servers)
+    if out.lora is not None and served:
         collect(lambda: check_servable_config(out.lora), None)
+    out.problems += evaluator_problems(recipe)
     out.problems += environment_problems(recipe, out.rewards)
     if out.args is not None:
         reads = reads_policy(out.controller_objects, out.reward_funcs)
@@ -116,7 +123,7 @@ def prepare(recipe: Recipe, *, world_size: int | None = None) -> Prepared:
         size = world_size or out.args.world_size
         out.problems += collect(lambda: schedule_problems(out, size), []) + launch_problems(recipe, size)
         out.problems += evaluation_problems(recipe, out.args) + reference_problems(out.args)
-        out.problems += name_problems(recipe, out.args)
+        out.problems += name_problems(recipe, out.args) + late_problems(out.args) + dropout_problems(recipe, out)
         if recipe.environment is not None:
             out.problems += tool_problems(out.args)
         if world_size is None:
@@ -168,6 +175,55 @@ def evaluation_problems(recipe: Recipe, args: Any) -> list[str]:
         return [str(error)]
     late = [step for step in steps if 0 < args.max_steps < step]
     return [f"eval.at names {late}, but training ends at step {args.max_steps}; leave them out"] if late else []
+
+
+def evaluator_problems(recipe: Recipe) -> list[str]:
+    """What vLLM cannot evaluate of this run: it reads models from their files, whole and in 16 or 32 bit."""
+    spec, model = recipe.eval, recipe.model
+    if spec is None or spec.engine != "vllm":
+        return []
+    out = [] if recipe.environment is None else [DIALOGUES_BY]
+    if model.quantization is not None:
+        out.append(
+            "eval.engine: vllm would put the adapter on the base as it is stored, not on the one of "
+            "model.quantization that is trained, and so evaluate another policy; set eval.engine: transformers"
+        )
+    if model.revision and spec.before:
+        out.append(
+            "eval.engine: vllm reads model.path as it is; give a folder, leave model.revision out, or set eval.before: "
+            "false"
+        )
+    if spec.servers and recipe.lora is None:
+        out.append(
+            "eval.servers hold the model they were started with, and all weights are trained here; leave eval.servers "
+            "out (an engine is then started on the trained model), or train with lora"
+        )
+    return out
+
+
+def dropout_problems(recipe: Recipe, prepared: Prepared) -> list[str]:
+    """What a trainer refuses of a built model, asked before one is loaded and evaluated."""
+    args, lora = prepared.args, prepared.lora
+    if not wants_no_dropout(args, prepared.controller_objects, prepared.reward_funcs):
+        return []
+    if lora is not None and lora.lora_dropout and not args.disable_dropout:
+        return [
+            f"lora.lora_dropout is {lora.lora_dropout}: token entropies and ratios would be of randomly thinned "
+            "networks; set it to 0"
+        ]
+    try:
+        config = load_config(recipe.model)
+        given = config.get_text_config().to_dict().items()
+        if not any("drop" in name and isinstance(p, float) and p > 0 for name, p in given):
+            return []
+        model = on_meta(config)
+    except (OSError, ValueError):  # said where it is loaded
+        return []
+    try:
+        refuse_dropout(model, disabled=args.disable_dropout)
+    except ValueError as error:
+        return [str(error)]
+    return []
 
 
 def launcher_problems(real: int, launched: str | None) -> list[str]:

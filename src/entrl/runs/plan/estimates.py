@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from entrl.models.load import load_config
+from entrl.models.load import load_config, on_meta
 from entrl.models.shape import ModelShape, model_shape
 from entrl.runs.plan.checks import Prepared, first_line
 from entrl.runs.plan.device import Device
@@ -106,14 +106,13 @@ def describe_disk(found: Estimate, recipe: Recipe, args: Any, steps: int | None,
 def count_parameters(config: Any, lora: Any) -> tuple[int, int]:
     """(all, trained) parameters of the model, built without memory on the meta device."""
     import torch
-    from transformers import AutoModelForCausalLM
+
+    model = on_meta(config)
+    base = sum(p.numel() for p in model.parameters())
+    if lora is None:
+        return base, base
+    from peft import get_peft_model
 
     with torch.device("meta"):
-        model: Any = AutoModelForCausalLM.from_config(config)
-        base = sum(p.numel() for p in model.parameters())
-        if lora is None:
-            return base, base
-        from peft import get_peft_model
-
         model = get_peft_model(model, lora)
     return base, sum(p.numel() for p in model.parameters() if p.requires_grad)

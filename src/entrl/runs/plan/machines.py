@@ -10,6 +10,7 @@ from typing import Any
 from entrl.models.quantization import SHARDED
 from entrl.runs.plan.memory import Sharding
 from entrl.runs.recipe import Recipe
+from entrl.settings.json_lines import read_text
 from entrl.settings.yaml import parse_yaml
 
 ONE_PER_DEVICE = ("MULTI_GPU", "MULTI_NPU", "MULTI_XPU", "MULTI_HPU", "MULTI_MLU", "FSDP", "DEEPSPEED")
@@ -43,7 +44,7 @@ def read_machines(path: str | Path) -> Machines:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no accelerate file {path}; launch/ has one for each kind of machine")
-    content = parse_yaml(path.read_text(encoding="utf-8"), name=str(path))
+    content = parse_yaml(read_text(path), name=str(path))
     if not isinstance(content, dict) or "distributed_type" not in content:
         raise ValueError(f"{path} has no distributed_type, so it is no accelerate file; see launch/ for some")
     sizes = {name: content.get(name) or 1 for name in SIZES}

@@ -285,7 +285,8 @@ def _tile(shape: ModelShape, run: Training, *, backward: bool) -> Term:
     """TRL's fused head: one tile of logits at a time, a slice of the weight, and the gradient of the hidden states."""
     tokens = run.rows * run.tokens
     rows, words = min(tokens, TILE[0]), min(TILE[1], shape.vocabulary)
-    size, times = rows * (words if run.on_cpu else TILE[1]) * run.computed, "1 tile"
+    wide = words if run.on_cpu else TILE[1]
+    size, times = rows * wide * run.computed, "1 tile"
     if run.on_cpu:
         copies = CPU_TILES["backward" if backward else "forward"]
         size, times = size + copies * rows * words * 4, f"1 + {copies:g} float32 tiles"
@@ -293,7 +294,7 @@ def _tile(shape: ModelShape, run: Training, *, backward: bool) -> Term:
         size += words * shape.hidden * run.computed
     if backward:
         size += tokens * shape.hidden * 4
-    return Term(name="logits", size=size, formula=f"{times} of {rows:,} tokens x {words:,} words (TRL's fused head)")
+    return Term(name="logits", size=size, formula=f"{times} of {rows:,} tokens x {wide:,} words (TRL's fused head)")
 
 
 def _step(shape: ModelShape, run: Training) -> Term:

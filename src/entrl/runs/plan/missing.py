@@ -6,6 +6,7 @@
 import importlib.util
 from typing import Any
 
+from entrl.engines.local import missing as missing_vllm
 from entrl.models.quantization import missing_bitsandbytes
 from entrl.runs.recipe import Recipe
 
@@ -36,9 +37,10 @@ KNOWN_ATTENTION = ("eager", "sdpa", "flex_attention", *KERNELS)
 def missing_here(recipe: Recipe, args: Any) -> list[str]:
     """Each with the package and the way around it."""
     found = [
-        missing_engine(args),
+        _missing_engine(args),
         _missing_evaluator(recipe),
         missing_bitsandbytes(recipe.model.quantization),
+        _missing_hub(args),
         _missing_kernel(recipe.model.attn_implementation),
         _missing_optimiser(str(getattr(args.optim, "value", args.optim))),
         *(_missing_tracker(name) for name in trackers(args)),
@@ -48,18 +50,27 @@ def missing_here(recipe: Recipe, args: Any) -> list[str]:
     return [text for text in found if text is not None]
 
 
-def missing_engine(args: Any) -> str | None:
-    """Why rollouts by vLLM cannot run on this machine, or None."""
-    if args.use_vllm and args.vllm_mode == "colocate" and importlib.util.find_spec("vllm") is None:
-        return "use_vllm is set and vllm is not installed here; pip install -e '.[vllm]', or set use_vllm: false"
+def _missing_engine(args: Any) -> str | None:
+    if args.use_vllm and args.vllm_mode == "colocate" and (why := missing_vllm()):
+        return f"trainer.use_vllm: {why}, or set use_vllm: false"
     return None
 
 
 def _missing_evaluator(recipe: Recipe) -> str | None:
     spec = recipe.eval
-    if spec is None or spec.engine != "vllm" or spec.servers or importlib.util.find_spec("vllm") is not None:
+    if spec is not None and spec.engine == "vllm" and not spec.servers and (why := missing_vllm()):
+        return f"eval.engine: {why}, or set eval.engine: transformers"
+    return None
+
+
+def _missing_hub(args: Any) -> str | None:
+    from huggingface_hub import get_token
+    from huggingface_hub.constants import HF_HUB_OFFLINE
+
+    if not args.push_to_hub or not (HF_HUB_OFFLINE or (args.hub_token is None and get_token() is None)):
         return None
-    return "eval.engine is vllm, which is not installed here; pip install -e '.[vllm]', or take transformers"
+    why = "HF_HUB_OFFLINE is set" if HF_HUB_OFFLINE else "there is no token of the hub's here (`hf auth login`)"
+    return f"trainer.push_to_hub: {why}; mend that, or set push_to_hub: false"
 
 
 def _missing_kernel(name: str | None) -> str | None:

@@ -20,6 +20,7 @@ from entrl.verify.golds import check_golds, gold_kind
 PROBE_ROWS = 4  # made of a task that generates its problems
 NAMED = 3  # rows named in a message about many
 LONGEST = 64  # texts of most bytes, among which the one of most tokens is looked for
+ROOMY = 64  # tokens of a completion from which on answers are taken to fit
 SPECIAL = 4  # tokens a tokenizer may put around a text, beside those of its bytes
 
 
@@ -169,6 +170,21 @@ def _check_control_tokens(tokenizer: Any, rows: Any, where: str, found: Found) -
         )
 
 
+def _check_answers_fit(tokenizer: Any, rows: Any, length: int, key: str, masked: bool, found: Found) -> None:
+    """Completions so short that most gold answers with an end token are longer. masked: cut ones are not trained on."""
+    golds = [gold for gold in rows["answer"] if gold] if "answer" in rows.column_names else []
+    if not golds or length > ROOMY:
+        return
+    counts = [len(ids) + 1 for ids in tokenizer(golds, add_special_tokens=False, verbose=False)["input_ids"]]
+    cut = sum(count > length for count in counts)
+    if 2 * cut > len(golds):
+        none = "; mask_truncated_completions takes those out, and nothing would be trained" if masked else ""
+        found.warnings.append(
+            f"{key} of {length} is too short for the answer alone in {cut} of {len(golds)} rows (shortest gold and an "
+            f"end token: {min(counts)} tokens): completions would be cut{none}; raise it"
+        )
+
+
 def _check_texts(recipe: Recipe, prepared: Prepared, rows: Any, length: int, where: str, found: Found) -> None:
     """Prompts as the model will be shown them: the template takes them, and they leave room for `length` tokens.
 
@@ -199,11 +215,14 @@ def _check_texts(recipe: Recipe, prepared: Prepared, rows: Any, length: int, whe
         found.problems.append(f"{where}: {error}")
         return
     _check_control_tokens(tokenizer, rows, where, found)
+    key = "trainer.max_completion_length" if where == "data" else "eval.max_new_tokens"
+    masked = where == "data" and prepared.args.mask_truncated_completions
+    _check_answers_fit(tokenizer, rows, length, f"{where}: {key}", masked, found)
     special = isinstance(rows[0]["prompt"], str)
     found.longest[where] = max(found.longest.get(where, 0), longest_prompt(tokenizer, texts, special=special))
     if positions is None:
         return
-    limit, key = positions - length, "trainer.max_completion_length" if where == "data" else "eval.max_new_tokens"
+    limit = positions - length
     if limit < 1:  # legal, as few completions may get so long; prompts must fit at least
         found.warnings.append(f"{key} of {length} leaves no room for a prompt in the context of {positions}; lower it")
         limit, length = positions, 0

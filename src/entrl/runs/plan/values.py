@@ -30,14 +30,19 @@ RANGES: dict[str, tuple[float, float, bool]] = {
     "gradient_accumulation_steps": (1, math.inf, True),
     "steps_per_generation": (1, math.inf, True),
     "num_generations": (2, math.inf, True),
+    "seed": (0, 2**32 - 1, True),
+    "data_seed": (0, 2**32 - 1, True),
+    "dataloader_num_workers": (0, math.inf, True),
 }
 # words that TRL 1.16 compares at its first step and nowhere before
 CHOICES: dict[str, tuple[Any, ...]] = {
     "scale_rewards": ("group", "batch", "none", True, False),
     "multi_objective_aggregation": ("sum_then_normalize", "normalize_then_sum"),
     "importance_sampling_level": ("token", "sequence"),
+    "vllm_mode": ("colocate", "server"),
 }
 HIGH_RATE = 1e-2  # learning rate above which AdamW leaves any language model's weights behind; our choice
+QUICKEST_S = 0.1  # seconds of a verifier's child for one answer, some milliseconds where nobody else works; our choice
 TRL_PEFT_TASK = "CAUSAL_LM"
 
 
@@ -121,6 +126,12 @@ def _reward_warnings(recipe: Recipe, rewards: Sequence[Loaded]) -> list[str]:
         for i, spec in enumerate(recipe.rewards)
         if spec.weight < 0
     ]
+    out += [
+        f"rewards.{i}.args.timeout_s of {spec.use} is {limit:g}: checks by a child process take longer on a busy "
+        f"machine, and what is not checked in time gets no reward; set it to {QUICKEST_S:g} at least"
+        for i, (reward, spec) in enumerate(zip(rewards, recipe.rewards, strict=False))
+        if (limit := getattr(reward.value, "timeout_s", None)) is not None and limit < QUICKEST_S
+    ]
     paying = [
         r.source for r, spec in zip(rewards, recipe.rewards, strict=False) if spec.weight and _pays_correctness(r)
     ]
@@ -134,9 +145,10 @@ def _pays_correctness(reward: Loaded) -> bool:
 
 
 def _evaluation_warnings(recipe: Recipe, args: Any) -> list[str]:
-    out, data = [], recipe.data
+    out = []
+    trained = [(data.task, data.split, dict(data.args)) for data in recipe.data.mixture or [recipe.data]]
     for spec in [] if recipe.eval is None else recipe.eval.parts.values():
-        if (spec.task, spec.split, dict(spec.args)) == (data.task, data.split, dict(data.args)):
+        if (spec.task, spec.split, dict(spec.args)) in trained:
             out.append(
                 f"eval reads the split that is trained on ({spec.task}, {spec.split}): its numbers are no test; set "
                 "eval.split or eval.task"

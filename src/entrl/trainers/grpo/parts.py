@@ -18,7 +18,7 @@ from entrl.trainers.grpo.rollouts import Rollouts
 from entrl.trainers.grpo.scoring import Scoring
 from entrl.trainers.grpo.turn_rounds import generates_together
 from entrl.trainers.ranks import AccelerateRanks
-from entrl.trainers.refusals.checks import reads_policy
+from entrl.trainers.refusals.checks import reads_policy, wants_no_dropout
 from entrl.trainers.refusals.images import image_problems, images_from
 from entrl.trainers.refusals.part_options import branch_options, branching_problems, filter_rule
 from entrl.trainers.refusals.sampling import model_sampling_problems
@@ -75,7 +75,7 @@ def build(trl: Any, controllers: Sequence[Controller], samples: deque[dict[str, 
     )
     branching, filtering = _branching(trl), _filtering(trl, facts.ranks)
     windows = LoggedWindows(trl, scoring=scoring, observation=observation)
-    if facts.controls.on_loss or signals.scored or branching is not None or observation.probe.on or windows.on:
+    if wants_no_dropout(args, controllers, trl.reward_funcs):
         refuse_dropout(trl.model)
     own, reads = trl.model.generation_config, reads_policy(controllers, trl.reward_funcs)
     refuse(model_sampling_problems(args, own, entropy_aware=reads))

@@ -62,6 +62,12 @@ def reads_policy(controllers: Sequence[Controller], reward_funcs: Sequence[Calla
     )
 
 
+def wants_no_dropout(args: Any, controllers: Sequence[Controller], reward_funcs: Sequence[Callable | Any]) -> bool:
+    """Whether somebody reads scores of the policy, branching and the logs included."""
+    others = args.branch_roots is not None or args.probe_every or args.log_windows
+    return bool(others) or reads_policy(controllers, reward_funcs)
+
+
 def _repeated_tags(args: Any, reward: Any) -> list[str]:
     """Options of a reward that say for texts what the trainer knows from token ids, and say it otherwise."""
     found = []

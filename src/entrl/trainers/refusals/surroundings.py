@@ -53,9 +53,13 @@ def unsaved_weights(accelerator: Any) -> str | None:
     return None
 
 
-def refuse_dropout(model: Any) -> None:
-    """Scores taken under dropout are not those of the policy, and its ratio is noise before the first update."""
-    active = [n for n, m in model.named_modules() if isinstance(m, torch.nn.Dropout) and m.p > 0]
+def refuse_dropout(model: Any, *, disabled: bool = False) -> None:
+    """Scores taken under dropout are not those of the policy, and its ratio is noise before the first update.
+
+    disabled: TRL will make its layers idle (`disable_dropout`), but not the attention's own.
+    """
+    layers = [] if disabled else model.named_modules()
+    active = [n for n, m in layers if isinstance(m, torch.nn.Dropout) and m.p > 0]
     attention = getattr(model.config, "attention_dropout", 0.0) or 0.0
     if active or attention > 0:
         what = f"{active[0]} (and {len(active) - 1} more)" if active else f"attention_dropout={attention}"
