@@ -169,8 +169,8 @@ def _curve(options: argparse.Namespace, spec: Any, played: bool) -> int:
 
     What is finished of each model stays until all are, so that a kill loses the problems under way and no other.
     """
+    from entrl.evaluation.records import clear_records
     from entrl.report.curve import curve_of, rows_of, step_of, write_curve
-    from entrl.runs.evaluate import remove_partial
     from entrl.runs.together import alone_on_main
 
     out: Path | None = options.out
@@ -187,7 +187,7 @@ def _curve(options: argparse.Namespace, spec: Any, played: bool) -> int:
         def write() -> Path:
             page = write_curve(results, out)
             for name in names:
-                remove_partial(out / f"{name}.partial")
+                clear_records(out / f"{name}.partial")
             return page
 
         _say(f"page {alone_on_main(write)}")
