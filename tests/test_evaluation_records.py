@@ -9,7 +9,7 @@ from tiny_model import tiny_model
 from entrl.evaluation import generation, memory
 from entrl.evaluation.answers import Answers, evaluate
 from entrl.evaluation.generation import TransformersWriter
-from entrl.evaluation.records import Done, Partial, shares, work_off
+from entrl.evaluation.records import Done, Partial, clear_records, refuse_foreign_records, shares, work_off
 from entrl.evaluation.writing import Asked, Sampling
 from entrl.tasks import load_task
 from entrl_lab.nursery.tokenizer import character_tokenizer
@@ -129,7 +129,8 @@ def test_every_problem_is_dealt_once_and_units_stay_whole():
 
 def test_records_of_other_settings_are_not_mixed_in(model, tokenizer, dataset, tmp_path, capsys):
     folder = tmp_path / "p"
-    first = Partial(folder=folder, settings={"temperature": 1.0, "seed": 1})
+    common = {"k": [1], "greedy": True, "problems": "a hash", "batch_size": 8, "seed": 1}
+    first = Partial(folder=folder, settings={"temperature": 1.0, **common})
     first.prepare(print)
     with first.writing(0) as keep:
         keep(0, {"a": 1}, 2.0)
@@ -137,10 +138,67 @@ def test_records_of_other_settings_are_not_mixed_in(model, tokenizer, dataset, t
     first.prepare(print)
     assert first.read().records
     assert capsys.readouterr().out == ""
-    other = Partial(folder=folder, settings={"temperature": 0.7, "seed": 1})
+    (folder / "0").mkdir()
+    (folder / "0" / "notes.txt").write_text("mine")
+    (folder / "kept.csv").write_text("mine too")
+    other = Partial(folder=folder, settings={"temperature": 0.7, **common})
     other.prepare(print)
     assert other.read() == Done()
     assert "other temperature: starting anew" in capsys.readouterr().out
+    assert clear_records(folder) == ["0", "kept.csv"]  # what is not ours stays, and the folder with it
+    assert (folder / "0" / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"results.csv": "1"},
+        {"settings.json": '{"editor.tabSize": 2}', "rank-0.jsonl": "{}"},
+        {"settings.json": "[1]"},
+        {"0/notes.txt": "1"},
+        {"rank-0.jsonl": "{}", "batch.json": "{}"},
+    ],
+)
+def test_a_folder_that_is_no_evaluation_s_is_refused_and_left_whole(files, model, tokenizer, dataset, tmp_path):
+    folder = tmp_path / "eval.partial"
+    for name, text in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    with pytest.raises(ValueError, match=r"eval\.partial .* nothing was touched: move it away"):
+        evaluate(model, tokenizer, dataset, score=by_characters, progress=False, partial=folder, **OPTIONS)
+    clear_records(folder)
+    assert {str(f.relative_to(folder)): f.read_text() for f in folder.rglob("*") if f.is_file()} == files
+
+
+def test_records_are_known_as_ours_wherever_a_kill_leaves_them(model, tokenizer, dataset, tmp_path):
+    """Of one task and of several; killed while it began, and while it was cleared."""
+    work, folder = answers(model, tokenizer, dataset), tmp_path / "p"
+    settings = work.settings
+    for place in (folder, folder / "0", folder / "1"):
+        kept = Partial(folder=place, settings=settings)
+        kept.prepare(print)
+        kept.batch(lambda: 8)
+        with kept.writing(0) as keep:
+            keep(0, {"a": 1}, 2.0)
+    real, gone = type(folder).unlink, []
+
+    def dying(self, **how):
+        if len(gone) == 4:
+            raise Killed
+        gone.append(self.name)
+        real(self, **how)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(folder), "unlink", dying)
+        with pytest.raises(Killed):
+            clear_records(folder)
+    refuse_foreign_records(folder)
+    assert clear_records(folder) == []
+    assert not folder.exists()
+    folder.mkdir()
+    (folder / "settings.part").write_text("{")  # before the first settings have their place
+    Partial(folder=folder, settings=settings).prepare(print)
+    assert clear_records(folder) == []
 
 
 def test_without_greedy_answers(model, tokenizer, dataset, whole):

@@ -99,6 +99,39 @@ def test_a_curve_over_checkpoints_of_several_tasks(model: str, tmp_path: Path, c
     assert "is a folder for a JSON each" in capsys.readouterr().err
 
 
+def test_all_that_lies_in_a_run_s_checkpoints_may_be_named(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    """As `RUN/checkpoints/*` names it; with no more than one checkpoint it is a curve all the same."""
+    more = ("trainer.max_steps=1", "trainer.log_windows=[0]", "trainer.log_completions=true")
+    quietly(short_recipe(model, tmp_path / "run", *more))
+    checkpoints = tmp_path / "run" / "checkpoints"
+    for name in ("adapters", "runs"):  # of the engine's and of TensorBoard
+        (checkpoints / name).mkdir(exist_ok=True)
+    named = sorted(map(str, checkpoints.glob("*")))
+    assert {"README.md", "checkpoint-1", "windows", "completions"} <= {Path(n).name for n in named}
+    out = tmp_path / "curve"
+    words = ["--task", "sums", "--size", "2", "--max-new-tokens", "4"]
+    assert main(["eval", *named, *words, "--out", str(out)]) == 0
+    said = capsys.readouterr().err
+    for name in named:
+        line = f"skipping {name}: it has neither config.json nor adapter_config.json"
+        assert said.count(line) == (not name.endswith("checkpoint-1"))
+    assert sorted(p.name for p in out.iterdir()) == ["checkpoint-1.json", "curve.html", "curve.json"]
+    monkeypatch.setattr(evaluate_module, "evaluate_subject", None)  # what follows ends before it
+    rest = [name for name in named if not name.endswith("checkpoint-1")]
+    assert main(["eval", *rest, *words]) == 2
+    assert "is a model: none has a config.json" in capsys.readouterr().err
+    for models, place, reason in [
+        ([model], out, "--out of one model is a JSON, and"),
+        ([model], tmp_path / "x.partial", "--out ends in .partial"),
+        (named, Path(model) / "config.json", "leave .json out"),
+        (named, checkpoints / "README.md", "README.md is a file"),
+    ]:
+        assert main(["eval", *models, *words, "--out", str(place)]) == 2
+        assert reason in capsys.readouterr().err
+
+
 def test_the_table_of_a_run_has_a_row_for_each_task():
     def result(accuracy: float) -> dict:
         problems = [{"id": str(i), "greedy_correct": i < 10 * accuracy, "prompt": str(i)} for i in range(10)]

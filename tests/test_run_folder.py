@@ -11,9 +11,10 @@ from short_run import RECIPE, manifest, quietly, rows, short_recipe, start, word
 from tiny_model import saved_model
 
 from entrl.cli.main import main
+from entrl.evaluation.records import OURS, Partial
 from entrl.runs.folder import RunFolder
 from entrl.runs.lock import LOCK, FolderLock
-from entrl.runs.ours import read_manifest
+from entrl.runs.ours import clear, read_manifest
 from entrl.runs.recipe import load_recipe
 from entrl.settings.paths import expand_path, expand_paths
 from entrl.teach.cold_start.spec import load_cold_start
@@ -229,6 +230,20 @@ def test_a_folder_with_somebody_elses_manifest_is_left_alone(model: str, tmp_pat
         with pytest.raises(ValueError, match=r"is no manifest of entrl: it has no entrl, config_hash"):
             quietly(short_recipe(model, tmp_path), **how)
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_an_evaluation_s_records_go_and_what_lies_between_them_stays(tmp_path: Path):
+    partial = Partial(folder=tmp_path / "eval_after.partial" / "0", settings=dict.fromkeys(OURS, 1))
+    partial.prepare(print)
+    assert clear(tmp_path, ["eval_after.partial"]) == []
+    assert not list(tmp_path.iterdir())
+    partial.prepare(print)
+    for name in ("eval_after.partial/0/notes.txt", "eval_after.partial/1/rank-0.jsonl", "eval_before.partial/0/x"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("mine")
+    left = ["eval_after.partial/0", "eval_after.partial/1", "eval_before.partial/0"]
+    assert clear(tmp_path, ["eval_after.partial", "eval_before.partial"]) == left
+    assert [f.read_text() for f in tmp_path.rglob("*") if f.is_file()] == ["mine"] * 3
 
 
 @pytest.mark.parametrize("content", ["", "{", "[1]", "null"])

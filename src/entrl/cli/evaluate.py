@@ -63,14 +63,46 @@ def run_eval(options: argparse.Namespace) -> int:
 
     played = _played(options)
     spec = _spec(options)
+    several = len(options.models) > 1
+    _check_out(options.out, several)
     be_quiet()
     _is_main()  # joins the process group, if there is one
-    if len(options.models) == 1:
+    if several:
+        options.models = _only_models(options.models)
+    else:
         result = _evaluated(options, options.models[0], spec, played, options.out)
         if _is_main():
             print(json.dumps(_without_problems(result), indent=2))
         return 0
     return _curve(options, spec, played)
+
+
+def _check_out(out: Path | None, several: bool) -> None:
+    """ValueError, before anything is loaded, for a place that cannot be written when all is evaluated."""
+    if out is None:
+        return
+    if several and out.suffix == ".json":
+        raise ValueError(f"--out of several models is a folder for a JSON each, got {out}; leave .json out")
+    if several and out.exists() and not out.is_dir():
+        raise ValueError(f"--out of several models is a folder for a JSON each, and {out} is a file; name another")
+    if not several and out.is_dir():
+        raise ValueError(f"--out of one model is a JSON, and {out} is a folder; name a file, such as {out}/eval.json")
+    if not several and out.suffix == ".partial":
+        raise ValueError(f"--out ends in .partial, which keeps what is finished of an evaluation, got {out}; use .json")
+
+
+def _only_models(named: list[str]) -> list[str]:
+    """Without the files and folders that hold no model, such as a run keeps between its checkpoints."""
+    found = []
+    for model in named:
+        folder = Path(model)
+        if not folder.exists() or any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
+            found.append(model)  # what does not exist is a name, or the loader says what is wrong
+        else:
+            _say(f"skipping {model}: it has neither config.json nor adapter_config.json")
+    if not found:
+        raise ValueError(f"none of {', '.join(named)} is a model: none has a config.json or an adapter_config.json")
+    return found
 
 
 def _played(options: argparse.Namespace) -> bool:
@@ -115,8 +147,13 @@ def _spec(options: argparse.Namespace) -> Any:
     )
 
 
-def _evaluated(options: argparse.Namespace, model: str, spec: Any, played: bool, out: Path | None) -> dict[str, Any]:
-    """One model's evaluation, written to `out`; with `out`, one that was killed goes on where it was."""
+def _evaluated(
+    options: argparse.Namespace, model: str, spec: Any, played: bool, out: Path | None, *, several: bool = False
+) -> dict[str, Any]:
+    """One model's evaluation, written to `out`; with `out`, one that was killed goes on where it was.
+
+    several: it is one of several, whose records stay until all are evaluated
+    """
     from entrl.environments import load_environment
     from entrl.evaluation.asked import settled, template_kwargs
     from entrl.models.load import load_policy, load_tokenizer
@@ -161,7 +198,7 @@ def _evaluated(options: argparse.Namespace, model: str, spec: Any, played: bool,
                 f"limit of {length} tokens and mostly count as wrong; raise --max-new-tokens"
             )
     if out is not None:
-        written(result, out, partial if len(options.models) == 1 else None)
+        written(result, out, None if several else partial)
     return result
 
 
@@ -170,25 +207,23 @@ def _curve(options: argparse.Namespace, spec: Any, played: bool) -> int:
 
     What is finished of each model stays until all are, so that a kill loses the problems under way and no other.
     """
+    from entrl.evaluation.records import clear_records
     from entrl.report.curve import curve_of, rows_of, step_of, write_curve
-    from entrl.runs.evaluate import remove_partial
     from entrl.runs.together import alone_on_main
 
     out: Path | None = options.out
-    if out is not None and out.suffix == ".json":
-        raise ValueError(f"--out of several models is a folder for a JSON each, got {out}; leave .json out")
     known = sorted(options.models, key=lambda model: (step_of(model) is None, step_of(model) or 0))
     names, results = _names(known), {}
     for model, name in zip(known, names, strict=True):
         _say(f"evaluating {model}")
         file = None if out is None else out / f"{name}.json"
-        results[name] = _evaluated(options, model, spec, played, file)
+        results[name] = _evaluated(options, model, spec, played, file, several=True)
     if out is not None:
 
         def write() -> Path:
             page = write_curve(results, out)
             for name in names:
-                remove_partial(out / f"{name}.partial")
+                clear_records(out / f"{name}.partial")
             return page
 
         _say(f"page {alone_on_main(write)}")

@@ -11,7 +11,7 @@ of one that was neither. No rank waits for another in here.
 
 import contextlib
 import json
-import shutil
+import re
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +24,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from entrl.settings.json_lines import finite
 
 Record = dict[str, Any]
+SETTINGS = "settings.json"
+OWN = re.compile(r"rank-\d+\.jsonl|(settings|batch)\.(json|part)")
+OURS = {"k", "greedy", "problems", "batch_size"}  # keys of the settings of every evaluation
 PLAIN_S = 60.0  # between two lines where the output is no terminal, such as a job's log
 
 
@@ -31,7 +34,9 @@ class Work(Protocol):
     """An evaluation: problems in the order they are worked off, and what is made of their records."""
 
     @property
-    def settings(self) -> Mapping[str, Any]: ...
+    def settings(self) -> Mapping[str, Any]:
+        """What decides the numbers, `OURS` among it."""
+        ...
 
     @property
     def order(self) -> Sequence[int]:
@@ -93,12 +98,16 @@ class Partial:
     settings: Mapping[str, Any]
 
     def prepare(self, say: Callable[[str], None]) -> None:
-        """Make the folder ready, on one rank alone; records of other settings go, with words."""
-        file = self.folder / "settings.json"
+        """Make the folder ready, on one rank alone; records of other settings go, with words.
+
+        ValueError where what lies in it is no evaluation's.
+        """
+        refuse_foreign_records(self.folder)
+        file = self.folder / SETTINGS
         new = self._plain
         old = _read(file)
         if self.folder.is_dir() and old != new:
-            shutil.rmtree(self.folder)
+            clear_records(self.folder)
             if old:
                 differ = sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k))
                 say(f"{self.folder.name} holds records of an evaluation with other {', '.join(differ)}: starting anew")
@@ -123,7 +132,7 @@ class Partial:
     def read(self) -> Done:
         """What all ranks have kept; a line that a kill has torn is left out."""
         done = Done()
-        if _read(self.folder / "settings.json") != self._plain:  # a rank whose disk is not the first one's
+        if _read(self.folder / SETTINGS) != self._plain:  # a rank whose disk is not the first one's
             return done
         for file in sorted(self.folder.glob("rank-*.jsonl")):
             for line in file.read_bytes().split(b"\n")[:-1]:
@@ -147,8 +156,48 @@ class Partial:
 
             yield keep
 
-    def remove(self) -> None:
-        shutil.rmtree(self.folder, ignore_errors=True)
+
+def refuse_foreign_records(folder: Path) -> None:
+    """ValueError, before anything is written or deleted, for a place where something else lies than records."""
+    if _foreign(folder):
+        raise ValueError(
+            f"{folder} would keep the records of an evaluation, and what is there is none's ({SETTINGS} with the keys "
+            f"{', '.join(sorted(OURS))} is missing); nothing was touched: move it away, or name another place"
+        )
+
+
+def clear_records(folder: Path) -> list[str]:
+    """Delete the records of an evaluation, of each of its tasks, and the folder if nothing is left; names of the rest.
+
+    The settings go last, so that what a kill leaves is still known as ours.
+    """
+    if not folder.is_dir():
+        return []
+    known = not _foreign(folder)
+    for entry in sorted(folder.iterdir(), key=lambda entry: entry.name == SETTINGS):
+        if _task(entry):
+            clear_records(entry)
+        elif known and OWN.fullmatch(entry.name) and (entry.is_file() or entry.is_symlink()):
+            entry.unlink(missing_ok=True)
+    left = sorted(entry.name for entry in folder.iterdir())
+    if not left:
+        with contextlib.suppress(OSError):  # a link to a folder stays
+            folder.rmdir()
+    return left
+
+
+def _task(entry: Path) -> bool:
+    """Of several, one task's records have a folder within."""
+    return entry.name.isdecimal() and entry.is_dir() and not entry.is_symlink()
+
+
+def _foreign(folder: Path) -> bool:
+    if not folder.is_dir():
+        return folder.exists() or folder.is_symlink()
+    if _read(folder / SETTINGS).keys() >= OURS:
+        return False
+    begun = Path(SETTINGS).with_suffix(".part").name  # all that a start leaves which is killed at once
+    return not all(e.name == begun or (_task(e) and not _foreign(e)) for e in folder.iterdir())
 
 
 def work_off(
@@ -205,7 +254,7 @@ def run(work: Work, *, partial: Path | None, say: Callable[[str], None] = print,
     done = work_off(work, partial=kept, progress=progress)
     result = work.result(done.in_order(len(work.order)), done.seconds)
     if kept is not None:
-        kept.remove()
+        clear_records(kept.folder)
     return result
 
 
@@ -213,9 +262,10 @@ def _read(file: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        found = json.loads(file.read_text(encoding="utf-8"))
     except ValueError:  # torn by a kill
         return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _bar(shown: bool) -> Progress:

@@ -8,7 +8,6 @@ outside of DeepSpeed, as one process alone would, and it is freed before trainin
 import contextlib
 import gc
 import os
-import shutil
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -21,7 +20,7 @@ from accelerate.utils import gather_object
 
 from entrl.evaluation.answers import Answers
 from entrl.evaluation.dialogues import Dialogues
-from entrl.evaluation.records import Done, Partial, Work, work_off
+from entrl.evaluation.records import Done, Partial, Work, clear_records, refuse_foreign_records, work_off
 from entrl.evaluation.result import of_tasks
 from entrl.evaluation.writing import Sampling
 from entrl.models.load import tokenizer_of
@@ -112,6 +111,8 @@ def evaluate_subject(
     """
     if asking.environment is not None and spec.engine != "transformers":
         raise ValueError(DIALOGUES_BY)
+    if partial is not None:
+        alone_on_main(lambda: refuse_foreign_records(partial), "evaluation's place")
     parts, results = spec.parts, {}
     labels = {"model": subject.path, **(labels or {})}
     with whole_models(), contextlib.ExitStack() as until_done:
@@ -185,13 +186,9 @@ def written(result: dict[str, Any], file: Path, partial: Path | None) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         write_json(file, result)
         if partial is not None:
-            remove_partial(partial)
+            clear_records(partial)
 
     alone_on_main(write, "evaluation written")
-
-
-def remove_partial(folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 def free() -> None:
@@ -215,7 +212,7 @@ def evaluate_into(run: Run, load: Callable[[], Policy], when: str, *, keep: bool
 
     def is_there() -> bool:
         if not keep:
-            shutil.rmtree(partial, ignore_errors=True)
+            clear_records(partial)
         return keep and file.is_file()
 
     if alone_on_main(is_there, "evaluation there"):

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from entrl.evaluation.records import clear_records
 from entrl.runs.lock import LOCK
 from entrl.trainers.shared.completeness import CARD, MARKER
 
@@ -20,7 +21,6 @@ MANIFEST = "manifest.json"
 OURS = ("entrl", "config_hash", "status")  # keys of every manifest of ours
 FIRST = (LOCK, f"{MANIFEST}.part")  # all that a run killed in its first moment leaves
 CHECKPOINTS = re.compile(r"checkpoint-\d+|windows|completions|runs|README\.md")
-RECORDS = re.compile(r"\d+|rank-\d+\.jsonl|(settings|batch)\.(json|part)")  # of an evaluation
 SAVED = (  # what save_pretrained, the trainer and PEFT write into a model's folder
     "*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json", "config.json", "generation_config.json",
     "adapter_config.json", "README.md", "chat_template.*", "additional_chat_templates", "tokenizer*", "vocab*",
@@ -62,7 +62,9 @@ def clear(folder: Path, names: Iterable[str]) -> list[str]:
     left: list[str] = []
     for name in names:
         target = folder / name
-        if target.is_dir() and not target.is_symlink():
+        if target.is_dir() and not target.is_symlink() and target.suffix == ".partial":
+            left += [f"{name}/{kept}" for kept in clear_records(target)]
+        elif target.is_dir() and not target.is_symlink():
             left += [f"{name}/{kept}" for kept in _clear_inside(target, _written(target))]
         else:
             target.unlink(missing_ok=True)  # of a link, the link
@@ -70,9 +72,7 @@ def clear(folder: Path, names: Iterable[str]) -> list[str]:
 
 
 def _written(folder: Path) -> Callable[[Path], bool]:
-    """Whether an entry of `checkpoints`, of a model's folder or of an evaluation is a run's own."""
-    if folder.suffix == ".partial":
-        return lambda entry: RECORDS.fullmatch(entry.name) is not None
+    """Whether an entry of `checkpoints` or of a model's folder is a run's own."""
     if folder.name == "checkpoints":
         return lambda entry: CHECKPOINTS.fullmatch(entry.name) is not None
     try:
