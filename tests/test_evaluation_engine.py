@@ -19,6 +19,7 @@ from free_port import free_port
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
+from entrl.engines.local import SHARE
 from entrl.evaluation.engine import open_engine
 from entrl.evaluation.generation import TransformersWriter
 from entrl.evaluation.writing import Answered, Asked, Sampling
@@ -46,6 +47,8 @@ def answered(asked: list[Asked]) -> tuple[dict[int, Answered], dict[int, Answere
     with open_engine(MODEL, sampling=SAMPLING, tokenizer=TOKENIZER) as writer:
         first = list(writer.write(asked))
         again = list(writer.write(asked[30:20:-1]))
+        told = writer._backend._engine._engine.vllm_config.cache_config
+        assert told.gpu_memory_utilization == SHARE  # what `entrl plan` counts with, whatever vLLM's default is
     return {a.index: a for a in first}, {a.index: a for a in again}, [a.index for a in first]
 
 

@@ -6,6 +6,7 @@ import pytest
 from tiny_model import saved_model
 from transformers import Qwen3Config
 
+from entrl.engines.local import SHARE
 from entrl.runs.folder import RunFolder
 from entrl.runs.plan import Measured, Plan, plan, read_machines
 from entrl.runs.plan.device import find_device, main_memory
@@ -110,6 +111,13 @@ def test_the_documented_launch_that_took_104_gib(tmp_path: Path):
     assert training.endswith("divide the state: launch/fsdp2.yaml or launch/zero3.yaml")  # no smaller batch would do
     divided = plan(flagship, accelerate_config=ROOT / "launch" / "fsdp2.yaml")
     assert divided.ok, divided.problems
+
+
+def test_an_evaluations_own_engine_takes_the_share_it_is_told(model: str):
+    own = recipe(model, "eval={task: sums, engine: vllm}", "launch.device_memory_gib=80")
+    shown = dict(plan(own, explain=True).rows)
+    assert SHARE == 0.9  # the recipes' tables of memory were counted with it
+    assert shown["  vLLM"].strip() == "72.00 GiB = 0.9 of the device"
 
 
 @pytest.mark.parametrize("gib", [0, -1, ".inf", ".nan"])

@@ -12,13 +12,14 @@ from tiny_model import saved_model
 
 from entrl.cli.main import main
 from entrl.evaluation.records import OURS, Partial
-from entrl.runs.folder import RunFolder
+from entrl.runs.folder import RunFolder, write_json, write_text
 from entrl.runs.lock import LOCK, FolderLock
 from entrl.runs.ours import clear, read_manifest
 from entrl.runs.recipe import load_recipe
 from entrl.settings.paths import expand_path, expand_paths
 from entrl.teach.cold_start.spec import load_cold_start
 from entrl.teach.offline.spec import load_offline
+from entrl.trainers.shared.completeness import Marker, fingerprints, mark
 from entrl_lab.replicate.study import load_study
 
 
@@ -294,3 +295,37 @@ def test_weights_are_not_written_through_a_link(model: str, tmp_path: Path):
     (out / "model").symlink_to(tmp_path / "kept")
     with pytest.raises(ValueError, match=r"is a link to .*remove the link"):
         quietly(short_recipe(model, out, "trainer.max_steps=2"), resume=True)
+
+
+# --- where servers listen -----------------------------------------------------------------------------------------
+
+
+def test_a_requeued_job_goes_on_with_servers_on_other_hosts(model: str, tmp_path: Path):
+    """launch/slurm.sh names the hosts that Slurm gave: others at each start."""
+
+    def asked(*addresses: str):
+        hosts = f"[{', '.join(addresses)}]"
+        evaluated = f"eval={{task: sums, engine: {'vllm' if addresses else 'transformers'}, servers: {hosts}}}"
+        return short_recipe(model, tmp_path, f"trainer.vllm_replicas={hosts}", evaluated)
+
+    first, other, none = asked("http://a:1"), asked("http://b:1", "http://c:1"), asked()
+    folder = RunFolder(path=tmp_path)
+
+    def left(status: str) -> None:
+        manifest = {"entrl": "0", "status": status, "config_hash": first.config_hash()}
+        write_json(tmp_path / "manifest.json", manifest)
+        write_text(tmp_path / "recipe.yaml", first.to_yaml())
+
+    left("interrupted")
+    checkpoint = folder.checkpoints / "checkpoint-2"
+    checkpoint.mkdir(parents=True)
+    write_json(checkpoint / "entrl_log.json", {})  # no line of a log yet
+    files = fingerprints(checkpoint, ["entrl_log.json"])
+    mark(checkpoint, Marker(step=2, world_size=1, files=files))
+    assert folder.open(other, resume=True, overwrite=False) == checkpoint
+    with pytest.raises(ValueError, match=r"other settings \(eval.engine, eval.servers, trainer.vllm_replicas\)"):
+        folder.open(none, resume=True, overwrite=False)
+    left("finished")
+    write_text(tmp_path / "report.html", "")
+    assert folder.is_finished(other)
+    assert not folder.is_finished(none)

@@ -1,11 +1,12 @@
 """Training with a real vLLM engine in the process: forwards counted, weights synced, the sampler against our forward.
 
-Three engines are built in this process, one per fixture or comparison; each takes 10 to 30 seconds.
+Four engines are built in this process, one per fixture or comparison; each takes 10 to 30 seconds.
 """
 
 import gc
 import math
 import os
+import weakref
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 import torch
 from datasets import Dataset
 from entrl_rewards import pear
+from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import GRPOTrainer
 
@@ -21,6 +23,7 @@ from entrl.controllers.kl_cov import KLCov
 from entrl.engines.cpu_weights import prepare_cpu_engine, unpacked_linear_weights
 from entrl.maths.truncation import top_h_keep, top_p_keep
 from entrl.models.shipped import model_path
+from entrl.runs import train as runs
 from entrl.runs.recipe import load_recipe
 from entrl.tasks import load_task
 from entrl.trainers.config import EntropyGRPOConfig
@@ -235,3 +238,35 @@ def test_the_shipped_colocated_recipe_is_accepted_as_it_stands():
     prepared = prepare(load_recipe("recipes/tiny-reasoner/vllm-colocated.yaml"))
     assert prepared.problems == []
     assert prepared.args.use_vllm
+
+
+def test_trainer_and_engine_are_gone_when_the_trained_model_is_evaluated(tmp_path, monkeypatch):
+    held: dict[str, weakref.ref] = {}
+    alive: list[str] = []
+    build, load = runs.build_trainer, runs.load_trained
+
+    def built_and_watched(run: Any) -> Any:
+        trainer, progress = build(run)
+        llm = trainer.vllm_generation.llm
+        engine = llm.llm_engine.model_executor.driver_worker.model_runner.model
+        held.update({name: weakref.ref(x) for name, x in (("model", trainer.model), ("llm", llm), ("engine", engine))})
+        return trainer, progress
+
+    def looked_at_and_loaded(*given: Any) -> Any:
+        alive.extend(name for name, ref in held.items() if ref() is not None)
+        return load(*given)
+
+    monkeypatch.setattr(runs, "build_trainer", built_and_watched)
+    monkeypatch.setattr(runs, "load_trained", looked_at_and_loaded)
+    words = (
+        f"trainer.output_dir={tmp_path / 'run'}",
+        "data.train_size=64",
+        "eval={task: sums, size: 4, samples: 1, before: false, max_new_tokens: 8}",
+        "trainer.per_device_train_batch_size=8",
+        "trainer.max_completion_length=16",
+        "trainer.max_steps=2",
+    )
+    result = runs.train(load_recipe("recipes/tiny-reasoner/vllm-colocated.yaml", words), console=Console(quiet=True))
+    assert sorted(held) == ["engine", "llm", "model"]
+    assert alive == []
+    assert result.eval_after is not None

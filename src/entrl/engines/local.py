@@ -25,6 +25,7 @@ from entrl.engines.recording import request_options
 from entrl.engines.records import RecordError, match_all, unpack
 from entrl.engines.servers import PROCESSED
 
+SHARE = 0.9  # of a GPU's memory that an engine takes, where nobody says another; `entrl plan` counts with it
 AT_ONCE = 512  # items handed to the engine beyond which others wait here; it batches what its memory allows
 CLOSING = 30.0  # seconds in which it may end by itself
 RECORDER = "entrl.engines.sampler:EntropyRecorder"
@@ -54,7 +55,7 @@ class LocalEngine:
         revision: str | None = None,
         adapter: str | None = None,
         adapter_rank: int = 0,
-        memory: float | None = None,
+        memory: float = SHARE,
         device: int | None = None,
     ) -> None:
         if problem := missing():
@@ -64,15 +65,16 @@ class LocalEngine:
             from vllm.lora.request import LoRARequest  # pyright: ignore[reportMissingImports]
             from vllm.v1.engine.llm_engine import LLMEngine  # pyright: ignore[reportMissingImports]
 
-            given: dict[str, Any] = {} if memory is None else {"gpu_memory_utilization": memory}
+            given: dict[str, Any] = {}
             if adapter is not None:
-                given |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": adapter_rank}
+                given = {"enable_lora": True, "max_loras": 1, "max_lora_rank": adapter_rank}
             arguments = EngineArgs(
                 model=model,
                 revision=revision,
                 skip_tokenizer_init=True,
                 dtype=dtype,
                 max_model_len=max_model_len,
+                gpu_memory_utilization=memory,
                 logprobs_mode=PROCESSED,
                 logits_processors=[RECORDER],  # by name: where the engine schedules ahead, others see no token ids
                 worker_extension_cls="entrl.engines.records.WorkerExtension",

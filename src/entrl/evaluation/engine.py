@@ -35,7 +35,7 @@ import torch
 from entrl.engines.adapters import WEIGHTS, adapter_rank, check_servable_config, server_rank
 from entrl.engines.completions import Completion as Generated
 from entrl.engines.completions import WorkItem, item_seed
-from entrl.engines.local import LocalEngine, missing
+from entrl.engines.local import SHARE, LocalEngine, missing
 from entrl.engines.pool import ReplicaPool
 from entrl.engines.servers import KEY_VARIABLE, PROCESSED
 from entrl.evaluation.writing import Answered, Asked, Completion, Sampling
@@ -57,7 +57,7 @@ def open_engine(
     servers: Sequence[str] = (),
     api_key: str | None = None,
     dtype: str = "auto",
-    memory: float | None = None,
+    memory: float = SHARE,
     device: int | None = None,
     say: Callable[[str], None] = warnings.warn,
 ) -> Iterator["EngineWriter"]:
@@ -66,7 +66,7 @@ def open_engine(
     servers: their addresses; problems are spread over them. Without any an engine is started here, at the first
     problems; under several ranks each starts its own, on its own GPU.
     api_key: the servers' (None: that of ENTRL_VLLM_API_KEY). dtype: "auto" computes in what the weights are stored in.
-    memory: share of a GPU's memory the engine may take (vLLM's default: 0.9). device: GPU (None: this rank's).
+    memory: share of a GPU's memory the engine takes. device: GPU (None: this rank's).
     """
     with contextlib.ExitStack() as until_done:
         files = until_done.enter_context(_files(path, dtype, say, fold=not servers))
@@ -155,7 +155,7 @@ class _Own:
     recorder = True
     context: int | None = None
 
-    def __init__(self, files: "_Files", memory: float | None, device: int | None) -> None:
+    def __init__(self, files: "_Files", memory: float, device: int | None) -> None:
         if problem := missing():
             raise ValueError(problem)
         self._files, self._memory, self._device = files, memory, device

@@ -193,6 +193,7 @@ def written(result: dict[str, Any], file: Path, partial: Path | None) -> None:
 
 def free() -> None:
     """Give back the memory of what nobody holds any more."""
+    gc.unfreeze()  # an engine in this process has hidden what was there from the collector
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -22,8 +22,7 @@ from entrl.runs import checkpoints
 from entrl.runs.log_lengths import cut_logs
 from entrl.runs.longer import only_longer, refuse_other_steps
 from entrl.runs.ours import clear, read_manifest, refuse_foreign, refuse_linked_model
-from entrl.runs.recipe import Recipe, make_recipe
-from entrl.runs.specs import LaunchSpec
+from entrl.runs.recipe import Recipe, deciding, make_recipe
 from entrl.settings.groups import flat
 from entrl.settings.json_lines import finite
 from entrl.settings.provenance import git_state, versions
@@ -47,7 +46,6 @@ OURS = (
     "checkpoints",
     "model",
 )
-PLANNED = tuple(f"launch.{name}" for name in LaunchSpec.PLANNED)  # settings that decide no number
 STARTING = "starting"  # status of a folder that is being emptied
 
 
@@ -182,14 +180,13 @@ class RunFolder:
         file = self.path / "recipe.yaml"
         if not file.is_file():
             return []
-        before, after = self._settings(), flat(mask(recipe.resolved()))
-        different = (k for k in before.keys() | after.keys() if before.get(k) != after.get(k))
-        return sorted(k for k in different if k != "trainer.output_dir" and not k.startswith(PLANNED))
+        before, after = flat(deciding(self._settings())), flat(deciding(mask(recipe.resolved())))
+        return sorted(k for k in before.keys() | after.keys() if before.get(k) != after.get(k))
 
     def _settings(self) -> dict[str, Any]:
-        """Flat, of the run that was started here."""
+        """Of the run that was started here."""
         file = self.path / "recipe.yaml"
-        return flat(parse_yaml(file.read_text(encoding="utf-8"), name=str(file)))
+        return parse_yaml(file.read_text(encoding="utf-8"), name=str(file))
 
     def _train_on(self, recipe: Recipe, manifest: dict[str, Any], ranks: int, say: Callable[[str], None]) -> Path:
         """The checkpoint another length of training goes on from; ValueError where its steps would be others."""
@@ -202,7 +199,7 @@ class RunFolder:
         refuse_other_ranks(newest, read_marker(newest).world_size, ranks)
         steps = read_marker(newest).step
         ended = manifest.get("steps") == steps
-        refuse_other_steps(self._settings(), flat(mask(recipe.resolved())), steps, ended=ended)
+        refuse_other_steps(flat(self._settings()), flat(mask(recipe.resolved())), steps, ended=ended)
         unmark(self.model)  # of the shorter run, as are these
         clear(self.path, ("eval_after.json", "eval_after.partial", "report.html"))
         cut_logs(self.path, newest, say=say)

@@ -16,7 +16,7 @@ written twice or was removed from TRL stops the recipe with the next move. YAML 
 `1e-4` is a number, `no` is the word "no".
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -41,6 +41,8 @@ from entrl.settings.names import Loaded
 from entrl.settings.secrets import mask
 
 NEVER = 10**9  # steps; beyond every run
+UNDECIDING = (("trainer", "output_dir"), *(("launch", name) for name in LaunchSpec.PLANNED))
+ADDRESSES = (("trainer", "vllm_replicas"), ("eval", "servers"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,11 +95,8 @@ class Recipe(SettingsFile, Parts):
         return Path(self.trainer["output_dir"])
 
     def config_hash(self) -> str:
-        """Of everything that decides the numbers; not of where it is written or fits, nor of tokens and keys."""
-        content = mask(self.resolved())
-        content["launch"] = {k: v for k, v in content["launch"].items() if k not in LaunchSpec.PLANNED}
-        content["trainer"] = {k: v for k, v in content["trainer"].items() if k != "output_dir"}
-        return content_hash(content)
+        """Of `deciding` alone."""
+        return content_hash(deciding(mask(self.resolved())))
 
     def build_rewards(self) -> list[Loaded]:
         return [load_reward(r.use, r.args, base=self.base) for r in self.rewards]
@@ -142,6 +141,18 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
 
 make_recipe = Recipe.make
+
+
+def deciding(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a resolved recipe, masked, what decides the numbers: not where it is written or fits, nor where its servers
+    listen, which a cluster decides anew at each start. Whether there are servers stays."""
+    content = {group: dict(value) if isinstance(value, Mapping) else value for group, value in settings.items()}
+    for group, name in UNDECIDING:
+        (content.get(group) or {}).pop(name, None)
+    for group, name in ADDRESSES:
+        if (content.get(group) or {}).get(name):
+            content[group][name] = "somewhere"
+    return content
 
 
 def trainer_fields() -> dict[str, Any]:

@@ -43,6 +43,7 @@ from entrl.settings.groups import flat
 from entrl.settings.secrets import hand_over_hub_token, mask_text
 from entrl.stats.pairing import paired_difference, problem_value
 from entrl.trainers.grpo.trainer import EntropyGRPOTrainer
+from entrl.trainers.grpo.vllm import end_engine
 from entrl.trainers.refusals.schedule import describe_schedule
 from entrl.trainers.shared.checkpoint import complete
 from entrl.trainers.shared.completeness import read_marker, unmark
@@ -182,6 +183,7 @@ def train_model(run: Run) -> None:
     together(save, "model")
     complete(model, trainer.accelerator, step=trainer.state.global_step)
     run.ending.saved_model()
+    end_engine(getattr(trainer, "vllm_generation", None))
     trainer.accelerator.free_memory()  # it would hold model and optimiser beside the one that is evaluated
 
 

@@ -1,41 +1,73 @@
 """Bytes that a run writes: checkpoints of weights and optimiser, and the trained model.
 
     a checkpoint   weights (of the adapter alone, where there is one) + optimiser state, over all processes
-    at most        save_total_limit + 1 of them, as the newest is whole before the oldest goes; else one for each save
+    at most        save_total_limit + 1 of them, as the newest is whole before the oldest goes (and the best, where the
+                   limit of 1 has no room for it); else one for each save, which save_strategy: best makes after no
+                   more than each evaluation
 
 Not counted: logs, and a rollout that a checkpoint holds back where it falls between two updates of one.
 """
 
 import math
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from entrl.models.shape import ModelShape
+from entrl.runs.law_watch import evaluation_steps
 from entrl.runs.plan.memory import Peak, Term, Training, optimiser_bytes, peak
 
 
-def checkpoint_count(args: Any, steps: int | None) -> int | None:
-    """Checkpoints that lie there together at most; None where nobody knows how many steps there will be."""
-    saves = _saves(args, steps)
+def checkpoint_count(args: Any, steps: int | None, at: Sequence[int] | str | None = None) -> int | None:
+    """Checkpoints that lie there together at most; None where nobody knows how many steps there will be.
+
+    at: `eval.at` of the recipe
+    """
+    saves = _saves(args, steps, at)
     limit = args.save_total_limit
     if limit is None or limit < 1:
         return saves
-    return limit + 1 if saves is None else min(saves, limit + 1)
+    most = limit + 1 + (limit == 1 and bool(args.load_best_model_at_end))
+    return most if saves is None else min(saves, most)
 
 
-def _saves(args: Any, steps: int | None) -> int | None:
-    strategy = str(getattr(args.save_strategy, "value", args.save_strategy))
+def _saves(args: Any, steps: int | None, at: Sequence[int] | str | None) -> int | None:
+    strategy = _plain(args.save_strategy)
     if strategy == "no":
         return 0
+    if strategy == "best":
+        return _evaluations(args, steps, at)
     if strategy == "epoch":
         return math.ceil(args.num_train_epochs) if args.max_steps <= 0 else None
     if steps is None:
         return None
     if not args.save_steps:
         return 1  # at the last step alone
-    every = args.save_steps if args.save_steps >= 1 else max(1, math.ceil(steps * args.save_steps))
-    return math.ceil(steps / every)  # transformers saves at the last step as well
+    return math.ceil(steps / _every(args.save_steps, steps))  # transformers saves at the last step as well
+
+
+def _evaluations(args: Any, steps: int | None, at: Sequence[int] | str | None) -> int | None:
+    """Evaluations while training: those of `eval.at` and the trainer's own."""
+    by = _plain(args.eval_strategy)
+    if by == "epoch" and at is None:
+        return math.ceil(args.num_train_epochs) if args.max_steps <= 0 else None
+    if steps is None or by == "epoch":
+        return len(at) if isinstance(at, list) and by == "no" else None
+    after = {step for step in evaluation_steps(at, steps) if step <= steps}
+    if by == "steps" and args.eval_delay <= steps:  # transformers evaluates after the last step as well
+        every = _every(args.eval_steps or args.logging_steps, steps)
+        after |= {step for step in (*range(every, steps, every), steps) if step >= args.eval_delay}
+    return len(after)
+
+
+def _every(given: float, steps: int) -> int:
+    """Steps between two; below 1 a share of all."""
+    return int(given) if given >= 1 else max(1, math.ceil(steps * given))
+
+
+def _plain(option: Any) -> str:
+    return str(getattr(option, "value", option))
 
 
 def disk_needed(shape: ModelShape, run: Training, args: Any, count: int) -> Peak:

@@ -80,7 +80,7 @@ def describe_disk(found: Estimate, recipe: Recipe, args: Any, steps: int | None,
     """Add what the run folder will hold. Too little is a problem on this machine, and a warning for another one."""
     if found.shape is None or found.run is None:
         return
-    count = checkpoint_count(args, steps)
+    count = checkpoint_count(args, steps, None if recipe.eval is None else recipe.eval.at)
     if count is None:
         found.rows.append(
             ("disk", "unknown: neither trainer.max_steps nor trainer.save_total_limit says how many saves")

@@ -11,6 +11,7 @@ A sleeping engine (level 2, as TRL asks) gives up weights and cache; they come b
 from dataclasses import replace
 from typing import Any
 
+from entrl.engines.local import SHARE as OWN_ENGINE
 from entrl.evaluation.memory import MOST_ROWS, SHARE
 from entrl.models.shape import ModelShape
 from entrl.runs.plan.device import Device
@@ -21,7 +22,6 @@ from entrl.runs.recipe import Recipe
 from entrl.runs.specs import EvalSpec
 
 PROMPT = 256  # tokens; taken where nothing says how long prompts are
-OWN_ENGINE = 0.9  # share of a device that an evaluation's own vLLM takes: vLLM's default
 BEFORE, ROLLOUT, TRAINING, AFTER = "evaluation before training", "rollout", "training", "evaluation after training"
 
 

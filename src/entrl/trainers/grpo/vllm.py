@@ -7,6 +7,7 @@ to the same calls as TRL's class (`sync_weights`, `generate`), so everything aft
 
 import contextlib
 import functools
+import gc
 import itertools
 import math
 import os
@@ -170,6 +171,23 @@ class ColocatedGeneration(VLLMGeneration):
         if self.request.restore and self.rows is not None:
             out = (*out[:2], restored(out[2], self.rows), *out[3:])
         return out
+
+
+def end_engine(generation: Any) -> None:
+    """End a colocated engine, so that it and what trained beside it can be freed; servers are left alone.
+
+    vLLM hides all objects from the garbage collector when an engine starts (gc.freeze), and the trainer is one of
+    them. Not by the engine's own shutdown, which would destroy torch's process group: that is the trainer's as well.
+    """
+    llm = getattr(generation, "llm", None)
+    if llm is None:
+        return
+    client = llm.llm_engine.engine_core
+    if (finalizer := getattr(client, "_finalizer", None)) is not None:  # the same shutdown, when it is collected
+        finalizer.detach()
+    client.engine_core.model_executor.shutdown()
+    del generation.llm
+    gc.unfreeze()
 
 
 def _row(record: Any) -> SampledRow:
