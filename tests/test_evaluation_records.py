@@ -9,7 +9,16 @@ from tiny_model import tiny_model
 from entrl.evaluation import generation, memory
 from entrl.evaluation.answers import Answers, evaluate
 from entrl.evaluation.generation import TransformersWriter
-from entrl.evaluation.records import Done, Partial, clear_records, refuse_foreign_records, shares, work_off
+from entrl.evaluation.records import (
+    Done,
+    Partial,
+    clear_records,
+    even,
+    idle_ranks,
+    refuse_foreign_records,
+    shares,
+    work_off,
+)
 from entrl.evaluation.writing import Asked, Sampling
 from entrl.tasks import load_task
 from entrl_lab.nursery.tokenizer import character_tokenizer
@@ -125,6 +134,36 @@ def test_every_problem_is_dealt_once_and_units_stay_whole():
         regrouped = {tuple(s[at : at + 2]) for s in dealt for at in range(0, len(s), 2)}
         assert regrouped == {(5, 3), (1, 0), (2, 4), (6,)}  # so a writer that takes two at a time meets the same pairs
     assert shares(order, None, 2) == [[5, 1, 2, 6], [3, 0, 4]]
+
+
+def test_a_batch_that_is_found_leaves_no_rank_idle(model, tokenizer, dataset, monkeypatch):
+    """200 problems of 2 answers on 8 ranks, where 256 answers fit: 25 a rank, and not 128 and 72 on two."""
+    for batch, per_problem, problems, ranks, longest in [
+        (256, 2, 200, 8, 25),
+        (256, 2, 1100, 8, 138),  # two rounds of 69, not one of 128 and a rest
+        (256, 2, 200, 1, 200),
+        (256, 9, 30, 8, 4),
+        (256, 2, 3, 8, 1),
+        (4, 9, 30, 8, 4),  # a problem by parts
+        (16, 9, 30, 8, 4),
+    ]:
+        found = even(batch, per_problem, problems, ranks)
+        assert found <= batch
+        assert found == batch or ranks > 1
+        dealt = [len(share) for share in shares(range(problems), max(1, found // per_problem), ranks)]
+        assert sum(dealt) == problems
+        assert max(dealt) == longest
+    monkeypatch.setattr("entrl.evaluation.answers.rows_that_fit", lambda *_, **__: 256)
+    asked = {"tokenizer": tokenizer, "dataset": dataset, "sampling": SAMPLING}
+    found = Answers(model=model, **asked, batch_size="auto")
+    assert [found.fitting(1, ranks) for ranks in (1, 2, 3, 8)] == [256, 16, 12, 4]  # 7 problems of 4 answers
+    found.ready(found.fitting(1, 3))
+    assert idle_ranks(found, 3) is None
+    given = Answers(model=model, **asked, batch_size=20)
+    assert [given.fitting(1, ranks) for ranks in (1, 2, 3, 8)] == [20] * 4  # so no number depends on the ranks
+    given.ready(20)
+    assert idle_ranks(given, 2) is None
+    assert idle_ranks(given, 3).startswith("1 of 3 ranks have nothing to do: 5 of the 7 problems are asked together")
 
 
 def test_records_of_other_settings_are_not_mixed_in(model, tokenizer, dataset, tmp_path, capsys):

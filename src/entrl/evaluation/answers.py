@@ -92,10 +92,15 @@ def evaluate(
     return kept.run(work, partial=None if partial is None else Path(partial), progress=progress)
 
 
-def rows_of(batch_size: int | str, model: Any, tokens: int, *, processes: int = 1) -> int:
-    """Answers in a batch. tokens: of the longest row; processes: that share this machine's memory."""
+def rows_of(
+    batch_size: int | str, model: Any, tokens: int, *, processes: int, ranks: int, problems: int, per_problem: int
+) -> int:
+    """Answers in a batch: those that are given, or what fits and leaves no rank idle.
+
+    tokens: of the longest row; processes: that share this machine's memory; ranks: that share the problems.
+    """
     if batch_size == "auto":
-        return rows_that_fit(model, tokens, processes=processes)
+        return kept.even(rows_that_fit(model, tokens, processes=processes), per_problem, problems, ranks)
     if isinstance(batch_size, str) or batch_size < 1:
         raise ValueError(f"batch_size must be at least 1 or 'auto', got {batch_size!r}")
     return batch_size
@@ -156,11 +161,12 @@ class Answers:
         extra = self.chat_template_kwargs
         self.prompts = [encode(self.tokenizer, prompt, extra) for prompt in self.dataset["prompt"]]
 
-    def fitting(self, processes: int) -> int | None:
+    def fitting(self, processes: int, ranks: int = 1) -> int | None:
         if self.writer is not None:
             return None
         longest = max(map(len, self.prompts)) + self.sampling.max_new_tokens
-        return rows_of(self.batch_size, self.model, longest, processes=processes)
+        shared = {"processes": processes, "ranks": ranks, "problems": len(self.prompts)}
+        return rows_of(self.batch_size, self.model, longest, per_problem=self.sampling.rows, **shared)
 
     def ready(self, batch: int | None) -> None:
         if batch is not None:

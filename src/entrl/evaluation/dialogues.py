@@ -96,9 +96,10 @@ class Dialogues:
             raise ValueError("no rows to play; give the task a size >= 1")
         self.batch = 1
 
-    def fitting(self, processes: int) -> int:
+    def fitting(self, processes: int, ranks: int = 1) -> int:
         tokens = 2 * self.sampling.max_new_tokens  # the prompt is not known before `reset`
-        return rows_of(self.batch_size, self.model, tokens, processes=processes)
+        shared = {"processes": processes, "ranks": ranks, "problems": len(self.rows)}
+        return rows_of(self.batch_size, self.model, tokens, per_problem=self.sampling.samples, **shared)
 
     def ready(self, batch: int | None) -> None:
         self.batch = batch or 1

@@ -5,12 +5,16 @@
     FOLDER/rank-N.jsonl     {"index": place in the data set, "seconds": of work so far, "record": {...}}
 
 A kill loses the problems under way and no other. Units of problems that were asked together stay together, whoever
-asks them and however often one started: the numbers of a resumed evaluation, or of one on several ranks, equal those
-of one that was neither. No rank waits for another in here.
+asks them and however often one started: with a batch size that is given, the numbers of a resumed evaluation, or of
+one on several ranks, equal those of one that was neither. A batch that is found ("auto") depends on free memory and on
+the number of ranks, among which it divides the problems evenly; a later start keeps it. Another one changes the company
+of a problem: of transformers' answers the last bits, as what is drawn follows from (seed, problem, sample); of
+dialogues the draws, which follow from (seed, first problem of a unit). No rank waits for another in here.
 """
 
 import contextlib
 import json
+import math
 import re
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -48,8 +52,9 @@ class Work(Protocol):
         """Problems that are asked together, in that order; None: each by itself."""
         ...
 
-    def fitting(self, processes: int) -> int | None:
-        """Answers to write at once, where `processes` share this machine; None where that is an engine's affair."""
+    def fitting(self, processes: int, ranks: int = 1) -> int | None:
+        """Answers to write at once, where `processes` share this machine and `ranks` in all the problems; None where
+        that is an engine's affair."""
         ...
 
     def ready(self, batch: int | None) -> None:
@@ -81,6 +86,29 @@ class Done:
         if missing:
             raise RuntimeError(f"{len(missing)} of {count} problems have no answer, the first is {missing[0]}")
         return [self.records[i] for i in range(count)]
+
+
+def even(batch: int, per_problem: int, problems: int, ranks: int) -> int:
+    """Answers to write at once, at most `batch`, so that no rank answers more than its even share in whole units.
+
+    per_problem: answers. With one rank, or a batch of less than two problems, there is nothing to divide.
+    """
+    unit = batch // per_problem
+    if ranks == 1 or unit < 2:
+        return batch
+    rounds = math.ceil(problems / (ranks * unit))
+    return math.ceil(problems / (ranks * rounds)) * per_problem
+
+
+def idle_ranks(work: Work, ranks: int) -> str | None:
+    """What to say where ranks have no problems though others have more than an even share: units that are too large."""
+    sizes = [len(share) for share in shares(work.order, work.unit, ranks)]
+    if sizes[-1] or max(sizes) <= math.ceil(len(work.order) / ranks):
+        return None
+    return (
+        f"{sizes.count(0)} of {ranks} ranks have nothing to do: {work.unit} of the {len(work.order)} problems are "
+        "asked together; a smaller batch_size, or auto, divides them"
+    )
 
 
 def shares(order: Sequence[int], unit: int | None, ranks: int) -> list[list[int]]:

@@ -20,7 +20,7 @@ from accelerate.utils import gather_object
 
 from entrl.evaluation.answers import Answers
 from entrl.evaluation.dialogues import Dialogues
-from entrl.evaluation.records import Done, Partial, Work, clear_records, refuse_foreign_records, work_off
+from entrl.evaluation.records import Done, Partial, Work, clear_records, idle_ranks, refuse_foreign_records, work_off
 from entrl.evaluation.result import of_tasks
 from entrl.evaluation.writing import Sampling
 from entrl.models.load import tokenizer_of
@@ -157,7 +157,8 @@ def everywhere(
     ranks = PartialState()
     settings = {**work.settings, "state": state}
     partial = None if folder is None else Partial(folder=folder, settings=settings)
-    fitting = min(gather_object([work.fitting(int(os.environ.get("LOCAL_WORLD_SIZE", "1")))]), key=lambda n: n or 0)
+    mine = work.fitting(int(os.environ.get("LOCAL_WORLD_SIZE", "1")), ranks.num_processes)
+    fitting = min(gather_object([mine]), key=lambda n: n or 0)
 
     def prepare() -> int | None:
         if partial is None:
@@ -166,6 +167,8 @@ def everywhere(
         return partial.batch(lambda: fitting)
 
     work.ready(alone_on_main(prepare, "evaluation begins"))
+    if ranks.is_main_process and (words := idle_ranks(work, ranks.num_processes)):
+        say(words)
     how = {"rank": ranks.process_index, "ranks": ranks.num_processes, "progress": ranks.is_main_process}
     done = together(lambda: work_off(work, partial=partial, between=_end_with_others, **how), "evaluation")
     total = Done()
