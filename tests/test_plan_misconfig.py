@@ -136,6 +136,16 @@ CASES = [
     Wrong(what="workers -1", changes={"trainer.dataloader_num_workers": -1}, stops="dataloader_num_workers"),
     Wrong(what="vllm_mode", changes={"trainer.vllm_mode": "servr"}, stops="trainer.vllm_mode must be one of"),
     Wrong(what="hub not at hand", changes={"trainer.push_to_hub": True}, stops="trainer.push_to_hub: HF_HUB_OFFLINE"),
+    Wrong(
+        what="cache misspelt", changes={"trainer.cache_implementation": "statc"}, stops="cache_implementation must be"
+    ),
+    Wrong(
+        what="moving reference of an adapter",
+        changes={"trainer.sync_ref_model": True, "trainer.beta": 0.1, "lora": {"r": 2}},
+        stops="sync_ref_model beside lora",
+    ),
+    Wrong(what="backend misspelt", changes={"trainer.ddp_backend": "nccll"}, stops="ddp_backend must be one of"),
+    Wrong(what="evaluation on start of nothing", changes={"trainer.eval_on_start": True}, stops="eval_on_start"),
     Wrong(what="tracker not installed", changes={"trainer.report_to": "wandb"}, stops="wandb"),
     Wrong(what="tracker not known", changes={"trainer.report_to": ["wandbb"]}, stops="wandbb"),
     Wrong(

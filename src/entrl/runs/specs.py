@@ -17,6 +17,7 @@ from entrl.tasks import FILE_TASKS, is_endless, load_task
 from entrl.tasks.mixture import Source, mixed, shares, source_names
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+BACKENDS = ("gloo", "nccl", "mpi", "xccl", "hccl")  # of torch.distributed
 EVAL_ENGINES = ("transformers", "vllm")
 DIALOGUES_BY = "dialogues with an environment are evaluated by transformers; set eval.engine: transformers"
 
@@ -224,8 +225,8 @@ class LaunchSpec:
         at_least_one("launch.world_size", self.world_size)
         gib = self.device_memory_gib
         check(gib is None or 0 < gib < math.inf, f"launch.device_memory_gib must be a number > 0, got {gib}")
-        known = ("gloo", "nccl", "mpi", "xccl")
-        check(self.backend in (None, *known), f"launch.backend must be one of {', '.join(known)}, got {self.backend!r}")
+        good = self.backend in (None, *BACKENDS)
+        check(good, f"launch.backend must be one of {', '.join(BACKENDS)}, got {self.backend!r}")
 
 
 def load_rows(task: str, spec: "DataSpec | EvalSpec", *, size: int | None, base: Path | None) -> Any:

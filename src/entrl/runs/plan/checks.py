@@ -17,7 +17,7 @@ from entrl.runs.plan.late import late_problems
 from entrl.runs.plan.missing import name_problems
 from entrl.runs.plan.values import adapter_problems, reference_problems, value_problems, weight_problems
 from entrl.runs.recipe import Recipe
-from entrl.runs.specs import DIALOGUES_BY
+from entrl.runs.specs import BACKENDS, DIALOGUES_BY
 from entrl.runs.together import refuse_left_over
 from entrl.settings.arguments import TRL_KEYWORDS
 from entrl.settings.names import Loaded, suggest
@@ -63,6 +63,8 @@ def build_args(recipe: Recipe, world_size: int | None = None) -> Any:
     """
     refuse_left_over(os.environ)  # transformers joins a process group where the config is built
     kwargs = recipe.trainer_kwargs()
+    if (backend := kwargs.get("ddp_backend")) not in (None, *BACKENDS):  # torch would stop in the middle of joining
+        raise ValueError(f"trainer.ddp_backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
     if not has_accelerator() and kwargs.get("use_cpu") is None:
         kwargs["use_cpu"] = True
     if kwargs.get("use_cpu"):
@@ -122,7 +124,7 @@ def prepare(recipe: Recipe, *, world_size: int | None = None) -> Prepared:
     if out.args is not None:
         size = world_size or out.args.world_size
         out.problems += collect(lambda: schedule_problems(out, size), []) + launch_problems(recipe, size)
-        out.problems += evaluation_problems(recipe, out.args) + reference_problems(out.args)
+        out.problems += evaluation_problems(recipe, out.args) + reference_problems(out.args, out.lora)
         out.problems += name_problems(recipe, out.args) + late_problems(out.args) + dropout_problems(recipe, out)
         if recipe.environment is not None:
             out.problems += tool_problems(out.args)
@@ -173,6 +175,11 @@ def evaluation_problems(recipe: Recipe, args: Any) -> list[str]:
         steps = evaluation_steps(None if recipe.eval is None else recipe.eval.at, args.max_steps)
     except ValueError as error:
         return [str(error)]
+    if args.eval_on_start and args.eval_strategy == "no":
+        return [
+            "trainer.eval_on_start evaluates by the trainer, which has no evaluation; add eval.at, or leave it out "
+            "(eval.before evaluates before training)"
+        ]
     late = [step for step in steps if 0 < args.max_steps < step]
     return [f"eval.at names {late}, but training ends at step {args.max_steps}; leave them out"] if late else []
 

@@ -102,9 +102,13 @@ def _missing_tracker(name: str) -> str | None:
 
 def name_problems(recipe: Recipe, args: Any) -> list[str]:
     """Names that no machine knows."""
+    from transformers.generation.configuration_utils import ALL_CACHE_IMPLEMENTATIONS
     from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
     out = []
+    if args.cache_implementation not in (None, *ALL_CACHE_IMPLEMENTATIONS):
+        kinds = ", ".join(ALL_CACHE_IMPLEMENTATIONS)
+        out.append(f"trainer.cache_implementation must be one of {kinds}, got {args.cache_implementation!r}")
     kernel = recipe.model.attn_implementation
     # one with a slash is a kernel of the hub's
     if kernel is not None and kernel not in KNOWN_ATTENTION and "/" not in kernel:

@@ -92,7 +92,9 @@ def adapter_problems(lora: Any) -> list[str]:
     return out
 
 
-def reference_problems(args: Any) -> list[str]:
+def reference_problems(args: Any, lora: Any) -> list[str]:
+    if getattr(args, "sync_ref_model", False) and lora is not None:
+        return ["trainer.sync_ref_model beside lora: the reference is the base, which does not move; leave one out"]
     if getattr(args, "sync_ref_model", False) and not args.beta:
         return ["trainer.sync_ref_model: true moves a reference model, and with beta 0 there is none; set trainer.beta"]
     return []
