@@ -94,7 +94,7 @@ run_vllm() {
         export PATH="$venv/bin:$PATH" PYTHON="$venv/bin/python"
         export VLLM_CPU_KVCACHE_SPACE=1 VLLM_CPU_OMP_THREADS_BIND=nobind VLLM_ENABLE_V1_MULTIPROCESSING=0
         export VLLM_NO_USAGE_STATS=1 VLLM_LOGGING_LEVEL=WARNING
-        run_pytest vllm 1800 "vllm and not gpu"
+        run_pytest vllm 2400 "vllm and not gpu"
     )
 }
 
@@ -109,9 +109,9 @@ for suite in $suites; do
         docs) NO_MKDOCS_2_WARNING=1 run docs 180 "$PYTHON" -m mkdocs build --strict --quiet --site-dir "$results/site" ;;
         fast) run_pytest fast 1200 "not slow and not multiprocess and not browser and not deepspeed and not vllm and not gpu" \
             -n "$jobs" --dist loadfile ;;
-        slow) run_pytest slow 2400 "slow and not multiprocess and not browser and not deepspeed and not vllm and not gpu" \
+        slow) run_pytest slow 3000 "slow and not multiprocess and not browser and not deepspeed and not vllm and not gpu" \
             -n "$jobs" --dist loadfile ;;
-        multiprocess) run_pytest multiprocess 1200 "multiprocess and not browser and not deepspeed and not vllm and not gpu" ;;
+        multiprocess) run_pytest multiprocess 1800 "multiprocess and not browser and not deepspeed and not vllm and not gpu" ;;
         browser)
             if provide_chromium; then
                 run_pytest browser 300 "browser and not deepspeed and not vllm and not gpu"
@@ -119,7 +119,7 @@ for suite in $suites; do
                 echo "1 0" >"$results/browser.status"
             fi
             ;;
-        deepspeed) run_pytest deepspeed 600 "deepspeed and not vllm and not gpu" ;;
+        deepspeed) run_pytest deepspeed 900 "deepspeed and not vllm and not gpu" ;;
         vllm) run_vllm ;;
     esac
 done

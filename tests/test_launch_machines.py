@@ -364,7 +364,7 @@ def test_a_job_whose_time_is_over_is_saved_put_back_and_goes_on(stand_ins, tmp_p
     said, _ = process.communicate(timeout=300)
     assert process.returncode != 0
     assert "back into the queue" in said
-    (saved,) = (out / "checkpoints").iterdir()
+    (saved,) = (out / "checkpoints").glob("checkpoint-*")  # beside it: the card
     assert json.loads((out / "manifest.json").read_text())["status"] == "interrupted"
     again = started_job(env, *words, f"trainer.output_dir={out}", SLURM_RESTART_COUNT="1")
     again.communicate(timeout=300)
