@@ -185,7 +185,7 @@ def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = get_peft_model(base, LoraConfig(r=4, lora_alpha=8, target_modules="all-linear"))
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
-            parameter.data.normal_(std=0.05)
+            parameter.data.normal_(std=0.3)  # enough to change most greedy answers
     folder = tmp_path_factory.mktemp("adapter")
     model.save_pretrained(folder)
     return folder
