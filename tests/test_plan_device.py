@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from small_recipe import ROOT, recipe
 from tiny_model import saved_model
 from transformers import Qwen3Config
 
@@ -11,17 +12,8 @@ from entrl.runs.folder import RunFolder
 from entrl.runs.plan import Measured, Plan, plan, read_machines
 from entrl.runs.plan.device import find_device, main_memory
 from entrl.runs.plan.memory import GIB
-from entrl.runs.recipe import Recipe, make_recipe
-from entrl.settings.overrides import apply_override
-from entrl.settings.yaml import parse_yaml
 from entrl_lab.nursery.tokenizer import character_tokenizer
 
-ROOT = Path(__file__).parents[1]
-SMALL = """
-data: {task: sums, train_size: 64}
-rewards: [accuracy]
-trainer: {max_steps: 6, per_device_train_batch_size: 4, num_generations: 4, max_completion_length: 10, bf16: false}
-"""
 HUGE = (  # more than a TiB of activations
     "trainer.per_device_train_batch_size=65536",
     "trainer.num_generations=65536",
@@ -35,13 +27,6 @@ SAY = "memory not judged: say launch.device_memory_gib"
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     return saved_model(tmp_path_factory.mktemp("model"))
-
-
-def recipe(model: str, *overrides: str) -> Recipe:
-    content = parse_yaml(SMALL) | {"model": {"path": model}}
-    for override in overrides:
-        apply_override(content, override)
-    return make_recipe(content, name="small", base=ROOT / "recipes")
 
 
 def verdict(found: Plan) -> str:

@@ -3,20 +3,12 @@
 from pathlib import Path
 
 import pytest
+from small_recipe import ROOT, recipe
 from tiny_model import saved_model
 
 from entrl.runs.plan import Measured, Plan, plan, read_machines
-from entrl.runs.recipe import Recipe, make_recipe
-from entrl.settings.overrides import apply_override
-from entrl.settings.yaml import parse_yaml
 
-ROOT = Path(__file__).parents[1]
 LAUNCH = ROOT / "launch"
-SMALL = """
-data: {task: sums, train_size: 64}
-rewards: [accuracy]
-trainer: {max_steps: 6, per_device_train_batch_size: 4, num_generations: 4, max_completion_length: 10, bf16: false}
-"""
 BF16 = "trainer.bf16=true"
 SERVERS = ("trainer.use_vllm=true", "trainer.vllm_mode=server", "trainer.vllm_replicas=['http://a:1','http://b:1']")
 LORA = "lora={r: 4, target_modules: all-linear}"
@@ -25,13 +17,6 @@ LORA = "lora={r: 4, target_modules: all-linear}"
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     return saved_model(tmp_path_factory.mktemp("model"))
-
-
-def recipe(model: str, *overrides: str) -> Recipe:
-    content = parse_yaml(SMALL) | {"model": {"path": model}}
-    for override in overrides:
-        apply_override(content, override)
-    return make_recipe(content, name="small", base=ROOT / "recipes")
 
 
 def written(folder: Path, name: str, *changes: tuple[str, str]) -> Path:
