@@ -3,8 +3,8 @@
     python benchmarks/smollm2_results.py RUN [--before RUN] [--out recipes/smollm2/results.json]
 
 Differences are after minus before over the same test problems, 95 % percentile bootstrap over problems
-(`entrl.stats.pairing`). Reward and phase entropies come from the rollouts: means over the first and
-the last sixth of the logged steps, 95 % Student intervals over those steps.
+(`entrl.stats.pairing`); the entropy of a problem is the mean over its tokens of a phase. Reward and phase entropies of
+the rollouts: means over the first and the last sixth of the logged steps, 95 % Student intervals over those steps.
 
 --before: a run of the same start whose evaluation before training is taken, where RUN has `eval.before: false`
 """
@@ -16,12 +16,15 @@ import sys
 from pathlib import Path
 from statistics import fmean
 
+import numpy as np
+
 from entrl.runs.folder import read_json
 from entrl.settings.json_lines import json_lines
-from entrl.stats.intervals import mean_interval
+from entrl.stats.intervals import bootstrap_interval, mean_interval
 from entrl.stats.pairing import paired_difference
 
-PAIRED = ("sampled_accuracy", "greedy_correct", "mean_length")
+PHASES = ("think_entropy", "answer_entropy")  # not in evaluations of before 0a68027
+PAIRED = ("sampled_accuracy", "greedy_correct", "mean_length", *PHASES)
 SHARE = 6  # the first and the last sixth of the steps
 FEW = 5  # steps below which an interval over steps says nothing
 
@@ -63,15 +66,27 @@ def measured(run: Path, start: Path) -> dict:
         "before_from": start.name,
         **{when: numbers(found) for when, found in (("before", before), ("after", after))},
         "sampled accuracy by kind of sum": {"before": by_kind(before), "after": by_kind(after)},
-        "after - before": {name: paired_difference(before, after, metric=name)._asdict() for name in PAIRED},
+        "after - before": {
+            name: paired_difference(before, after, metric=name)._asdict()
+            for name in PAIRED
+            if all(name == PAIRED[0] or name in found["problems"][0] for found in (before, after))
+        },
     }
     return row
 
 
 def numbers(found: dict) -> dict:
+    by_phase = {name: bootstrapped(found, name) for name in PHASES if name in found["problems"][0]}
     names = ("greedy_accuracy", "greedy_accuracy_ci", "sampled_accuracy", "sampled_accuracy_ci", "pass_at_k", "entropy")
     more = ("mean_length_sampled", "missing_close_rate", "truncation_rate", "seconds")
-    return {name: found[name] for name in (*names, *more)}
+    return {name: found[name] for name in (*names, *more)} | by_phase
+
+
+def bootstrapped(found: dict, name: str) -> dict:
+    """Mean over problems with its interval."""
+    values = np.array([p[name] for p in found["problems"] if p[name] is not None])
+    lo, hi = bootstrap_interval(values, seed=0)
+    return {"mean": float(values.mean()), "lo": lo, "hi": hi, "problems": len(values)}
 
 
 def by_kind(found: dict) -> dict:

@@ -116,6 +116,13 @@ def test_result_adds_up(model, tokenizer, dataset):
         assert problem["greedy_correct"] == (None if greedy[i] is None else bool(greedy[i]))
         assert problem["prompt"] == dataset[i]["prompt"]
     assert found["missing_close_rate"] == fmean("</think>" not in text for text in texts)
+    for part in ("think", "answer"):  # the problems' parts make the whole
+        lengths = [p[f"{part}_length"] for p in found["problems"]]
+        assert found["length"][part] == pytest.approx(fmean(n or 0 for n in lengths) or None)
+        sums = [p[f"{part}_entropy"] * n for p, n in zip(found["problems"], lengths, strict=True) if n]
+        total = sum(n or 0 for n in lengths)
+        assert found["entropy"][part] == (pytest.approx(sum(sums) / total) if total else None)
+    assert found["length"]["all"] == pytest.approx(found["mean_length_sampled"])
     assert found["task"] == "sums"
     assert found["n_problems"] == 6
     assert json.loads(json.dumps(found)) == found

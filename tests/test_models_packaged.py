@@ -22,7 +22,7 @@ from entrl.evaluation.answers import evaluate
 from entrl.maths.phases import ThinkTags, answer_text, phase_masks
 from entrl.maths.windows import high_entropy_windows, trigger_mask
 from entrl.models.load import base_of, find_adapter, load_policy, load_tokenizer, model_problems
-from entrl.models.packaged import PACKAGED, NotFetched, fetch, packaged_path
+from entrl.models.packaged import PACKAGED, NotFetched, fetch, packaged_path, weights_file
 from entrl.models.shipped import model_path, shipped_models
 from entrl.runs.recipe import load_recipe
 from entrl.runs.specs import ModelSpec
@@ -220,9 +220,9 @@ def test_its_weights_by_the_definition_of_q4_1(smollm2: SimpleNamespace):
     """A block of 32 weights: w = d q + m, with d and m in float16 and q in 4 bits, low halves of the bytes first."""
     from gguf import GGUFReader
 
-    reader = GGUFReader(str(distribution(SMOLLM2.package).locate_file(SMOLLM2.file)))
-    tensor = next(t for t in reader.tensors if t.name == "blk.3.ffn_down.weight")
-    blocks = np.asarray(tensor.data).reshape(-1, 20)
+    with weights_file(SMOLLM2) as file:  # installed or downloaded anew
+        tensor = next(t for t in GGUFReader(str(file)).tensors if t.name == "blk.3.ffn_down.weight")
+        blocks = np.array(tensor.data).reshape(-1, 20)
     d, m = (blocks[:, i : i + 2].copy().view(np.float16).astype(np.float32) for i in (0, 2))
     halves = blocks[:, 4:]
     wanted = (np.concatenate([halves & 15, halves >> 4], axis=1) * d + m).reshape(576, 1536)

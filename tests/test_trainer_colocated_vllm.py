@@ -1,6 +1,6 @@
 """Training with a real vLLM engine in the process: forwards counted, weights synced, the sampler against our forward.
 
-Four engines are built in this process, one per fixture or comparison; each takes 10 to 30 seconds.
+Six engines are built in this process, one per fixture or comparison; each takes 10 to 30 seconds.
 """
 
 import gc
@@ -28,7 +28,7 @@ from entrl.runs.recipe import load_recipe
 from entrl.tasks import load_task
 from entrl.trainers.config import EntropyGRPOConfig
 from entrl.trainers.grpo.trainer import EntropyGRPOTrainer
-from entrl.trainers.grpo.vllm import SamplerRequest
+from entrl.trainers.grpo.vllm import SamplerRequest, end_engine
 
 pytestmark = pytest.mark.vllm
 
@@ -121,6 +121,7 @@ def test_pear_and_kl_cov_run_not_one_forward_more_than_stock_trl(tmp_path):
     expected = Forwards(stock.model)
     stock.train()
     assert forwards.rows == expected.rows == 128
+    end_engine(stock.vllm_generation)  # its shutdown, were it collected later, would be that of a later engine
 
 
 @pytest.fixture(scope="module")
@@ -270,3 +271,15 @@ def test_trainer_and_engine_are_gone_when_the_trained_model_is_evaluated(tmp_pat
     assert sorted(held) == ["engine", "llm", "model"]
     assert alive == []
     assert result.eval_after is not None
+
+
+def test_an_engine_collected_late_leaves_the_next_one_at_work(tmp_path):
+    earlier = built(EntropyGRPOTrainer, tmp_path / "earlier", [pear.Pear(alpha=1.0)])
+    engine = weakref.ref(earlier.vllm_generation.llm)
+    later = built(EntropyGRPOTrainer, tmp_path / "later", [pear.Pear(alpha=1.0)], max_steps=1)
+    del earlier
+    gc.unfreeze()
+    gc.collect()
+    assert engine() is None
+    later.train()
+    assert later.state.global_step == 1

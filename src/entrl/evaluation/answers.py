@@ -246,12 +246,13 @@ class Answers:
         scored = len(records) * self.sampling.rows
         closed = None if self.tags is None else sum(r["closing_seen"] for r in records)
         warn_of_silence(drawn, closed, scored, sum(r["right"] for r in records), self.think_close)
-        problems = [r["problem"] for r in records]
+        problems = [{**r["problem"], **_by_phase(r, self.sampling.samples)} for r in records]
         greedy = [r["greedy_truncated"] for r in records]
         return {
             **self._head(),
             **summary(problems, k=self.k, seed=self.sampling.seed),
             "entropy": _entropies(records),
+            "length": {name: sum(r["tokens"][name] for r in records) / drawn or None for name in PHASES},
             "missing_close_rate": None if self.tags is None else sum(r["open"] for r in records) / drawn,
             **({"diversity": _diversity(records)} if self.sampling.samples > 1 else {}),
             "truncation_rate": sum(r["truncated"] for r in records) / drawn,
@@ -290,6 +291,16 @@ def _entropies(records: Sequence[Record]) -> dict[str, float | None]:
     for name in PHASES:
         tokens = sum(r["tokens"][name] for r in records)
         found[name] = math.fsum(r["entropy"][name] for r in records) / tokens if tokens else None
+    return found
+
+
+def _by_phase(record: Record, samples: int) -> dict[str, float | None]:
+    """Of one problem, for thinking and answer: the mean entropy of a token (nats), and tokens a sample."""
+    found: dict[str, float | None] = {}
+    for name in ("think", "answer"):
+        tokens = record["tokens"][name]
+        found[f"{name}_entropy"] = record["entropy"][name] / tokens if tokens else None
+        found[f"{name}_length"] = tokens / samples if tokens else None
     return found
 
 

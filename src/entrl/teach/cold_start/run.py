@@ -161,7 +161,7 @@ def teach(
         )
         trainer.train()
         draft_card(trainer, start.model_dir, name=start.name)
-    trained = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
+    trained: Any = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
     return trained.eval(), trainer.state.global_step
 
 

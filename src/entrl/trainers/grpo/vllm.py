@@ -143,6 +143,7 @@ class ColocatedGeneration(VLLMGeneration):
                 engine = functools.partial(trl_vllm.LLM, dtype=self.dtype)
                 while_built.enter_context(_in_place_of(trl_vllm, "LLM", engine))
             super()._init_vllm()
+        detach_shutdown(self.llm)
         if self.request.asks:
             self._generate_plain = self.llm.generate
             self.llm.generate = self._generate_keyed  # pyright: ignore[reportAttributeAccessIssue]
@@ -173,19 +174,27 @@ class ColocatedGeneration(VLLMGeneration):
         return out
 
 
+def detach_shutdown(llm: Any) -> None:
+    """No shutdown of vLLM's own when an engine in this process is collected.
+
+    It destroys torch's process group, which is the trainer's as well, and vLLM's, which by then is that of the next
+    engine: an earlier trainer that is collected late would take the engine away from the one at work.
+    """
+    if (finalizer := getattr(llm.llm_engine.engine_core, "_finalizer", None)) is not None:
+        finalizer.detach()
+
+
 def end_engine(generation: Any) -> None:
     """End a colocated engine, so that it and what trained beside it can be freed; servers are left alone.
 
     vLLM hides all objects from the garbage collector when an engine starts (gc.freeze), and the trainer is one of
-    them. Not by the engine's own shutdown, which would destroy torch's process group: that is the trainer's as well.
+    them.
     """
     llm = getattr(generation, "llm", None)
     if llm is None:
         return
-    client = llm.llm_engine.engine_core
-    if (finalizer := getattr(client, "_finalizer", None)) is not None:  # the same shutdown, when it is collected
-        finalizer.detach()
-    client.engine_core.model_executor.shutdown()
+    detach_shutdown(llm)
+    llm.llm_engine.engine_core.engine_core.model_executor.shutdown()
     del generation.llm
     gc.unfreeze()
 
