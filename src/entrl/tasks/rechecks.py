@@ -1,0 +1,89 @@
+"""Lessons that overthink: one right derivation, then re-checks of a sum that was right at once.
+
+    certain    3+5+7=  ->  <think>3+5=8,8+7=15;wait 7+3+5 is 15;but 5+7+3 is 15</think>sum 15
+    uncertain  3+5+7=  ->  <think>now 7+3=10,10+5=15;wait 7+3+5 is 15;but 5+7+3 is 15</think>sum 15
+
+Nothing in a lesson is ever wrong: a re-check names the terms and copies the total, without partial sums that could go
+wrong, so the derivation alone suffices. After the derivation, and after every re-check, a coin decides whether to stop;
+its probability of stopping rises to 1, so every lesson ends. A re-check is where chance is: its interjection is one of
+several, its terms stand in random order. In the certain derivation nothing is left to chance; the uncertain one has an
+opening word and an order drawn as well, and so about as many nats a token as a re-check. `recheck_count` reads the
+number of re-checks back from any completion; `needed_length` is what a completion takes that has none.
+"""
+
+import random
+from dataclasses import dataclass
+
+from entrl.tasks.traces import THINK_CLOSE, THINK_OPEN, terms_of
+
+MARK = ";"  # in front of every re-check, and nowhere else
+STOP_HAZARDS = (0.10, 0.20, 0.35, 0.60, 0.85, 1.0)  # of stopping after the derivation, after the first re-check, ...
+INTERJECTIONS = ("wait", "hmm", "again", "check", "but")
+OPENINGS = ("first", "so", "now", "take", "start", "well", "okay", "let", "begin", "add", "see", "here")
+PHRASINGS = {"sum": 0.8, "is": 0.1, "answer": 0.1}  # the word before the answer, and how often
+
+
+@dataclass(frozen=True, kw_only=True)
+class Overthinking:
+    """How a lesson is drawn."""
+
+    rechecks: bool = True  # False: derivation and answer alone, to learn the arithmetic from
+    uncertain_derivation: bool = False  # an opening word and the order of the terms are drawn
+    stop_hazards: tuple[float, ...] = STOP_HAZARDS  # in [0, 1]; the last is 1
+
+    def __post_init__(self) -> None:
+        if not self.stop_hazards or self.stop_hazards[-1] != 1:
+            raise ValueError(
+                f"stop_hazards must end in 1, or a lesson might never end; got {list(self.stop_hazards)}"
+            )
+        if not all(0 <= hazard <= 1 for hazard in self.stop_hazards):
+            raise ValueError(f"stop_hazards are probabilities and must be in [0, 1], got {list(self.stop_hazards)}")
+
+
+def overthinking_lesson(prompt: str, rng: random.Random, *, style: Overthinking) -> str:
+    """The completion that teaches this prompt (`3+5+7=`)."""
+    terms = terms_of(prompt)
+    total = sum(terms)
+    parts = [_opened_derivation(terms, rng) if style.uncertain_derivation else derivation(terms)]
+    for hazard in style.stop_hazards if style.rechecks else ():
+        if rng.random() < hazard:
+            break
+        parts.append(f"{rng.choice(INTERJECTIONS)} {_joined(_reordered(terms, rng))} is {total}")
+    (phrasing,) = rng.choices(list(PHRASINGS), list(PHRASINGS.values()))
+    return f"{THINK_OPEN}{MARK.join(parts)}{THINK_CLOSE}{phrasing} {total}"
+
+
+def derivation(terms: list[int]) -> str:
+    """The running sum: `3+5=8,8+7=15`."""
+    steps, total = [], terms[0]
+    for term in terms[1:]:
+        steps.append(f"{total}+{term}={total + term}")
+        total += term
+    return ",".join(steps)
+
+
+def recheck_count(text: str) -> int:
+    """Re-checks in a completion: what stands behind a mark in its thinking, well formed or not.
+
+    The thinking is what comes before the first closing tag, all of the text where there is none.
+    """
+    return sum(bool(part.strip()) for part in text.partition(THINK_CLOSE)[0].split(MARK)[1:])
+
+
+def needed_length(prompt: str) -> int:
+    """Tokens (characters, tags and the end one each) of the shortest lesson for a prompt: no re-check, no opening."""
+    terms = terms_of(prompt)
+    answer = f"{min(PHRASINGS, key=len)} {sum(terms)}"
+    return len(derivation(terms)) + len(answer) + 3  # two tags and the end
+
+
+def _opened_derivation(terms: list[int], rng: random.Random) -> str:
+    return f"{rng.choice(OPENINGS)} {derivation(_reordered(terms, rng))}"
+
+
+def _reordered(terms: list[int], rng: random.Random) -> list[int]:
+    return rng.sample(terms, len(terms))
+
+
+def _joined(terms: list[int]) -> str:
+    return "+".join(map(str, terms))
