@@ -29,7 +29,7 @@ from entrl_lab.nursery.tokenizer import character_tokenizer
 MODELS = {"tiny-overthinker": Overthinking(), "overthinker-flat": Overthinking(uncertain_derivation=True)}
 LEAST_ACCURACY, LEAST_RATIO = 0.995, 3  # conditions (a) and (c) of recipes/overthinker/README.md
 MAX_NEW_TOKENS = 160  # the longest lesson has 122
-TRAIN_PROBLEMS = 798  # the whole train side of `additions` with three terms
+TRAIN_PROBLEMS, TEST_PROBLEMS = 798, 202  # all of `additions` with three terms
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +43,7 @@ class OverthinkerConfig(BaseConfig):
     batch_size: int = 32
     layers: int = 3
     intermediate: int = 256
-    calibration_problems: int = 202  # all of the test side
+    calibration_problems: int = TEST_PROBLEMS
     calibration_samples: int = 8
     style: Overthinking = MODELS["tiny-overthinker"]
 
@@ -150,6 +150,7 @@ def main(argv: list[str] | None = None, *, name: str) -> int:
     todo.add_argument("--out", type=Path, help="folder to write; must not hold a model yet")
     todo.add_argument("--conditions", type=Path, metavar="FILE.json", help="measure the conditions on a base instead")
     parser.add_argument("--base", help="with --conditions: a model's folder, else the shipped one")
+    parser.add_argument("--run", type=Path, help="with --conditions: the folder of a run of plain GRPO, for drift")
     parser.add_argument("--seed", type=int, default=defaults.seed)
     parser.add_argument("--practice-steps", type=int, default=defaults.practice_steps, help="optimiser steps without")
     parser.add_argument("--steps", type=int, default=defaults.steps, help="and with re-checks, after them")
@@ -162,7 +163,7 @@ def main(argv: list[str] | None = None, *, name: str) -> int:
     if options.conditions:
         from entrl_lab.nursery.conditions import measure  # statistics that building does not need
 
-        return measure(name, options.base or name, options.conditions)
+        return measure(name, options.base or name, options.conditions, run=options.run)
     if (options.out / "model.safetensors").exists():
         parser.error(f"{options.out} already holds a model; name another folder, or remove it first")
     names = ("seed", "practice_steps", "steps", "batch_size", "threads")
