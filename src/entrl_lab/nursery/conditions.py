@@ -1,14 +1,17 @@
 """What an overthinking base has to meet before any method runs: (a) to (h) of `recipes/overthinker/README.md`.
 
 Completions are sampled by the evaluation's own writer, judged by the `accuracy` reward and read by the `pear` reward,
-so lengths, phases and the penalty are those that training sees. A model whose weights are on record is not measured
-again.
+so lengths, phases and the penalty are those that training sees.
+
+    entrl nursery --model tiny-overthinker --conditions FILE.json            what is not on record yet is measured
+    entrl nursery --model tiny-overthinker --conditions FILE.json --run RUN  (d), from a run of plain GRPO
 
     a accuracy   b slope   c length   d drift   e ends   f correlation   g answers   h split
 
-(d) needs a training run and is read from its folder (`drift`).
+Other weights under the same name are another round of calibration: the earlier rounds stay on record.
 """
 
+import argparse
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -248,6 +251,18 @@ def grouped(rows: Sequence[Sampled]) -> list[list[Sampled]]:
     for row in rows:
         found.setdefault(row.group, []).append(row)
     return [found[group] for group in sorted(found)]
+
+
+def main(argv: list[str] | None = None, *, name: str) -> int:
+    """The command; returns 1 when a condition fails."""
+    parser = argparse.ArgumentParser(prog=f"entrl nursery --model {name}", description="Conditions (a) to (h).")
+    parser.add_argument(
+        "--conditions", type=Path, required=True, metavar="FILE.json", help="the record, kept up to date"
+    )
+    parser.add_argument("--base", default=name, help="the model's folder (default: the shipped one)")
+    parser.add_argument("--run", type=Path, help="the folder of a finished run of plain GRPO on it")
+    options = parser.parse_args(argv)
+    return measure(name, options.base, options.conditions, run=options.run)
 
 
 def measure(name: str, base: str, path: Path, *, run: Path | None = None) -> int:

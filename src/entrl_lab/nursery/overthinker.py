@@ -1,7 +1,6 @@
 """The overthinker and its twin: teach a small Qwen3 the lessons of `entrl.tasks.rechecks`.
 
     entrl nursery --model tiny-overthinker --out DIR              (or overthinker-flat)
-    entrl nursery --model tiny-overthinker --conditions FILE      measure what a base has to meet, on the shipped models
 
 First the derivation alone, which is short and brings the arithmetic, then lessons with re-checks. Both draw from the
 train side of `additions`; every problem returns many times, each time with other re-checks.
@@ -143,14 +142,13 @@ def complaints(calibration: dict[str, float]) -> list[str]:
 
 
 def main(argv: list[str] | None = None, *, name: str) -> int:
-    """The command; returns 1 when the base does not overthink, or a condition fails."""
+    """The command; returns 1 when the base does not overthink."""
     defaults = OverthinkerConfig()
-    parser = argparse.ArgumentParser(prog=f"entrl nursery --model {name}", description="Build an overthinking base.")
-    todo = parser.add_mutually_exclusive_group(required=True)
-    todo.add_argument("--out", type=Path, help="folder to write; must not hold a model yet")
-    todo.add_argument("--conditions", type=Path, metavar="FILE.json", help="measure the conditions on a base instead")
-    parser.add_argument("--base", help="with --conditions: a model's folder, else the shipped one")
-    parser.add_argument("--run", type=Path, help="with --conditions: the folder of a run of plain GRPO, for drift")
+    parser = argparse.ArgumentParser(
+        prog=f"entrl nursery --model {name}",
+        description="Build an overthinking base; or measure one: --conditions FILE.json, and --help.",
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder to write; must not hold a model yet")
     parser.add_argument("--seed", type=int, default=defaults.seed)
     parser.add_argument("--practice-steps", type=int, default=defaults.practice_steps, help="optimiser steps without")
     parser.add_argument("--steps", type=int, default=defaults.steps, help="and with re-checks, after them")
@@ -160,10 +158,6 @@ def main(argv: list[str] | None = None, *, name: str) -> int:
         "--problems", type=int, default=defaults.calibration_problems, help="test problems the base is measured on"
     )
     options = parser.parse_args(argv)
-    if options.conditions:
-        from entrl_lab.nursery.conditions import measure  # statistics that building does not need
-
-        return measure(name, options.base or name, options.conditions, run=options.run)
     if (options.out / "model.safetensors").exists():
         parser.error(f"{options.out} already holds a model; name another folder, or remove it first")
     names = ("seed", "practice_steps", "steps", "batch_size", "threads")
