@@ -7,6 +7,7 @@ so lengths, phases and the penalty are those that training sees.
     entrl nursery --model tiny-overthinker --conditions FILE.json --run RUN  (d), from a run of plain GRPO
 
     a accuracy   b slope   c length   d drift   e ends   f correlation   g answers   h split
+    entrl nursery --model tiny-overthinker --conditions FILE.json --beside RECIPE.yaml   (f) of what that starts from
 
 Other weights under the same name are another round of calibration: the earlier rounds stay on record.
 """
@@ -31,6 +32,8 @@ from entrl.evaluation.scoring import tags_of
 from entrl.evaluation.writing import Asked, Completion, Sampling, encode
 from entrl.models.load import load_policy
 from entrl.models.shipped import model_path
+from entrl.runs.recipe import load_recipe
+from entrl.runs.specs import load_rows
 from entrl.settings.provenance import built_from
 from entrl.stats.intervals import bootstrap_interval, wilson_interval
 from entrl.stats.logistic import logistic_slope
@@ -83,6 +86,7 @@ def sample(
     max_new_tokens: int = MAX_NEW_TOKENS,
     seed: int = 0,
     greedy: bool = True,
+    batch: int = 250,
 ) -> tuple[list[Sampled], list[Completion]]:
     """`samples` completions a problem, cut into groups of eight, and the greedy ones."""
     sampling = Sampling(
@@ -91,7 +95,7 @@ def sample(
     prompts = [encode(tokenizer, row["prompt"], {}) for row in rows]
     asked = [Asked(index=i, prompt_ids=ids) for i, ids in enumerate(prompts)]
     found, greedily = [], []
-    for answered in TransformersWriter(model=model, tokenizer=tokenizer, sampling=sampling, rows=250).write(asked):
+    for answered in TransformersWriter(model=model, tokenizer=tokenizer, sampling=sampling, rows=batch).write(asked):
         found += _read(tokenizer, rows[answered.index], prompts[answered.index], answered.index, answered.drawn)
         greedily += [answered.greedy] if answered.greedy else []
     return found, greedily
@@ -261,28 +265,62 @@ def main(argv: list[str] | None = None, *, name: str) -> int:
     )
     parser.add_argument("--base", default=name, help="the model's folder (default: the shipped one)")
     parser.add_argument("--run", type=Path, help="the folder of a finished run of plain GRPO on it")
+    parser.add_argument(
+        "--beside", type=Path, metavar="RECIPE", help="measure (f) instead on what another recipe starts from"
+    )
     options = parser.parse_args(argv)
+    if options.beside:
+        return beside(options.beside, options.conditions)
     return measure(name, options.base, options.conditions, run=options.run)
 
 
 def measure(name: str, base: str, path: Path, *, run: Path | None = None) -> int:
     """Write what is not on record yet into `path` and print it; 1 where a condition fails."""
-    record = json.loads(path.read_text()) if path.exists() else {}
     folder = Path(model_path(base))
     weights = sha256(folder / "model.safetensors")
-    entry = record.get(name, {})
+    entry = _kept(path).get(name, {})
     if entry.get("weights_sha256") != weights:
         earlier = [*entry.get("earlier_rounds", []), *([_without_rounds(entry)] if entry else [])]
         entry = {"weights_sha256": weights, **_measured(name, folder)}
         entry |= {"earlier_rounds": earlier} if earlier else {}
     if run is not None:
         entry["conditions"]["d"] = drift(run)
-    record[name] = entry
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(record, indent=2) + "\n")
+    _keep(path, {name: entry})
     for letter, found in sorted(entry["conditions"].items()):
         print(letter, "holds" if found["holds"] else "FAILS", json.dumps(found))
     return int(not all(found["holds"] for found in entry["conditions"].values()))
+
+
+def beside(recipe: Path, path: Path, *, problems: int = 40) -> int:
+    """(f) and (g) of the model that a recipe starts from, on its own training problems: which twin is it like?"""
+    wanted = load_recipe(recipe)
+    model, tokenizer = load_policy(wanted.model.path, dtype="float32")
+    rows = [dict(row) for row in load_rows(wanted.data.task, wanted.data, size=problems, base=recipe.parent)]
+    budget = wanted.trainer["max_completion_length"]
+    sampled, _ = sample(model, tokenizer, rows, samples=GROUP, max_new_tokens=budget, greedy=False, batch=64)
+    told = answer_condition(sampled)
+    found = {
+        "commit": built_from(Path(__file__).parent, ".", "../../entrl/tasks"),
+        "model": wanted.model.path,
+        "problems": problems,
+        "samples": GROUP,
+        "sampled_accuracy": fmean(row.right for row in sampled),
+        "tokens": fmean(row.tokens for row in sampled),
+        "f": {key: value for key, value in correlation_condition(sampled, (-1.0, 1.0)).items() if key != "holds"},
+        "g": {key: value for key, value in told.items() if key != "holds"},
+    }
+    _keep(path, {"beside": {**_kept(path).get("beside", {}), f"{recipe.parent.name}/{recipe.stem}": found}})
+    print(json.dumps(found))
+    return 0
+
+
+def _kept(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def _keep(path: Path, entries: Mapping[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({**_kept(path), **entries}, indent=2) + "\n")
 
 
 def _without_rounds(entry: dict[str, Any]) -> dict[str, Any]:

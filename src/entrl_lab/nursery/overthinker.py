@@ -35,10 +35,10 @@ TRAIN_PROBLEMS, TEST_PROBLEMS = 798, 202  # all of `additions` with three terms
 class OverthinkerConfig(BaseConfig):
     """How the two models are built; they differ in `style` alone. Widths and steps are ours."""
 
-    practice_steps: int = 600  # derivation and answer alone
-    steps: int = 1600  # with re-checks
-    practice_learning_rate: float = 3e-3  # peak; cosine to 0 after `warmup_steps`
-    learning_rate: float = 3e-3  # the same, for the lessons with re-checks
+    practice_steps: int = 500  # derivation and answer alone
+    steps: int = 1400  # with re-checks
+    practice_learning_rate: float = 2.5e-3  # peak; cosine to 0 after `warmup_steps`
+    learning_rate: float = 2.5e-3  # the same, for the lessons with re-checks
     batch_size: int = 32
     layers: int = 3
     intermediate: int = 256
