@@ -15,8 +15,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from entrl.tasks import load_task
 from entrl.tasks.traces import Mixture, lesson, terms_of
 from entrl_lab.nursery import NurseryConfig, calibrate, main
-from entrl_lab.nursery.build import lessons, sha256, train
+from entrl_lab.nursery.build import lessons, train
 from entrl_lab.nursery.calibration import Calibration
+from entrl_lab.nursery.sft import sha256
 from entrl_lab.nursery.tokenizer import THINK_CLOSE, THINK_OPEN, character_tokenizer
 
 ASSET = Path(str(files("entrl.models.shipped") / "tiny-reasoner"))

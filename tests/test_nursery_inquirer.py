@@ -24,7 +24,6 @@ from entrl.environments.tables import procedural_table
 from entrl.environments.twenty_questions import TwentyQuestions
 from entrl.tasks.inquiries import diagram_rows, twenty_questions_rows
 from entrl.tasks.rows import digest
-from entrl_lab.nursery.build import sha256
 from entrl_lab.nursery.inquirer import InquirerConfig, Script
 from entrl_lab.nursery.inquirer.batches import IGNORED, batches, sight
 from entrl_lab.nursery.inquirer.build import taught_in, tokenizer_of, train, untrained_model
@@ -42,6 +41,7 @@ from entrl_lab.nursery.inquirer.lessons import (
     prompt_of,
     train_seeds,
 )
+from entrl_lab.nursery.sft import sha256
 
 ASSETS = Path(str(files("entrl.models.shipped")))
 CONFIG = InquirerConfig()

@@ -18,9 +18,7 @@ def additions_rows(*, split: str, size: int, seed: int, terms: int = 3) -> list[
     """
     if not 2 <= terms <= 4:
         raise ValueError(f"terms must be 2, 3 or 4, got {terms}; `sums` has longer ones")
-    found = [
-        digits for digits in itertools.product(range(10), repeat=terms) if side_of(problem_key(digits)) == split
-    ]
+    found = [digits for digits in itertools.product(range(10), repeat=terms) if side_of(problem_key(digits)) == split]
     if size > len(found):
         raise ValueError(
             f"task 'additions' with {terms} terms has {len(found)} {split} problems, asked for {size}; ask for at most "

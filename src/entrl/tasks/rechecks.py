@@ -33,9 +33,7 @@ class Overthinking:
 
     def __post_init__(self) -> None:
         if not self.stop_hazards or self.stop_hazards[-1] != 1:
-            raise ValueError(
-                f"stop_hazards must end in 1, or a lesson might never end; got {list(self.stop_hazards)}"
-            )
+            raise ValueError(f"stop_hazards must end in 1, or a lesson might never end; got {list(self.stop_hazards)}")
         if not all(0 <= hazard <= 1 for hazard in self.stop_hazards):
             raise ValueError(f"stop_hazards are probabilities and must be in [0, 1], got {list(self.stop_hazards)}")
 

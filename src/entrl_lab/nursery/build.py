@@ -1,64 +1,46 @@
 """`entrl nursery`: teach a small Qwen3 the mixture of `traces` by SFT, measure it, and write it with a manifest.
 
-The same config, library versions and kind of processor give the same weights, byte for byte; the manifest holds their
-SHA-256, so a rebuilt base can be told from the shipped one. Lessons come from the train side of the task `sums`; the
-measurement uses the test side, which shares no problem with it.
+Lessons come from the train side of the task `sums`; the test side, which shares no problem with it, measures.
 """
 
 import argparse
-import hashlib
 import json
 import random
-import tempfile
 import time
-from dataclasses import asdict, dataclass, field
-from importlib.metadata import version
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM, set_seed
-from trl import SFTConfig, SFTTrainer
+from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM, set_seed
 
-from entrl.settings.provenance import built_from
 from entrl.tasks import load_task
 from entrl.tasks.traces import Mixture, lesson
-from entrl.version import __version__
 from entrl_lab.nursery.calibration import Calibration, calibrate
-from entrl_lab.nursery.tokenizer import END, PAD, character_tokenizer
+from entrl_lab.nursery.sft import BaseConfig, teach, untrained_model, write_base
+from entrl_lab.nursery.tokenizer import character_tokenizer
 
 LESSON_SEED = 1_000_000  # added to the seed of the task, so that recipes (small seeds) draw other problems
 TEST_SEED = 2_000_000
 PRACTICE = Mixture(think=1.0, slip=0.0, check=0.15)
-LIBRARIES = ("torch", "transformers", "trl", "tokenizers", "reasoning-gym")
 
 
 @dataclass(frozen=True, kw_only=True)
-class NurseryConfig:
+class NurseryConfig(BaseConfig):
     """How the base is built. Widths and steps are ours, chosen so that one core needs about ten minutes."""
 
-    seed: int = 0
     practice_steps: int = 2000  # first: every lesson thinks and none slips, the quick way to learn the arithmetic
     steps: int = 400  # then: optimiser steps on the mixture
-    batch_size: int = 32  # half of 64 learns the arithmetic in half of the lessons
     practice_learning_rate: float = 2.5e-3  # peak; cosine to 0 after `warmup_steps`
     learning_rate: float = 2.5e-3  # the same, for the mixture
-    warmup_steps: int = 50
-    layers: int = 4
-    width: int = 128
-    heads: int = 4
-    kv_heads: int = 2
-    head_dim: int = 32
-    intermediate: int = 384
-    max_positions: int = 512
-    threads: int = 1  # part of the config: another count sums in another order and gives other weights
     calibration_problems: int = 200
     calibration_samples: int = 8
     mixture: Mixture = field(default_factory=Mixture)
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "threads", "calibration_problems", "calibration_samples"):
+        super().__post_init__()
+        for name in ("steps", "calibration_problems", "calibration_samples"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
         if self.practice_steps < 0:
@@ -66,28 +48,6 @@ class NurseryConfig:
         for name in ("practice_learning_rate", "learning_rate"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be > 0, got {getattr(self, name)}")
-
-
-def untrained_model(tokenizer: PreTrainedTokenizerFast, config: NurseryConfig) -> Qwen3ForCausalLM:
-    """A Qwen3 with random weights from torch's generator."""
-    vocabulary = tokenizer.get_vocab()
-    return Qwen3ForCausalLM(
-        Qwen3Config(
-            vocab_size=len(tokenizer),
-            hidden_size=config.width,
-            intermediate_size=config.intermediate,
-            num_hidden_layers=config.layers,
-            num_attention_heads=config.heads,
-            num_key_value_heads=config.kv_heads,
-            head_dim=config.head_dim,
-            max_position_embeddings=config.max_positions,
-            tie_word_embeddings=True,
-            bos_token_id=None,
-            eos_token_id=vocabulary[END],
-            pad_token_id=vocabulary[PAD],
-            dtype=torch.float32,
-        )
-    )
 
 
 def lessons(config: NurseryConfig) -> tuple[Dataset, Dataset]:
@@ -114,39 +74,6 @@ def train(config: NurseryConfig) -> tuple[Qwen3ForCausalLM, PreTrainedTokenizerF
     return model.eval(), tokenizer
 
 
-def teach(
-    model: Qwen3ForCausalLM,
-    tokenizer: PreTrainedTokenizerFast,
-    rows: Dataset,
-    config: NurseryConfig,
-    *,
-    steps: int,
-    rate: float,
-) -> None:
-    """SFT on the completions only, in order; TRL appends the end token."""
-    with tempfile.TemporaryDirectory() as scratch:  # the trainer wants a folder, nothing is kept in it
-        args = SFTConfig(
-            output_dir=scratch,
-            seed=config.seed,
-            max_steps=steps,
-            train_sampling_strategy="sequential",
-            per_device_train_batch_size=config.batch_size,
-            learning_rate=rate,
-            lr_scheduler_type="cosine",
-            warmup_steps=config.warmup_steps,
-            completion_only_loss=True,
-            max_length=config.max_positions,
-            gradient_checkpointing=False,
-            bf16=False,
-            use_cpu=True,
-            save_strategy="no",
-            report_to="none",
-            logging_steps=100,
-            disable_tqdm=True,
-        )
-        SFTTrainer(model=model, args=args, train_dataset=rows, processing_class=tokenizer).train()
-
-
 def build(out: Path, config: NurseryConfig) -> dict[str, Any]:
     """Train, measure and write model, tokenizer and manifest; the manifest comes back."""
     started = time.perf_counter()
@@ -155,37 +82,8 @@ def build(out: Path, config: NurseryConfig) -> dict[str, Any]:
     problems = load_task("sums", split="test", size=config.calibration_problems, seed=TEST_SEED)
     rows = [dict(row) for row in problems]
     measured = calibrate(model, tokenizer, rows, samples=config.calibration_samples, seed=config.seed)
-    out.mkdir(parents=True, exist_ok=True)
-    model.config.use_cache = True  # the trainer turned it off
-    model.save_pretrained(out)
-    (out / "model.safetensors").chmod(0o644)  # written for its owner alone, and a wheel would keep that
-    tokenizer.save_pretrained(out)
-    manifest = manifest_of(out, config, measured, parameters=model.num_parameters(), seconds=seconds)
-    (out / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
-    return manifest
-
-
-def manifest_of(
-    out: Path, config: NurseryConfig, measured: Calibration, *, parameters: int, seconds: float
-) -> dict[str, Any]:
-    """What was built, from what, and what it can do."""
-    return {
-        "name": "tiny-reasoner",
-        "entrl": __version__,
-        "commit": built_from(Path(__file__).parent, ".", "../../entrl/tasks"),
-        "versions": {name: version(name) for name in LIBRARIES},
-        "config": asdict(config),
-        "parameters": parameters,
-        "training_seconds": round(seconds, 1),
-        "weights_sha256": sha256(out / "model.safetensors"),
-        "tokenizer_sha256": sha256(out / "tokenizer.json"),
-        "calibration": measured.as_dict(),
-    }
-
-
-def sha256(path: Path) -> str:
-    """Of the file's bytes, in hexadecimal."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    calibration = measured.as_dict()
+    return write_base(out, "tiny-reasoner", model, tokenizer, config, seconds=seconds, calibration=calibration)
 
 
 def _parser() -> argparse.ArgumentParser:

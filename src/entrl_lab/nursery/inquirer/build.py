@@ -26,7 +26,6 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM,
 from entrl.environments.tables import ATTRIBUTES, NAMES
 from entrl.settings.provenance import built_from
 from entrl.version import __version__
-from entrl_lab.nursery.build import sha256
 from entrl_lab.nursery.inquirer.batches import IGNORED, Batch, batches, sight
 from entrl_lab.nursery.inquirer.calibration import calibrate
 from entrl_lab.nursery.inquirer.config import CURRICULUM, NAMES_OF_MODELS, SPECIFIER_CURRICULUM, InquirerConfig, Stage
@@ -42,6 +41,7 @@ from entrl_lab.nursery.inquirer.lessons import (
     words,
 )
 from entrl_lab.nursery.inquirer.tokenizer import SPACE, call_opening, inquirer_tokenizer
+from entrl_lab.nursery.sft import sha256
 
 LIBRARIES = ("torch", "transformers", "trl", "tokenizers", "numpy")
 CALM = 0.15  # of the last norm at birth: a copier that is sure of itself takes long to unlearn
