@@ -128,6 +128,23 @@ def test_result_adds_up(model, tokenizer, dataset):
     assert json.loads(json.dumps(found)) == found
 
 
+def test_counts_are_means_over_sampled_texts(model, tokenizer, dataset, tmp_path):
+    texts = []
+
+    def score(of, answers, verifiers):
+        texts.extend(of[1:])  # the first is the greedy one
+        return [None] * len(of)
+
+    file = tmp_path / "counting.py"
+    file.write_text("def digits(text):\n    return sum(map(str.isdigit, text))\nword = 'no function'\n")
+    found = evaluate(model, tokenizer, dataset, samples=2, score=score, counts={"digits": f"{file}:digits"}, **QUICK)
+    assert found["counts"] == {"digits": pytest.approx(fmean(sum(map(str.isdigit, text)) for text in texts))}
+    assert found["counts"]["digits"] > 0
+    assert "counts" not in evaluate(model, tokenizer, dataset, samples=1, **QUICK)
+    with pytest.raises(TypeError, match=r"count 'words' \(.*:word\) is a str; name a function of a text"):
+        evaluate(model, tokenizer, dataset, counts={"words": f"{file}:word"}, **QUICK)
+
+
 def test_entropies_equal_a_teacher_forced_float64_pass(model, tokenizer, dataset):
     """Exact means exact: padding, temperature, phases and the cut at the end token included."""
     prompts = [tokenizer(text=p)["input_ids"] for p in dataset["prompt"] for _ in range(3)]

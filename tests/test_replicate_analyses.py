@@ -158,7 +158,7 @@ def written_study(folder: Path, analyses: str, *, dynamics: bool = True, windows
 
 
 def only(study: Study) -> dict:
-    (analysis,) = analyse_all(study, study.runs({}))
+    (analysis,) = analyse_all(study, [(run, {}) for run in study.runs({})])
     return analysis["tasks"][""]
 
 
@@ -170,6 +170,7 @@ def test_every_analysis_says_what_it_asks():
         "dose_response",
         "independence",
         "law_forecast",
+        "length",
         "micro_batch",
         "policies",
         "predicted_change",
@@ -554,6 +555,7 @@ ASKED = {
     "entropy-mechanism": {"comparison", "dose_response", "law_forecast", "micro_batch", "predicted_change"},
     "ares": {"by_level", "comparison"},
     "information-gain": {"asking", "policies", "independence", "pursuit"},
+    "overthinker": {"length"},
 }
 
 

@@ -31,6 +31,13 @@ def test_names_lead_to_one_value_each(tmp_path):
 
 
 def test_members_of_a_family_and_unknown_names():
+    held = [{"counts": {"rechecks": 2.5}, "pass_at_k": {"1": 0.5, "16": 1.0, "8": 0.9}}, {"counts": None}]
+    assert [n.name for n in numbers_of(held) if "/" in n.name and n.read(held[0]) is not None] == [
+        "pass_at_k/8",
+        "pass_at_k/16",
+        "counts/rechecks",
+    ]
+    assert named("counts/rechecks").label == "rechecks a completion"
     assert named("pass_at_k/16").label == "pass@16, %"
     assert find("greedy_accuracy, level 3") is None
     with pytest.raises(ValueError, match=r"'pass_at_8' is no number of an evaluation; there are greedy_accuracy, "):

@@ -110,7 +110,8 @@ def test_buckets_are_those_of_difficulty():
 
 
 def make_laser(**options):
-    return LaserD(**{"correctness": "column:ok", "max_length": 40, "grid_step": 10, "refresh_steps": 5, **options})
+    mine = {"correctness": "column:ok", "max_length": 40, "grid_step": 10, "refresh_steps": 5, "rule": "measured"}
+    return LaserD(**{**mine, **options})
 
 
 def test_laser_by_hand():
@@ -132,6 +133,51 @@ def test_laser_by_hand():
         "laser_d/limit_hard": 40.0,
         "laser_d/correct_within_limit": 0.4,
     }
+
+
+def slow_published_limit(completions, bucket, size, grid):
+    """The source's rule, from its text: walk the lengths, count every answer of the bucket, floor the product."""
+    at_least = {"easy": int(size * 2 / 3), "medium": int(size * 1 / 3), "hard": 1}[bucket]
+    for limit in grid:
+        share = len([n for n in completions if n <= limit]) / len(completions)
+        if int(share * at_least) >= 1:
+            return limit
+    return grid[-1]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_published_limits_match_a_slow_twin(seed):
+    rng = random.Random(seed)
+    reward = make_laser(rule="published", max_length=50)
+    rows = [(g, rng.randint(1, 70), rng.random() < (0.95, 0.5, 0.1)[g % 3]) for g in range(6) for _ in range(8)]
+    groups, lengths, right = zip(*rows, strict=True)
+    call(reward, list(lengths), ok=list(right), group_index=list(groups))
+    of_group = {g: BUCKETS[bucket_of(sum(r for h, _, r in rows if h == g), 8)] for g in range(6)}
+    for bucket in BUCKETS:
+        seen = [n for g, n, _ in rows if of_group[g] == bucket]
+        expected = slow_published_limit(seen, bucket, 8, reward.grid) if seen else 50
+        assert reward.limits[bucket] == expected, bucket
+
+
+def test_published_limits_by_hand():
+    """Groups of 8: the limit covers 1/5 of all lengths where 6 are right, 1/2 where 3 are, all where 1 is."""
+    reward = make_laser(rule="published", wrong=-0.5)
+    lengths = [5, 15, 25, 25, 35, 35, 35, 35]
+    right, groups = [1] * 6 + [0] * 2 + [1] * 3 + [0] * 5 + [1] + [0] * 7, [0] * 8 + [1] * 8 + [2] * 8
+    found = call(reward, lengths * 3, ok=right, group_index=groups)
+    # easy: floor(16/3) = 5, and 2/8 <= 20 is the first share of 1/5; medium: floor(8/3) = 2, 4/8 <= 30; hard: 8/8 <= 40
+    assert reward.limits == {"easy": 20, "medium": 30, "hard": 40}
+    assert found[:8] == [1.5, 1.5, 1.0, 1.0, 1.0, 1.0, -0.5, -0.5]
+    assert found[8:16] == [1.5, 1.5, 1.5, -0.5, -0.5, -0.5, -0.5, -0.5]
+    measured = make_laser()
+    call(measured, lengths * 3, ok=right, group_index=groups)
+    assert measured.limits == {"easy": 10, "medium": 10, "hard": 10}  # the shortest right answer of each is one
+
+
+def test_lengths_beyond_the_grid_count_as_not_covered():
+    reward = make_laser(rule="published")
+    call(reward, [5] + [60] * 7, group_index=[0] * 8)
+    assert reward.limits["easy"] == 40  # 1/8 is less than 1/5, and nothing else fits: the longest limit
 
 
 def test_laser_refresh_interval_and_unseen_buckets():
@@ -197,7 +243,7 @@ def test_laser_is_the_same_on_one_and_two_ranks():
 def test_laser_gathers_equally_many_floats_on_every_rank():
     sent = []
     call(make_laser(), [5, 6, 7], ok=[None, 0, 1], group_index=[0] * 3, gather=lambda x: sent.append(x) or x)
-    assert [len(x) for x in sent] == [9]
+    assert [len(x) for x in sent] == [12]  # four facts of each of three completions
 
 
 def test_faces():
@@ -221,6 +267,8 @@ def test_faces():
         (lambda: LaserD(bonus=-0.1), "bonus must be >= 0"),
         (lambda: LaserD(grid_step=0), r"grid_step must be in \[1, max_length=8192\] tokens, got 0"),
         (lambda: LaserD(refresh_steps=0), "refresh_steps must be >= 1"),
+        (lambda: LaserD(rule="paper"), "rule must be published or measured, got 'paper'"),
+        (lambda: LaserD(wrong=1.0), "wrong must be < 1, what a correct completion earns"),
         (lambda: call(L1Exact(correctness="column:ok"), [5]), "no column 'target_length'; add it, or set target"),
     ],
 )

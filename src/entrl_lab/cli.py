@@ -15,7 +15,13 @@ def replicate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quick", action="store_true", help="the named study's short version: minutes, weak verdicts")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, each a process (default 1)")
     parser.add_argument(
-        "--out", type=path, help="default: results.json in the study's folder of runs; the page beside it"
+        "--arms", nargs="+", metavar="ARM", help="run only these arms now; results are of what is there"
+    )
+    parser.add_argument("--report-only", action="store_true", help="run nothing: results of the runs that are there")
+    parser.add_argument(
+        "--out",
+        type=path,
+        help="default: results.json in the study's folder of runs; tables (.md), picture (.svg) beside",
     )
 
 
@@ -23,7 +29,14 @@ def run_replicate(options: argparse.Namespace) -> int:
     from entrl_lab.replicate import RunsFailed, replicate
 
     try:
-        replicate(options.study, out=options.out, jobs=options.jobs, quick=options.quick)
+        replicate(
+            options.study,
+            out=options.out,
+            jobs=options.jobs,
+            quick=options.quick,
+            arms=options.arms,
+            report_only=options.report_only,
+        )
     except RunsFailed as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

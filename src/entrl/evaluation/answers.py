@@ -12,6 +12,7 @@ diversity (`entrl.maths.diversity`, over token ids, the end token included) is a
 
 What a completion answers is found as in training (`entrl.maths.phases.answer_text`): from its token ids and its prompt,
 by `think_open` and `think_close`. A score that names `answer_texts` gets it; the texts beside it are whole completions.
+`counts` are means over sampled completions of what the functions named there count in a completion's text.
 A completion that could not be verified (None) counts neither as right nor as wrong: it leaves n, and is counted
 in `unverified`; golds that nothing can verify are counted beforehand, in `unverifiable_golds`. A problem with fewer
 than k verified samples leaves pass@k; with none it leaves sampled accuracy.
@@ -34,7 +35,17 @@ from entrl.evaluation.memory import rows_that_fit
 from entrl.evaluation.records import Record
 from entrl.evaluation.result import check_k, head
 from entrl.evaluation.scores import summary
-from entrl.evaluation.scoring import DEFAULT_SCORE, Score, checked_golds, scorer, scores, tags_of, warn_of_silence
+from entrl.evaluation.scoring import (
+    DEFAULT_SCORE,
+    Count,
+    Score,
+    checked_golds,
+    counters,
+    scorer,
+    scores,
+    tags_of,
+    warn_of_silence,
+)
 from entrl.evaluation.writing import Answered, Asked, Completion, Sampling, Writer, encode
 from entrl.maths.diversity import group_means, group_sums
 from entrl.maths.phases import ThinkTags, answer_text, closing_seen, phase_masks
@@ -65,9 +76,12 @@ def evaluate(
     think_close: str = "</think>",
     progress: bool = True,
     labels: Mapping[str, Any] | None = None,
+    counts: Mapping[str, str] | None = None,
     partial: str | Path | None = None,
 ) -> dict[str, Any]:
     """Evaluate a model in memory on rows of `load_task`; `labels` (model, task, split, ...) go into the result.
+
+    counts: name -> "module:function" or "file.py:function", which counts something in the text of a completion.
 
     batch_size: answers written at once, or "auto": what fits in memory. partial: a folder that keeps each problem's
     record until the evaluation is finished, so that one that was killed goes on. The caller's random state, training
@@ -88,6 +102,7 @@ def evaluate(
         think_open=think_open,
         think_close=think_close,
         labels=labels or {},
+        counts=counts or {},
     )
     return kept.run(work, partial=None if partial is None else Path(partial), progress=progress)
 
@@ -146,6 +161,7 @@ class Answers:
     think_open: str = "<think>"
     think_close: str = "</think>"
     labels: Mapping[str, Any] = field(default_factory=dict)
+    counts: Mapping[str, str] = field(default_factory=dict)  # name -> "module:function" of a sample's text
     model: Any = None  # in memory, for transformers
     batch_size: int | str = "auto"  # of transformers
     writer: Writer | None = None  # another engine's
@@ -156,6 +172,7 @@ class Answers:
         if (self.model is None) == (self.writer is None):
             raise TypeError("an evaluation needs either a model in memory or a writer")
         self.check: Score = scorer(self.score)
+        self.counters: dict[str, Count] = counters(self.counts)
         self.tags: ThinkTags | None = tags_of(self.tokenizer, self.think_open, self.think_close)
         self.golds = checked_golds(self.check, self.dataset)
         extra = self.chat_template_kwargs
@@ -192,6 +209,7 @@ class Answers:
             "k": list(self.k),
             "greedy": self.sampling.greedy,
             "score": self.score if isinstance(self.score, str) else repr(self.score),
+            **({"counts": dict(self.counts)} if self.counts else {}),
             "problems": content_hash([list(values) for values in asked]),
             "batch_size": self.batch_size,
         }
@@ -235,6 +253,7 @@ class Answers:
             "problem": problem,
             "right": sum(s == 1 for s in found),
             "unverified": sum(s is None for s in found),
+            "counts": {name: sum(count(c.text) for c in drawn) for name, count in self.counters.items()},
             "truncated": sum(c.truncated for c in drawn),
             "greedy_truncated": None if greedy is None else greedy.truncated,
             "diversity": group_sums([c.ids for c in drawn], [answered.index] * len(drawn)),
@@ -253,6 +272,7 @@ class Answers:
             **summary(problems, k=self.k, seed=self.sampling.seed),
             "entropy": _entropies(records),
             "length": {name: sum(r["tokens"][name] for r in records) / drawn or None for name in PHASES},
+            **({"counts": self._counted(records)} if self.counts else {}),
             "missing_close_rate": None if self.tags is None else sum(r["open"] for r in records) / drawn,
             **({"diversity": _diversity(records)} if self.sampling.samples > 1 else {}),
             "truncation_rate": sum(r["truncated"] for r in records) / drawn,
@@ -262,6 +282,11 @@ class Answers:
             "seconds": seconds,
             "problems": problems,
         }
+
+    def _counted(self, records: Sequence[Record]) -> dict[str, float]:
+        """Of a sampled completion, mean."""
+        drawn = len(records) * self.sampling.samples
+        return {name: math.fsum(r["counts"][name] for r in records) / drawn for name in self.counts}
 
 
 def signals(prompt: Sequence[int], drawn: Sequence[Completion], tags: ThinkTags | None) -> Record:

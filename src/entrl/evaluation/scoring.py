@@ -3,13 +3,15 @@
 import importlib
 import inspect
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from entrl.maths.phases import ThinkTags
+from entrl.settings.names import load_object
 from entrl.verify.golds import GoldCheck, check_golds
 
 Score = Callable[..., list[float | None]]
+Count = Callable[[str], float]  # how often something stands in a completion's text
 
 DEFAULT_SCORE = "entrl_rewards.accuracy:reward"  # a string: the library takes rewards, it does not import them
 WORTH_A_WORD = 16  # completions below which silence says nothing, our choice
@@ -21,6 +23,15 @@ def scorer(score: Score | str) -> Score:
         return score
     module, _, attribute = score.partition(":")
     return getattr(importlib.import_module(module), attribute or "reward").score
+
+
+def counters(counts: Mapping[str, str]) -> dict[str, Count]:
+    """Name -> function of a completion's text, from "module:function" or "file.py:function"; TypeError for others."""
+    found = {name: load_object(where).value for name, where in counts.items()}
+    for name, value in found.items():
+        if not callable(value):
+            raise TypeError(f"count {name!r} ({counts[name]}) is a {type(value).__name__}; name a function of a text")
+    return found
 
 
 def scores(

@@ -84,6 +84,9 @@ NUMBERS = (
     Number(name="entropy/all", title="Entropy, all", unit="nats", digits=4, main=True),
     Number(name="entropy/think", title="Entropy, thinking", unit="nats", digits=4),
     Number(name="entropy/answer", title="Entropy, answer", unit="nats", digits=4),
+    Number(name="length/think", title="Length, thinking", unit="tokens", problem="think_length"),
+    Number(name="length/answer", title="Length, answer", unit="tokens", problem="answer_length"),
+    Number(name="counts/*", title="* a completion", digits=2),
     Number(name="missing_close_rate", title="Missing closing tag", unit="%"),
     Number(name="truncation_rate", title="Truncated", unit="%"),
     Number(name="unverified", title="Unverified", digits=0),
@@ -112,6 +115,12 @@ def named(name: str) -> Number:
 
 def numbers_of(evaluations: Sequence[Mapping[str, Any]]) -> list[Number]:
     """The list, with a family's members that some of these evaluations hold; pass@1 is the sampled accuracy."""
-    ks = sorted({int(k) for e in evaluations for k in (e.get("pass_at_k") or {})} - {1})
-    opened = ([n.name.replace("*", str(k)) for k in ks] if "*" in n.name else [n.name] for n in NUMBERS)
+    opened = (_members(n.name, evaluations) if "*" in n.name else [n.name] for n in NUMBERS)
     return [named(name) for names in opened for name in names]
+
+
+def _members(family: str, evaluations: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Of the keys that some evaluation has in that group; pass@1 is the sampled accuracy."""
+    group = family.partition("/")[0]
+    keys = {key for e in evaluations for key in (e.get(group) or {})} - {"1"}
+    return [family.replace("*", key) for key in sorted(keys, key=lambda key: (len(key), key))]

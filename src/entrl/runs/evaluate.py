@@ -145,7 +145,7 @@ def _work(spec: EvalSpec, asking: Asking, held: dict[str, Any], rows: Any, say: 
         "chat_template_kwargs": asking.chat_template_kwargs,
     }
     if asking.environment is None:
-        return Answers(dataset=rows, say=say, **asking.tags, **common)
+        return Answers(dataset=rows, say=say, counts=spec.counts, **asking.tags, **common)
     limit = asking.max_tool_calling_iterations
     return Dialogues(rows=list(rows), factory=asking.environment, max_tool_calling_iterations=limit, **common)
 

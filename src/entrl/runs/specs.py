@@ -149,6 +149,7 @@ class EvalSpec:
     samples: int = 8  # per problem, besides one greedy answer
     greedy: bool = True  # also one greedy answer
     k: list[int] = field(default_factory=lambda: [1])  # of pass@k
+    counts: dict[str, str] = field(default_factory=dict)  # name -> "module:function" that counts in a sample's text
     temperature: float = 1.0
     top_p: float = 1.0
     max_new_tokens: int | None = None  # None: trainer.max_completion_length

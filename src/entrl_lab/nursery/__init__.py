@@ -4,6 +4,7 @@
     entrl nursery --model tiny-inquirer --out DIR      the tiny inquirer, which calls tools (`inquirer`)
     entrl nursery --model tiny-specifier --out DIR     the same for the diagram game
     entrl nursery --model tiny-overthinker --out DIR   always right, and thinks three times as long as it needs to
+    entrl nursery --model tiny-overthinker --conditions FILE     measures what it has to meet (`conditions`)
     entrl nursery --model overthinker-flat --out DIR   its twin, whose derivation is as uncertain as its re-checks
 
 The tiny reasoner is a base model that thinks too rarely and so has something to learn: `tokenizer` makes the
@@ -28,9 +29,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--model", choices=MODELS, default=MODELS[0])
     options, rest = parser.parse_known_args(argv)
     if "overthinker" in options.model:
-        from entrl_lab.nursery.overthinker import main as build_overthinker  # brings the rewards along
+        from entrl_lab.nursery import conditions, overthinker  # bring the rewards along
 
-        return build_overthinker(rest, name=options.model)
+        chosen = conditions if "--conditions" in rest else overthinker
+        return chosen.main(rest, name=options.model)
     if options.model != "tiny-reasoner":
         from entrl_lab.nursery.inquirer import main as build_inquirer  # brings the environments along
 

@@ -1,7 +1,6 @@
 """The overthinker and its twin: teach a small Qwen3 the lessons of `entrl.tasks.rechecks`.
 
     entrl nursery --model tiny-overthinker --out DIR              (or overthinker-flat)
-    entrl nursery --model tiny-overthinker --conditions FILE      measure what a base has to meet, on the shipped models
 
 First the derivation alone, which is short and brings the arithmetic, then lessons with re-checks. Both draw from the
 train side of `additions`; every problem returns many times, each time with other re-checks.
@@ -29,21 +28,21 @@ from entrl_lab.nursery.tokenizer import character_tokenizer
 MODELS = {"tiny-overthinker": Overthinking(), "overthinker-flat": Overthinking(uncertain_derivation=True)}
 LEAST_ACCURACY, LEAST_RATIO = 0.995, 3  # conditions (a) and (c) of recipes/overthinker/README.md
 MAX_NEW_TOKENS = 160  # the longest lesson has 122
-TRAIN_PROBLEMS = 798  # the whole train side of `additions` with three terms
+TRAIN_PROBLEMS, TEST_PROBLEMS = 798, 202  # all of `additions` with three terms
 
 
 @dataclass(frozen=True, kw_only=True)
 class OverthinkerConfig(BaseConfig):
     """How the two models are built; they differ in `style` alone. Widths and steps are ours."""
 
-    practice_steps: int = 600  # derivation and answer alone
-    steps: int = 1600  # with re-checks
-    practice_learning_rate: float = 3e-3  # peak; cosine to 0 after `warmup_steps`
-    learning_rate: float = 3e-3  # the same, for the lessons with re-checks
+    practice_steps: int = 500  # derivation and answer alone
+    steps: int = 1400  # with re-checks
+    practice_learning_rate: float = 2.5e-3  # peak; cosine to 0 after `warmup_steps`
+    learning_rate: float = 2.5e-3  # the same, for the lessons with re-checks
     batch_size: int = 32
     layers: int = 3
     intermediate: int = 256
-    calibration_problems: int = 202  # all of the test side
+    calibration_problems: int = TEST_PROBLEMS
     calibration_samples: int = 8
     style: Overthinking = MODELS["tiny-overthinker"]
 
@@ -143,13 +142,13 @@ def complaints(calibration: dict[str, float]) -> list[str]:
 
 
 def main(argv: list[str] | None = None, *, name: str) -> int:
-    """The command; returns 1 when the base does not overthink, or a condition fails."""
+    """The command; returns 1 when the base does not overthink."""
     defaults = OverthinkerConfig()
-    parser = argparse.ArgumentParser(prog=f"entrl nursery --model {name}", description="Build an overthinking base.")
-    todo = parser.add_mutually_exclusive_group(required=True)
-    todo.add_argument("--out", type=Path, help="folder to write; must not hold a model yet")
-    todo.add_argument("--conditions", type=Path, metavar="FILE.json", help="measure the conditions on a base instead")
-    parser.add_argument("--base", help="with --conditions: a model's folder, else the shipped one")
+    parser = argparse.ArgumentParser(
+        prog=f"entrl nursery --model {name}",
+        description="Build an overthinking base; or measure one: --conditions FILE.json, and --help.",
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder to write; must not hold a model yet")
     parser.add_argument("--seed", type=int, default=defaults.seed)
     parser.add_argument("--practice-steps", type=int, default=defaults.practice_steps, help="optimiser steps without")
     parser.add_argument("--steps", type=int, default=defaults.steps, help="and with re-checks, after them")
@@ -159,10 +158,6 @@ def main(argv: list[str] | None = None, *, name: str) -> int:
         "--problems", type=int, default=defaults.calibration_problems, help="test problems the base is measured on"
     )
     options = parser.parse_args(argv)
-    if options.conditions:
-        from entrl_lab.nursery.conditions import measure  # statistics that building does not need
-
-        return measure(name, options.base or name, options.conditions)
     if (options.out / "model.safetensors").exists():
         parser.error(f"{options.out} already holds a model; name another folder, or remove it first")
     names = ("seed", "practice_steps", "steps", "batch_size", "threads")

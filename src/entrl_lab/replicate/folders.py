@@ -3,7 +3,7 @@
 import functools
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,12 +26,13 @@ class NotMeasured(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class TaskRuns:
-    """The runs of one task: arm -> seed -> run folder."""
+    """The runs of one task: arm -> seed -> run folder, and -> the numbers of the run, which outlive its folder."""
 
     task: str
     folders: Mapping[str, Mapping[int, Path]]
     reference: str
     margin: float
+    numbers: Mapping[str, Mapping[int, Mapping[str, float]]] = field(default_factory=dict)
 
     def arm(self, name: str) -> Mapping[int, Path]:
         """Seeds and folders of an arm; NotMeasured where this task does not run it."""

@@ -190,8 +190,17 @@ def log_of(study: Study, run: Run) -> Path:
     return folder.with_name(folder.name + ".log")
 
 
-def run_all(study: Study, runs: Sequence[Run], *, jobs: int, say: Callable[[str], None]) -> dict[str, str]:
+def run_all(
+    study: Study,
+    runs: Sequence[Run],
+    *,
+    jobs: int,
+    say: Callable[[str], None],
+    done: Callable[[Run], None] = lambda run: None,
+) -> dict[str, str]:
     """Run what is not finished, `jobs` at a time; returns run name -> what went wrong, empty when all is well.
+
+    done: called with each run that has finished well.
 
     KeyboardInterrupt, and SIGTERM in its place, stops the runs that are under way; those start again next time,
     finished ones are kept.
@@ -215,6 +224,8 @@ def run_all(study: Study, runs: Sequence[Run], *, jobs: int, say: Callable[[str]
                     error = None if process.exitcode == 0 else f"exit {process.exitcode}, see {log_of(study, run)}"
                     if error:
                         failures[run.name] = error
+                    else:
+                        done(run)
                     say(f"{run.name}: {error or 'done'}, {time.monotonic() - started:.0f} s")
         except BaseException:
             _stop(list(active))

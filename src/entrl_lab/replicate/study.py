@@ -3,6 +3,7 @@
     prepare: [cold-start.yaml]        optional; cold starts that are made before the first run, relative to the study
     recipe: grpo.yaml                 the recipe every arm starts from, relative to the study
     out: runs/tiny-study              one run folder per arm and seed below it
+    rows: rows.jsonl                  optional; finished runs as lines, beside the study, to be committed
     seeds: [1, 2, 3]
     reference: grpo                   arm the others are compared with
     margin: 0.02                      accepted loss of accuracy, fixed before the first run
@@ -119,6 +120,7 @@ class Study(SettingsFile):
     analyses: list[dict[str, Any]] = field(default_factory=list)
     title: str = ""
     prepare: list[Path] = field(default_factory=list)  # files of entrl.teach.cold_start, made once for all runs
+    rows: Path | None = None  # finished runs as lines (entrl_lab.replicate.rows)
 
     @classmethod
     def prepared(cls, groups: dict[str, Any], *, name: str, base: Path) -> dict[str, Any]:
@@ -132,7 +134,8 @@ class Study(SettingsFile):
             "prepare": [base / file for file in starts],
             "analyses": [_analysis(entry) for entry in groups.get("analyses", [])],
         }
-        return _beside(base, groups) | inner
+        rows = {"rows": base / groups["rows"]} if isinstance(groups.get("rows"), str) else {}
+        return _beside(base, groups) | inner | rows
 
     def __post_init__(self) -> None:
         names = [a.name for a in self.arms]
@@ -169,6 +172,8 @@ class Study(SettingsFile):
             raise ValueError(f"arms {sorted(sizes)} tune, and the study has no `tuning`; add tuning: {{seeds: [...]}}")
         if self.tuning is None:
             return
+        if self.rows is not None:
+            raise ValueError("rows keeps the runs of the comparison and no tuning runs; leave out rows, or tuning")
         if not self.tuning_tasks():
             raise ValueError(f"tuning.task {self.tuning.task!r} is no task of {[t.name for t in self.tasks]}")
         if self.tuning.task is not None:

@@ -19,11 +19,20 @@ from entrl.version import __version__
 from entrl_lab.replicate.study import Run, Study, Task
 
 LAST_SHARE = 0.25  # training metrics are averaged over this last share of the steps
-TRAINING_METRICS = ("policy_entropy/token_mean", "completions/mean_length", "reward", "step_time")
+TRAINING_METRICS = (
+    "policy_entropy/token_mean",
+    "completions/mean_length",
+    "reward",
+    "reward_std",
+    "grad_norm",
+    "groups/without_spread",
+    "step_time",
+)
 
 
 def training_end(folder: Path) -> dict[str, float]:
-    """Means of training metrics over the last quarter of the steps, totals of tokens and seconds."""
+    """Means of training metrics over the last quarter of the steps, totals of tokens and seconds; of the whole run the
+    shares of groups, and of rollouts with every group, whose completions all earn the same."""
     rows = [r for _, r in json_lines(folder / "metrics.jsonl") if r["kind"] == "train"]
     last = rows[-1]["step"]
     late = [r for r in rows if r["step"] > (1 - LAST_SHARE) * last]
@@ -33,6 +42,9 @@ def training_end(folder: Path) -> dict[str, float]:
         values = [r[name] for r in late if r.get(name) is not None]
         if values:
             out[f"train/{name}"] = sum(values) / len(values)
+    flat = [r["groups/without_spread"] for r in rows if r.get("groups/without_spread") is not None]
+    if flat:
+        out |= {"train/flat_groups": sum(flat) / len(flat), "train/flat_rollouts": flat.count(1.0) / len(flat)}
     return out
 
 
@@ -46,16 +58,18 @@ def numbers(folder: Path) -> dict[str, float]:
 
 
 def summarise(
-    study: Study, changes: Mapping[str, Any], runs: Sequence[Run], tuning: Mapping[str, Any] | None = None
+    study: Study,
+    changes: Mapping[str, Any],
+    found: Sequence[tuple[Run, Mapping[str, float]]],
+    tuning: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Everything the study measured, from the run folders on disk.
+    """Everything the study measured, from the numbers of its finished runs.
 
     A study without `tasks` has `values`, `means`, `differences` and so on at the top; with them, under `tasks`.
     """
     head = {
         "entrl": __version__,
         "git": git_state(study.file.parent),
-        "commits": _commits(study, runs),
         "written": now(),
         "study": str(study.file.name),
         "seeds": study.seeds,
@@ -65,7 +79,7 @@ def summarise(
             a.name: {"recipe": (a.recipe or study.recipe).name, "set": mask(a.set), "why": a.why} for a in study.arms
         },
     }
-    blocks = {t.name: _of_task(study, t, changes[t.name], runs, (tuning or {}).get(t.name)) for t in study.tasks}
+    blocks = {t.name: _of_task(study, t, changes[t.name], found, (tuning or {}).get(t.name)) for t in study.tasks}
     only = [t.name for t in study.tasks] == [""]
     return head | (blocks[""] if only else {"tasks": blocks})
 
@@ -76,19 +90,26 @@ def blocks_of(result: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
 
 
 def _of_task(
-    study: Study, task: Task, changes: Mapping[str, Any], runs: Sequence[Run], tuning: Mapping[str, Any] | None
+    study: Study,
+    task: Task,
+    changes: Mapping[str, Any],
+    found: Sequence[tuple[Run, Mapping[str, float]]],
+    tuning: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
-    values: dict[str, dict[str, dict[str, float]]] = {a.name: {} for a in study.arms_of(task)}
-    for run in runs:
-        if run.task.name == task.name:
-            values[run.arm.name][str(run.seed)] = numbers(study.run_dir(run))
-    base = values[study.reference]
+    values: dict[str, dict[str, Mapping[str, float]]] = {}
+    for arm in study.arms_of(task):
+        own = {str(run.seed): n for run, n in found if run.task.name == task.name and run.arm.name == arm.name}
+        if own:
+            values[arm.name] = own
+    base = values.get(study.reference, {})
     block: dict[str, Any] = {
         "changed_options": changes,
         "values": values,
         "means": {name: _means(list(own.values())) for name, own in values.items()},
         "differences": {
-            name: _paired(base, own, study.margin) for name, own in values.items() if name != study.reference
+            name: _paired(base, own, study.margin)
+            for name, own in values.items()
+            if name != study.reference and len(base.keys() & own.keys()) > 1
         },
     }
     return block | ({"tuning": tuning} if tuning else {})
@@ -100,16 +121,6 @@ def _paired(
     """Differences over the seeds both arms have."""
     common = [s for s in base if s in own]
     return _differences([base[s] for s in common], [own[s] for s in common], margin)
-
-
-def _commits(study: Study, runs: Sequence[Run]) -> list[str]:
-    """Commits the runs were made from, each once; a run from a changed tree is marked."""
-    found = set()
-    for run in runs:
-        manifest = json.loads((study.run_dir(run) / "manifest.json").read_text(encoding="utf-8"))
-        git = manifest["git"]
-        found.add(f"{git['commit']}{' (changed)' if git['dirty'] else ''}")
-    return sorted(found)
 
 
 def _means(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
@@ -132,7 +143,7 @@ def _differences(
 
 def columns(block: Mapping[str, Any], reference: str) -> list[Number]:
     """The numbers that a table of means shows."""
-    return [n for n in map(find, block["means"][reference]) if n is not None and n.main]
+    return [n for n in map(find, block["means"].get(reference, {})) if n is not None and n.main]
 
 
 def cells(block: Mapping[str, Any], arm: str, number: Number) -> tuple[str, str, Mapping[str, Any] | None]:

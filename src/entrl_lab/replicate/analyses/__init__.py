@@ -47,6 +47,9 @@ def check(study: Study) -> None:
             raise ValueError(f"analysis {entry['use']!r} has no option {unknown[0]!r}; options: {', '.join(takes)}")
         for name, value in options.items():
             typed(value, takes[name], f"analysis {entry['use']!r}: {name}")
+        for key in ("claims", "others"):
+            if wrong := [pair for pair in options.get(key) or [] if len(pair) != 2]:
+                raise ValueError(f"analysis {entry['use']!r}: {key} lists pairs [arm, other], got {wrong[0]}")
         names = {a.name for a in study.arms}
         for arm in _arms_named(options):
             if arm not in names:
@@ -57,22 +60,30 @@ def check(study: Study) -> None:
 
 
 def _arms_named(options: Mapping[str, Any]) -> list[str]:
-    """Arms are named by `arm` and `reference`, and by the lists inside `arms`, `groups`, `published` and `ours`."""
+    """Arms are named by `arm` and `reference`, by the lists in `arms`, `groups`, `published`, `ours`, and by pairs."""
     found = [options[key] for key in ("arm", "reference") if isinstance(options.get(key), str)]
     for key in ("arms", "groups", "published", "ours"):
         value = options.get(key) or []
         lists = value.values() if isinstance(value, Mapping) else [value]
         found += [name for names in lists for name in names]
-    return found
+    return found + [name for key in ("claims", "others") for pair in options.get(key) or [] for name in pair]
 
 
-def task_runs(study: Study, runs: Sequence[Run]) -> dict[str, TaskRuns]:
-    """task -> its run folders."""
+def task_runs(study: Study, found: Sequence[tuple[Run, Mapping[str, float]]]) -> dict[str, TaskRuns]:
+    """task -> the numbers of its finished runs, and the folders of those whose folder lies here."""
     return {
         task.name: TaskRuns(
             task=task.name,
             folders={
-                arm.name: {r.seed: study.run_dir(r) for r in runs if r.task is task and r.arm is arm}
+                arm.name: {
+                    r.seed: study.run_dir(r)
+                    for r, _ in found
+                    if r.task is task and r.arm is arm and study.run_dir(r).is_dir()
+                }
+                for arm in study.arms_of(task)
+            },
+            numbers={
+                arm.name: {r.seed: n for r, n in found if r.task is task and r.arm is arm}
                 for arm in study.arms_of(task)
             },
             reference=study.reference,
@@ -82,9 +93,9 @@ def task_runs(study: Study, runs: Sequence[Run]) -> dict[str, TaskRuns]:
     }
 
 
-def analyse_all(study: Study, runs: Sequence[Run]) -> list[dict[str, Any]]:
+def analyse_all(study: Study, found: Sequence[tuple[Run, Mapping[str, float]]]) -> list[dict[str, Any]]:
     """Every analysis of the study on every task it is asked for, in the order of the file."""
-    tasks = task_runs(study, runs)
+    tasks = task_runs(study, found)
     results = []
     for entry in study.analyses:
         module = load(entry["use"])

@@ -1,0 +1,115 @@
+"""The picture of a length study as one SVG file: every arm's tokens and accuracy with 95 % intervals, arm by arm.
+
+Rows instead of a plane of tokens and accuracy: the arms of such a study lie close together in accuracy, where labels of
+points would cover each other. The file stands alone (a README shows it), so it brings its own few colours.
+"""
+
+from collections.abc import Mapping
+from html import escape
+from typing import Any
+
+from entrl.report.drawing import Frame, span
+from entrl_lab.replicate.analyses.length import ACCURACY, TOKENS
+
+ROW, HEAD, TITLE = 24, 56, 26  # heights in the SVG's units: a row, axis and labels, a panel's heading
+NAMES, TOKENS_WIDTH, ACCURACY_WIDTH = 150, 470, 300  # widths: arm names, and the two plots
+COLOURS = {"control": "#66635e", "tested": "#d55e00", "other": "#0072b2"}
+STYLE = (
+    "text{font:12px system-ui,sans-serif;fill:#3a3835} .grid{stroke:#eceae6} .head{font-size:14px;font-weight:600}"
+    " .reach{fill:none;stroke-width:2.5;stroke-linecap:round} .zero{stroke:#8a8680} .margin{stroke:#8a8680;"
+    "stroke-dasharray:4 3}"
+)
+
+
+def picture(result: Mapping[str, Any]) -> str | None:
+    """One panel for each task of each `length` analysis; None where a study has none that was measured."""
+    panels = [
+        (f"{analysis['title']}{f', {task}' if task and task not in analysis['title'] else ''}", found)
+        for analysis in result.get("analyses", [])
+        for task, found in analysis["tasks"].items()
+        if analysis["use"] == "length" and found["measured"]
+    ]
+    if not panels:
+        return None
+    body, top, width = "", 0.0, NAMES + TOKENS_WIDTH + ACCURACY_WIDTH
+    for title, found in panels:
+        height = ROW * len(found["arms"]) + HEAD
+        body += f'<text class="head" x="8" y="{top + 18:.0f}">{escape(title)}</text>'
+        body += _placed(_tokens(found, height), 0, top + TITLE, NAMES + TOKENS_WIDTH, height)
+        body += _placed(_accuracy(found, height), NAMES + TOKENS_WIDTH, top + TITLE, ACCURACY_WIDTH, height)
+        top += TITLE + height + 14
+    seeds = max(arm["seeds"] for _, found in panels for arm in found["arms"].values())
+    note = (
+        f"Means over up to {seeds} seeds with 95 % t intervals. Solid line: {result['reference']}; dashed: the margin."
+    )
+    body += f'<text x="8" y="{top + 8:.0f}">{escape(note)}</text>'
+    box = f'viewBox="0 0 {width} {top + 18:.0f}" width="{width}" height="{top + 18:.0f}"'
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" {box} role="img" aria-label="Tokens and accuracy of every arm">'
+        f'<style>{STYLE}</style><rect width="100%" height="100%" fill="#fff"/>{body}</svg>\n'
+    )
+
+
+def _placed(svg: str, x: float, y: float, width: float, height: float) -> str:
+    return svg.replace("<svg ", f'<svg x="{x}" y="{y:.0f}" width="{width}" height="{height}" ', 1)
+
+
+def _tokens(found: Mapping[str, Any], height: int) -> str:
+    frame = _frame(found, TOKENS, 1.0, width=NAMES + TOKENS_WIDTH, height=height, left=NAMES, zero=True, names=True)
+    frame.x_label = "tokens of a sampled completion"
+    return frame.svg()
+
+
+def _accuracy(found: Mapping[str, Any], height: int) -> str:
+    frame = _frame(found, ACCURACY, 100.0, width=ACCURACY_WIDTH, height=height, left=16, zero=False, names=False)
+    frame.x_label = "sampled accuracy, %"
+    return frame.svg()
+
+
+def _frame(
+    found: Mapping[str, Any],
+    number: str,
+    scale: float,
+    *,
+    width: int,
+    height: int,
+    left: int,
+    zero: bool,
+    names: bool,
+) -> Frame:
+    arms = list(reversed(found["arms"]))  # the first at the top
+    ends = {arm: _ends(found["arms"][arm]["numbers"][number], scale) for arm in arms}
+    reference = ends[found["reference"]][0] if found["reference"] in ends else None
+    margin = None if zero or reference is None else reference - scale * found["margin"]
+    values = [v for own in ends.values() for v in own] + ([] if margin is None else [margin])
+    frame = Frame(
+        x=span(values, share=0.09, zero=zero),
+        y=(-0.7, len(arms) - 0.3),
+        rows=arms if names else [""] * len(arms),
+        width=width,
+        height=height,
+        left=left,
+        label=f"{number} of every arm",
+    )
+    if reference is not None:
+        frame.upright(reference)
+    if margin is not None:
+        frame.upright(margin, kind="margin")
+    for row, arm in enumerate(arms):
+        mean, lo, hi = ends[arm]
+        shade = COLOURS[_part(found, arm)]
+        frame.reach(row, lo, hi, shade)
+        frame.dot(mean, row, shade, radius=4.5, title=f"{arm}: {mean:.4g} [{lo:.4g}, {hi:.4g}]")
+        place = f'x="{frame.px(hi) + 9:.1f}" y="{frame.py(row) + 4:.1f}"'
+        frame.marks.append(f"<text {place}>{mean:.1f}</text>")
+    return frame
+
+
+def _ends(entry: Mapping[str, Any], scale: float) -> tuple[float, float, float]:
+    mean = scale * entry["mean"]
+    return mean, *(mean if entry[k] is None else scale * entry[k] for k in ("lo", "hi"))
+
+
+def _part(found: Mapping[str, Any], arm: str) -> str:
+    first = next(iter(found["pairs"].values()))
+    return "tested" if arm == first["arm"] else "control" if arm in (first["other"], found["reference"]) else "other"
