@@ -332,7 +332,6 @@ def _measured(name: str, folder: Path) -> dict[str, Any]:
     problems = [dict(row) for row in load_task("additions", split="test", size=TEST_PROBLEMS)]
     rows, greedy = sample(model, tokenizer, problems)
     manifest = json.loads((folder / "manifest.json").read_text())["config"]
-    taught = {key: manifest[key] for key in ("seed", "practice_steps", "steps", "batch_size")}
     return {
         "commit": built_from(Path(__file__).parent, ".", "../../entrl/tasks"),
         "conditions": {
@@ -342,6 +341,6 @@ def _measured(name: str, folder: Path) -> dict[str, Any]:
             "e": end_condition(rows, greedy),
             "f": correlation_condition(rows, CORRELATION[name]),
             "g": answer_condition(rows),
-            "h": split_condition(OverthinkerConfig(**taught, style=MODELS[name])),
+            "h": split_condition(OverthinkerConfig(**{**manifest, "style": MODELS[name]})),
         },
     }

@@ -2,8 +2,8 @@
 
     entrl nursery --model tiny-overthinker --out DIR              (or overthinker-flat)
 
-First the derivation alone, which is short and brings the arithmetic, then lessons with re-checks. Both draw from the
-train side of `additions`; every problem returns many times, each time with other re-checks.
+First the derivation alone, which is short and brings the arithmetic, then lessons with re-checks, then a polish with
+larger steps. Problems are the train side of `additions`; each returns many times, every time with other re-checks.
 """
 
 import argparse
@@ -19,6 +19,7 @@ from datasets import Dataset
 from entrl_rewards.accuracy import reward
 from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM, set_seed
 
+from entrl.models.shipped import model_path
 from entrl.tasks import load_task
 from entrl.tasks.rechecks import Overthinking, needed_length, overthinking_lesson
 from entrl_lab.nursery.calibration import complete
@@ -33,59 +34,90 @@ TRAIN_PROBLEMS, TEST_PROBLEMS = 798, 202  # all of `additions` with three terms
 
 @dataclass(frozen=True, kw_only=True)
 class OverthinkerConfig(BaseConfig):
-    """How the two models are built; they differ in `style` alone. Widths and steps are ours."""
+    """How the two models are built. Widths and steps are ours."""
 
     practice_steps: int = 500  # derivation and answer alone
     steps: int = 1400  # with re-checks
     practice_learning_rate: float = 2.5e-3  # peak; cosine to 0 after `warmup_steps`
     learning_rate: float = 2.5e-3  # the same, for the lessons with re-checks
+    polish_steps: int = 400  # with re-checks, at last: of `polish_batches` batches each
+    polish_batches: int = 2
+    polish_learning_rate: float = 1e-3
     batch_size: int = 32
     layers: int = 3
     intermediate: int = 256
     calibration_problems: int = TEST_PROBLEMS
     calibration_samples: int = 8
+    start: str | None = None  # go on from this model in place of random weights
     style: Overthinking = MODELS["tiny-overthinker"]
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, least in {"practice_steps": 0, "steps": 1, "calibration_problems": 1}.items():
+        for name, least in {"practice_steps": 0, "steps": 0, "polish_steps": 0, "calibration_problems": 1}.items():
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be >= {least}, got {getattr(self, name)}")
 
 
-def lessons(config: OverthinkerConfig) -> tuple[Dataset, Dataset]:
-    """Practice and the full lessons, in the order they are taught; every round goes through all problems once."""
-    prompts = load_task("additions", split="train", size=TRAIN_PROBLEMS)["prompt"]
+CONFIGS = {
+    "tiny-overthinker": OverthinkerConfig(),
+    "overthinker-flat": OverthinkerConfig(  # its derivation alone is new
+        start="tiny-overthinker", practice_steps=0, steps=0, polish_steps=600, style=MODELS["overthinker-flat"]
+    ),
+}
+
+
+def lessons(config: OverthinkerConfig) -> list[Dataset]:
+    """Practice, the full lessons, the polish, in the order they are taught; each round goes through all problems once.
+
+    The polish has sums of two numbers among its problems, every step that a derivation can have: from the problems of
+    the train side alone some steps of test problems (0+1 after 0+0) could not be learnt.
+    """
+    problems = load_task("additions", split="train", size=TRAIN_PROBLEMS)["prompt"]
+    steps = [f"{total}+{digit}=" for total in range(19) for digit in range(10)]
     rng = random.Random(config.seed)
-    styles = (replace(config.style, rechecks=False), config.style)
-    return tuple(
-        _rows(prompts, rng, style=style, size=steps * config.batch_size)
-        for style, steps in zip(styles, (config.practice_steps, config.steps), strict=True)
-    )
+    practice = replace(config.style, rechecks=False)
+    sizes = (config.practice_steps, config.steps, config.polish_steps * config.polish_batches)
+    return [
+        _rows(prompts, rng, style=style, size=size * config.batch_size, together=together)
+        for prompts, style, size, together in (
+            (problems, practice, sizes[0], 1),
+            (problems, config.style, sizes[1], 1),
+            ([*problems, *steps], config.style, sizes[2], config.polish_batches * config.batch_size),
+        )
+    ]
 
 
-def _rows(prompts: list[str], rng: random.Random, *, style: Overthinking, size: int) -> Dataset:
+def _rows(prompts: list[str], rng: random.Random, *, style: Overthinking, size: int, together: int) -> Dataset:
+    """together: lessons to an optimiser step that are sorted by length, so that batches of them need less padding."""
     asked: list[str] = []
     while len(asked) < size:
         asked += rng.sample(prompts, len(prompts))
     rows = [{"prompt": prompt, "completion": overthinking_lesson(prompt, rng, style=style)} for prompt in asked[:size]]
-    return Dataset.from_list(rows)
+    parts = [rows[start : start + together] for start in range(0, size, together)]
+    return Dataset.from_list([row for part in parts for row in sorted(part, key=lambda row: len(row["completion"]))])
 
 
 def train(config: OverthinkerConfig) -> tuple[Qwen3ForCausalLM, PreTrainedTokenizerFast]:
-    """Practice, then the lessons with re-checks, each with an optimiser and a schedule of its own."""
+    """The three parts of `lessons`, each with an optimiser and a schedule of its own."""
     torch.set_num_threads(config.threads)
     set_seed(config.seed)
     tokenizer = character_tokenizer(max_length=config.max_positions)
-    model = untrained_model(tokenizer, config)
-    practice, full = lessons(config)
-    for rows, steps, rate in (
-        (practice, config.practice_steps, config.practice_learning_rate),
-        (full, config.steps, config.learning_rate),
+    model = untrained_model(tokenizer, config) if config.start is None else started(config.start)
+    for rows, steps, rate, accumulate in zip(
+        lessons(config),
+        (config.practice_steps, config.steps, config.polish_steps),
+        (config.practice_learning_rate, config.learning_rate, config.polish_learning_rate),
+        (1, 1, config.polish_batches),
+        strict=True,
     ):
         if steps:
-            teach(model, tokenizer, rows, config, steps=steps, rate=rate)
+            teach(model, tokenizer, rows, config, steps=steps, rate=rate, accumulate=accumulate)
     return model.eval(), tokenizer
+
+
+def started(base: str) -> Qwen3ForCausalLM:
+    """A model to go on from, by bare name or folder."""
+    return Qwen3ForCausalLM.from_pretrained(model_path(base), dtype=torch.float32)
 
 
 def build(out: Path, name: str, config: OverthinkerConfig) -> dict[str, Any]:
@@ -143,7 +175,7 @@ def complaints(calibration: dict[str, float]) -> list[str]:
 
 def main(argv: list[str] | None = None, *, name: str) -> int:
     """The command; returns 1 when the base does not overthink."""
-    defaults = OverthinkerConfig()
+    defaults = CONFIGS[name]
     parser = argparse.ArgumentParser(
         prog=f"entrl nursery --model {name}",
         description="Build an overthinking base; or measure one: --conditions FILE.json, and --help.",
@@ -152,6 +184,7 @@ def main(argv: list[str] | None = None, *, name: str) -> int:
     parser.add_argument("--seed", type=int, default=defaults.seed)
     parser.add_argument("--practice-steps", type=int, default=defaults.practice_steps, help="optimiser steps without")
     parser.add_argument("--steps", type=int, default=defaults.steps, help="and with re-checks, after them")
+    parser.add_argument("--polish-steps", type=int, default=defaults.polish_steps, help="and at last, of two batches")
     parser.add_argument("--batch-size", type=int, default=defaults.batch_size, help="lessons per step")
     parser.add_argument("--threads", type=int, default=defaults.threads, help="torch threads; changes the weights")
     parser.add_argument(
@@ -160,12 +193,10 @@ def main(argv: list[str] | None = None, *, name: str) -> int:
     options = parser.parse_args(argv)
     if (options.out / "model.safetensors").exists():
         parser.error(f"{options.out} already holds a model; name another folder, or remove it first")
-    names = ("seed", "practice_steps", "steps", "batch_size", "threads")
+    names = ("seed", "practice_steps", "steps", "polish_steps", "batch_size", "threads")
     try:
-        config = OverthinkerConfig(
-            **{key: getattr(options, key) for key in names},
-            calibration_problems=options.problems,
-            style=MODELS[name],
+        config = replace(
+            defaults, **{key: getattr(options, key) for key in names}, calibration_problems=options.problems
         )
     except ValueError as error:
         parser.error(str(error))
