@@ -2,8 +2,8 @@
 
     entrl nursery --model tiny-overthinker --out DIR              (or overthinker-flat)
 
-First the derivation alone, which is short and brings the arithmetic, then lessons with re-checks, then a polish with
-larger steps. Problems are the train side of `additions`; each returns many times, every time with other re-checks.
+First the derivation alone, which is short and brings the arithmetic, then lessons with re-checks. Problems are the
+train side of `additions` and single steps; each returns many times, every time with other re-checks.
 """
 
 import argparse
@@ -36,13 +36,11 @@ TRAIN_PROBLEMS, TEST_PROBLEMS = 798, 202  # all of `additions` with three terms
 class OverthinkerConfig(BaseConfig):
     """How the two models are built. Widths and steps are ours."""
 
-    practice_steps: int = 500  # derivation and answer alone
-    steps: int = 1400  # with re-checks
+    practice_steps: int = 500  # derivation and answer alone, one batch a step
+    steps: int = 700  # with re-checks, `batches` batches a step
+    batches: int = 2
     practice_learning_rate: float = 2.5e-3  # peak; cosine to 0 after `warmup_steps`
     learning_rate: float = 2.5e-3  # the same, for the lessons with re-checks
-    polish_steps: int = 400  # with re-checks, at last: of `polish_batches` batches each
-    polish_batches: int = 2
-    polish_learning_rate: float = 1e-3
     batch_size: int = 32
     layers: int = 3
     intermediate: int = 256
@@ -53,7 +51,7 @@ class OverthinkerConfig(BaseConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, least in {"practice_steps": 0, "steps": 0, "polish_steps": 0, "calibration_problems": 1}.items():
+        for name, least in {"practice_steps": 0, "steps": 1, "calibration_problems": 1}.items():
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be >= {least}, got {getattr(self, name)}")
 
@@ -61,30 +59,30 @@ class OverthinkerConfig(BaseConfig):
 CONFIGS = {
     "tiny-overthinker": OverthinkerConfig(),
     "overthinker-flat": OverthinkerConfig(  # its derivation alone is new
-        start="tiny-overthinker", practice_steps=0, steps=0, polish_steps=600, style=MODELS["overthinker-flat"]
+        start="tiny-overthinker", practice_steps=0, steps=400, style=MODELS["overthinker-flat"], learning_rate=1.5e-3
     ),
 }
 
 
-def lessons(config: OverthinkerConfig) -> list[Dataset]:
-    """Practice, the full lessons, the polish, in the order they are taught; each round goes through all problems once.
+def lessons(config: OverthinkerConfig) -> tuple[Dataset, Dataset]:
+    """Practice and the full lessons, in the order they are taught; each round goes through all problems once.
 
-    The polish has sums of two numbers among its problems, every step that a derivation can have: from the problems of
-    the train side alone some steps of test problems (0+1 after 0+0) could not be learnt.
+    Beside the train side stand sums of two numbers, and of three that start from 10 to 18: together they have every
+    step of a derivation, first and second. From the train side alone some steps of test problems (15+5 after 9+6)
+    could not be learnt.
     """
-    problems = load_task("additions", split="train", size=TRAIN_PROBLEMS)["prompt"]
-    steps = [f"{total}+{digit}=" for total in range(19) for digit in range(10)]
+    problems = [
+        *load_task("additions", split="train", size=TRAIN_PROBLEMS)["prompt"],
+        *(f"{total}+{digit}=" for total in range(19) for digit in range(10)),
+        *(f"{total}+{step}+{digit}=" for step in (0, 1) for total in range(10, 19 - step) for digit in range(10)),
+    ]
     rng = random.Random(config.seed)
     practice = replace(config.style, rechecks=False)
-    sizes = (config.practice_steps, config.steps, config.polish_steps * config.polish_batches)
-    return [
-        _rows(prompts, rng, style=style, size=size * config.batch_size, together=together)
-        for prompts, style, size, together in (
-            (problems, practice, sizes[0], 1),
-            (problems, config.style, sizes[1], 1),
-            ([*problems, *steps], config.style, sizes[2], config.polish_batches * config.batch_size),
-        )
-    ]
+    size, together = config.steps * config.batches * config.batch_size, config.batches * config.batch_size
+    return (
+        _rows(problems, rng, style=practice, size=config.practice_steps * config.batch_size, together=1),
+        _rows(problems, rng, style=config.style, size=size, together=together),
+    )
 
 
 def _rows(prompts: list[str], rng: random.Random, *, style: Overthinking, size: int, together: int) -> Dataset:
@@ -98,20 +96,15 @@ def _rows(prompts: list[str], rng: random.Random, *, style: Overthinking, size: 
 
 
 def train(config: OverthinkerConfig) -> tuple[Qwen3ForCausalLM, PreTrainedTokenizerFast]:
-    """The three parts of `lessons`, each with an optimiser and a schedule of its own."""
+    """Practice, then the lessons with re-checks, each with an optimiser and a schedule of its own."""
     torch.set_num_threads(config.threads)
     set_seed(config.seed)
     tokenizer = character_tokenizer(max_length=config.max_positions)
     model = untrained_model(tokenizer, config) if config.start is None else started(config.start)
-    for rows, steps, rate, accumulate in zip(
-        lessons(config),
-        (config.practice_steps, config.steps, config.polish_steps),
-        (config.practice_learning_rate, config.learning_rate, config.polish_learning_rate),
-        (1, 1, config.polish_batches),
-        strict=True,
-    ):
-        if steps:
-            teach(model, tokenizer, rows, config, steps=steps, rate=rate, accumulate=accumulate)
+    practice, full = lessons(config)
+    if config.practice_steps:
+        teach(model, tokenizer, practice, config, steps=config.practice_steps, rate=config.practice_learning_rate)
+    teach(model, tokenizer, full, config, steps=config.steps, rate=config.learning_rate, accumulate=config.batches)
     return model.eval(), tokenizer
 
 
@@ -184,7 +177,6 @@ def main(argv: list[str] | None = None, *, name: str) -> int:
     parser.add_argument("--seed", type=int, default=defaults.seed)
     parser.add_argument("--practice-steps", type=int, default=defaults.practice_steps, help="optimiser steps without")
     parser.add_argument("--steps", type=int, default=defaults.steps, help="and with re-checks, after them")
-    parser.add_argument("--polish-steps", type=int, default=defaults.polish_steps, help="and at last, of two batches")
     parser.add_argument("--batch-size", type=int, default=defaults.batch_size, help="lessons per step")
     parser.add_argument("--threads", type=int, default=defaults.threads, help="torch threads; changes the weights")
     parser.add_argument(
@@ -193,7 +185,7 @@ def main(argv: list[str] | None = None, *, name: str) -> int:
     options = parser.parse_args(argv)
     if (options.out / "model.safetensors").exists():
         parser.error(f"{options.out} already holds a model; name another folder, or remove it first")
-    names = ("seed", "practice_steps", "steps", "polish_steps", "batch_size", "threads")
+    names = ("seed", "practice_steps", "steps", "batch_size", "threads")
     try:
         config = replace(
             defaults, **{key: getattr(options, key) for key in names}, calibration_problems=options.problems
