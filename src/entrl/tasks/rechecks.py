@@ -20,7 +20,7 @@ from entrl.tasks.traces import THINK_CLOSE, THINK_OPEN, Prompt, terms_of
 MARK = ";"  # in front of every re-check, and nowhere else
 STOP_HAZARDS = (0.10, 0.20, 0.35, 0.60, 0.85, 1.0)  # of stopping after the derivation, after the first re-check, ...
 INTERJECTIONS = ("wait", "hmm", "again", "check", "but")
-OPENINGS = ("first", "so", "now", "take", "start", "well", "okay", "let", "begin", "add", "see", "here")
+OPENINGS = ("first", "so", "now", "take", "start", "well", "okay", "let", "begin", "add")
 PHRASINGS = {"sum": 0.8, "is": 0.1, "answer": 0.1}  # the word before the answer, and how often
 
 
