@@ -1,6 +1,7 @@
 """The overthinker's builder and its conditions: each can fail, and the shipped models meet what is on record."""
 
 import json
+import re
 from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
@@ -12,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from entrl.evaluation.writing import Completion
 from entrl.tasks import load_task
 from entrl.tasks.rechecks import recheck_count
+from entrl.tasks.traces import terms_of
 from entrl_lab.nursery import conditions as measured
 from entrl_lab.nursery import main
 from entrl_lab.nursery.conditions import Sampled
@@ -39,12 +41,28 @@ def row(**changes: object) -> Sampled:
 
 
 def test_lessons_are_of_the_train_side_and_start_without_rechecks() -> None:
-    practice, full = lessons(OverthinkerConfig(practice_steps=30, steps=30))
+    practice, full = lessons(OverthinkerConfig(practice_steps=40, steps=40))
     test = set(load_task("additions", split="test", size=202)["prompt"])
-    assert len(set(practice["prompt"])) == len(set(full["prompt"])) == 798  # every round goes through all
-    assert not test & {*practice["prompt"], *full["prompt"]}
+    asked = set(practice["prompt"])
+    assert asked == set(full["prompt"])  # every round goes through all
+    single = {prompt for prompt in asked if re.fullmatch(r"\d\+\d\+\d=", prompt)}
+    assert len(single) == 798
+    assert not test & asked
+    terms = [terms_of(prompt) for prompt in asked]
+    firsts, seconds = {(a, b) for a, b, *_ in terms}, {(t[0] + t[1], t[2]) for t in terms if len(t) == 3}
+    needed = [terms_of(prompt) for prompt in test]
+    assert {(a, b) for a, b, _ in needed} <= firsts
+    assert {(a + b, c) for a, b, c in needed if a + b > 9} <= seconds
     assert not any(map(recheck_count, practice["completion"]))
-    assert sum(map(recheck_count, full["completion"])) / 960 == pytest.approx(2.3, abs=0.15)
+    assert sum(map(recheck_count, full["completion"])) / 2560 == pytest.approx(2.3, abs=0.15)
+
+
+def test_a_step_goes_from_short_to_long() -> None:
+    _, full = lessons(OverthinkerConfig(practice_steps=0, steps=3, batch_size=4))
+    lengths = list(map(len, full["completion"]))
+    assert len(lengths) == 3 * 2 * 4
+    assert all(lengths[i] <= lengths[i + 1] for i in range(len(lengths) - 1) if i % 8 != 7)
+    assert any(lengths[i] > lengths[i + 1] for i in (7, 15))
 
 
 def test_the_twin_differs_in_its_derivation_alone() -> None:
@@ -63,7 +81,20 @@ def test_same_seed_same_weights() -> None:
 @pytest.mark.slow
 def test_command_writes_a_base_and_says_what_is_wrong_with_it(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     out, threads = tmp_path / "base", torch.get_num_threads()
-    words = ["--practice-steps", "0", "--steps", "2", "--batch-size", "4", "--problems", "3", "--out", str(out)]
+    words = [
+        "--practice-steps",
+        "0",
+        "--steps",
+        "2",
+        "--polish-steps",
+        "0",
+        "--batch-size",
+        "4",
+        "--problems",
+        "3",
+        "--out",
+        str(out),
+    ]
     assert main(["--model", "overthinker-flat", *words]) == 1
     torch.set_num_threads(threads)
     assert "no overthinker: sampled_accuracy is 0.0000, below 0.995" in capsys.readouterr().out

@@ -26,7 +26,7 @@ from entrl_lab.nursery.tokenizer import character_tokenizer
 TOKENIZER = character_tokenizer()
 STYLES = {"certain": Overthinking(), "uncertain": Overthinking(uncertain_derivation=True)}
 OPENED = re.compile(rf"({'|'.join(OPENINGS)}) ")
-RECHECK = re.compile(rf"({'|'.join(INTERJECTIONS)}) (\d)\+(\d)\+(\d) is (\d+)")
+RECHECK = re.compile(rf"({'|'.join(INTERJECTIONS)}) (\d)\+(\d)\+(\d) agrees")
 DIGITS = st.lists(st.integers(0, 9), min_size=3, max_size=3)
 
 
@@ -55,8 +55,7 @@ def test_every_lesson_is_right_throughout_and_parses_back(digits: list[int], sty
     for recheck in rechecks:
         found = RECHECK.fullmatch(recheck)
         assert found is not None
-        assert sorted(map(int, found.groups()[1:4])) == sorted(digits)
-        assert int(found[5]) == sum(digits)
+        assert sorted(map(int, found.groups()[1:])) == sorted(digits)
     assert answer in {f"{phrasing} {sum(digits)}" for phrasing in PHRASINGS}
     assert recheck_count(text) == len(rechecks) <= 5
     assert needed_length(asked(digits)) <= tokens(text) <= 125
@@ -82,7 +81,7 @@ def test_how_often_it_stops_and_how_it_answers() -> None:
         reached -= counts[rechecks]
     assert reached == 0
     assert sum(text.endswith("</think>sum 15") for text in texts) / 4000 == pytest.approx(0.8, abs=0.026)
-    orders = collections.Counter(re.findall(r"(\d\+\d\+\d) is", " ".join(texts)))
+    orders = collections.Counter(re.findall(r"(\d\+\d\+\d) agrees", " ".join(texts)))
     assert len(orders) == 6
     assert min(orders.values()) > 0.85 * max(orders.values())
     words = collections.Counter(re.findall(r";(\w+) ", " ".join(texts)))
@@ -92,8 +91,8 @@ def test_how_often_it_stops_and_how_it_answers() -> None:
 
 def test_counting_reads_any_completion() -> None:
     assert recheck_count("<think>3+5=8,8+7=15</think>sum 15") == 0
-    assert recheck_count("<think>3+5=8,8+7=15;but 7+5+3 is 15;hmm 5+") == 2  # cut off
-    assert recheck_count("<think>3+5=8;;wait</think>sum 15;but 3+5+7 is 15") == 1  # empty; behind the tag
+    assert recheck_count("<think>3+5=8,8+7=15;but 7+5+3 agrees;hmm 5+") == 2  # cut off
+    assert recheck_count("<think>3+5=8;;wait</think>sum 15;but 3+5+7 agrees") == 1  # empty; behind the tag
     assert recheck_count("") == 0
 
 

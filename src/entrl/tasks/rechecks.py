@@ -1,14 +1,15 @@
 """Lessons that overthink: one right derivation, then re-checks of a sum that was right at once.
 
-    certain    3+5+7=  ->  <think>3+5=8,8+7=15;wait 7+3+5 is 15;but 5+7+3 is 15</think>sum 15
-    uncertain  3+5+7=  ->  <think>now 7+3=10,10+5=15;wait 7+3+5 is 15;but 5+7+3 is 15</think>sum 15
+    certain    3+5+7=  ->  <think>3+5=8,8+7=15;wait 7+3+5 agrees;but 5+7+3 agrees</think>sum 15
+    uncertain  3+5+7=  ->  <think>now 7+3=10,10+5=15;wait 7+3+5 agrees;but 5+7+3 agrees</think>sum 15
 
-Nothing in a lesson is ever wrong: a re-check names the terms and copies the total, without partial sums that could go
-wrong, so the derivation alone suffices. After the derivation, and after every re-check, a coin decides whether to stop;
-its probability of stopping rises to 1, so every lesson ends. A re-check is where chance is: its interjection is one of
-several, its terms stand in random order. In the certain derivation nothing is left to chance; the uncertain one has an
-opening word and an order drawn as well, and so about as many nats a token as a re-check. `recheck_count` reads the
-number of re-checks back from any completion; `needed_length` is what a completion takes that has none.
+Nothing in a lesson is ever wrong: a re-check names the terms and no sum that could go wrong or mislead, so the answer
+is always that of the derivation, which alone suffices. After the derivation, and after every re-check, a coin decides
+whether to stop; its probability of stopping rises to 1, so every lesson ends. A re-check is where chance is: its
+interjection is one of several, its terms stand in random order. In the certain derivation nothing is left to chance;
+the uncertain one has an opening word and an order drawn as well, and so about as many nats a token as a re-check.
+`recheck_count` reads the number of re-checks back from any completion; `needed_length` is what a completion takes that
+has none.
 """
 
 import random
@@ -19,7 +20,7 @@ from entrl.tasks.traces import THINK_CLOSE, THINK_OPEN, Prompt, terms_of
 MARK = ";"  # in front of every re-check, and nowhere else
 STOP_HAZARDS = (0.10, 0.20, 0.35, 0.60, 0.85, 1.0)  # of stopping after the derivation, after the first re-check, ...
 INTERJECTIONS = ("wait", "hmm", "again", "check", "but")
-OPENINGS = ("first", "so", "now", "take", "start", "well", "okay", "let", "begin", "add", "see", "here")
+OPENINGS = ("first", "so", "now", "take", "start", "well", "okay", "let", "begin", "add")
 PHRASINGS = {"sum": 0.8, "is": 0.1, "answer": 0.1}  # the word before the answer, and how often
 
 
@@ -46,7 +47,7 @@ def overthinking_lesson(prompt: Prompt, rng: random.Random, *, style: Overthinki
     for hazard in style.stop_hazards if style.rechecks else ():
         if rng.random() < hazard:
             break
-        parts.append(f"{rng.choice(INTERJECTIONS)} {_joined(_reordered(terms, rng))} is {total}")
+        parts.append(f"{rng.choice(INTERJECTIONS)} {_joined(_reordered(terms, rng))} agrees")
     (phrasing,) = rng.choices(list(PHRASINGS), list(PHRASINGS.values()))
     return f"{THINK_OPEN}{MARK.join(parts)}{THINK_CLOSE}{phrasing} {total}"
 
