@@ -11,12 +11,16 @@ the model are counted by a hook, those of generation apart.
 
     python benchmarks/real_vocabulary.py --model FOLDER [--pairs 10] [--rows-file pairs.jsonl] [--out result.json]
     python benchmarks/real_vocabulary.py --model FOLDER --memory stock     peak memory of one arm alone, in a process
+    python benchmarks/real_vocabulary.py --model FOLDER --vllm             each arm with a colocated vLLM engine
+
+With --vllm (environment as in launch/test.sh) both engines live in this process, so processor time holds theirs.
 
 Each pair is a line of --rows-file when it is finished: a run that was killed goes on after it. On a machine that others
 use as well processor time decides and wall time is shown. One thread is best (OMP_NUM_THREADS=1).
 """
 
 import argparse
+import contextlib
 import cProfile
 import json
 import os
@@ -42,6 +46,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, T
 from trl import GRPOConfig, GRPOTrainer
 
 from entrl.controllers.kl_cov import KLCov
+from entrl.engines.cpu_weights import prepare_cpu_engine, unpacked_linear_weights
 from entrl.tasks import load_task
 from entrl.trainers.config import EntropyGRPOConfig
 from entrl.trainers.grpo.trainer import EntropyGRPOTrainer
@@ -121,7 +126,11 @@ def build(arm: str, options: argparse.Namespace, turns: Turns | None, folder: st
     tokenizer.eos_token = NEVER_WRITTEN
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32)
+    engine: dict[str, Any] = {}
+    if options.vllm:
+        engine = {"use_vllm": True, "vllm_mode": "colocate", "vllm_max_model_length": 64 + options.length}
     args = (EntropyGRPOConfig if arm == "ours" else GRPOConfig)(
+        **engine,
         output_dir=folder,
         per_device_train_batch_size=options.rows // options.micro_steps,
         gradient_accumulation_steps=options.micro_steps,
@@ -147,6 +156,14 @@ def build(arm: str, options: argparse.Namespace, turns: Turns | None, folder: st
     )
     rows = {"min_terms": 3, "max_terms": 3, "min_digits": 1, "max_digits": 2, "instruction": ""}
     data = load_task({"task": "reasoning_gym:chain_sum", **rows}, split="train", size=512, seed=0)
+    with contextlib.ExitStack() as building:
+        if options.vllm and arm == "stock":  # TRL by itself builds no engine on a CPU
+            prepare_cpu_engine()
+            building.enter_context(unpacked_linear_weights())
+        return trainer_of(arm, model, args, data, tokenizer, turns)
+
+
+def trainer_of(arm: str, model: Any, args: Any, data: Any, tokenizer: Any, turns: Turns | None) -> Any:
     ours: dict[str, Any] = {"controllers": [KLCov(fraction=0.02)]} if arm == "ours" else {}
     trainer = (EntropyGRPOTrainer if arm == "ours" else GRPOTrainer)(
         model,
@@ -160,6 +177,20 @@ def build(arm: str, options: argparse.Namespace, turns: Turns | None, folder: st
     )
     trainer.remove_callback(PrinterCallback)
     return trainer
+
+
+def endless(model: Path, folder: str) -> Path:
+    """The model with another end token: an engine reads it from the files, not from the tokenizer it is given."""
+    out = Path(folder) / model.name
+    out.mkdir()
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer.eos_token = NEVER_WRITTEN
+    tokenizer.save_pretrained(out)
+    for name in ("config.json", "generation_config.json"):
+        settings = json.loads((model / name).read_text()) | {"eos_token_id": tokenizer.eos_token_id}
+        (out / name).write_text(json.dumps(settings))
+    (out / "model.safetensors").symlink_to((model / "model.safetensors").resolve())
+    return out
 
 
 class Work(threading.Thread):
@@ -238,8 +269,11 @@ def interval(ratios: list[float]) -> dict[str, Any]:
 def measure(options: argparse.Namespace, file: Path) -> dict[str, Any]:
     done = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
     with tempfile.TemporaryDirectory() as folder:
+        if options.vllm:
+            options.model = endless(options.model, folder)
         work = {arm: Work(arm, options, f"{folder}/{arm}") for arm in ARMS}
-        share_base(work)
+        if not options.vllm:  # it merges each adapter into its base and takes it out again
+            share_base(work)
         for one in work.values():
             one.start()
         for one in work.values():
@@ -277,6 +311,8 @@ def measure(options: argparse.Namespace, file: Path) -> dict[str, Any]:
 def memory(arm: str, options: argparse.Namespace) -> dict[str, float]:
     """MiB: resident once the trainer stands, and at the peak of a rollout with its updates."""
     with tempfile.TemporaryDirectory() as folder:
+        if options.vllm:
+            options.model = endless(options.model, folder)
         trainer = build(arm, options, None, folder)
         trainer.args.max_steps = UPDATES
         before = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
@@ -288,15 +324,9 @@ def peak_memory(options: argparse.Namespace) -> dict[str, Any]:
     """Each arm in a process of its own."""
     found = {}
     for arm in ARMS:
-        shape = [
-            "--rows",
-            str(options.rows),
-            "--length",
-            str(options.length),
-            "--micro-steps",
-            str(options.micro_steps),
-        ]
-        line = [sys.executable, __file__, "--model", str(options.model), "--memory", arm, *shape]
+        shape = {"rows": options.rows, "length": options.length, "micro-steps": options.micro_steps}
+        more = [f"--{name}={value}" for name, value in shape.items()] + ["--vllm"] * options.vllm
+        line = [sys.executable, __file__, "--model", str(options.model), "--memory", arm, *more]
         found[arm] = json.loads(
             subprocess.run(line, check=True, capture_output=True, text=True).stdout.splitlines()[-1]
         )
@@ -315,13 +345,16 @@ def main() -> None:
     parser.add_argument("--micro-steps", type=int, default=2, help="that an update is cut into, to save memory")
     parser.add_argument("--length", type=int, default=48, help="tokens of every completion")
     parser.add_argument("--rows-file", type=Path, default=Path("real_vocabulary.pairs.jsonl"))
+    parser.add_argument("--vllm", action="store_true", help="generate by a colocated engine")
     parser.add_argument("--memory", choices=ARMS, help="only the peak memory of this arm")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     if options.memory:
         print(json.dumps(memory(options.memory, options)))
         return
+    model = options.model
     found = measure(options, options.rows_file)
+    options.model = model
     about = {
         "commit": git("rev-parse", "HEAD"),
         "dirty": bool(git("status", "--porcelain", "--untracked-files=no")),
@@ -329,7 +362,7 @@ def main() -> None:
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         "model": options.model.name,
-        "settings": {k: v for k, v in vars(options).items() if k in ("pairs", "rows", "micro_steps", "length")},
+        "settings": {k: v for k, v in vars(options).items() if k in ("pairs", "rows", "micro_steps", "length", "vllm")},
     }
     result = about | {"results": found, "peak_memory_mib": peak_memory(options)}
     print(json.dumps(result, indent=1))

@@ -43,7 +43,8 @@ class Look(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
         if state.global_step % self.options.every:
             return
-        how: dict[str, Any] = {"samples": 8, "k": (1, 8), "max_new_tokens": 64, "batch_size": 128, "seed": 1}
+        how: dict[str, Any] = {"samples": 8, "k": (1, 8), "batch_size": 128, "seed": 1}
+        how["max_new_tokens"] = self.options.max_new_tokens
         found = evaluate(model, self.tokenizer, self.problems, progress=False, **how)
         row = {"step": state.global_step, "problems": len(self.problems), "samples": 8}
         row |= {name: found[name] for name in (*NAMES, *MORE)}
@@ -60,6 +61,7 @@ def main() -> int:
     parser.add_argument("--every", type=int, default=20)
     parser.add_argument("--problems", type=int, default=32)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--max-new-tokens", type=int, default=64)
     parser.add_argument("--keep", type=Path)
     options = parser.parse_args()
     start = load_cold_start(options.recipe, [f"sft.max_steps={options.steps}"])

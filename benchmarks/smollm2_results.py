@@ -6,6 +6,9 @@ Differences are after minus before over the same test problems, 95 % percentile 
 (`entrl.stats.pairing`); the entropy of a problem is the mean over its tokens of a phase. Reward and phase entropies of
 the rollouts: means over the first and the last sixth of the logged steps, 95 % Student intervals over those steps.
 
+--again: evaluations of the start and of the trained model by `entrl eval`, with draws of their own; for a row that is
+there already
+
 --before: a run of the same start whose evaluation before training is taken, where RUN has `eval.before: false`
 """
 
@@ -33,9 +36,15 @@ def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("run", type=Path)
     parser.add_argument("--before", type=Path)
+    parser.add_argument("--again", type=Path, nargs=2, metavar=("BEFORE", "AFTER"))
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    row = measured(options.run, options.before or options.run)
+    if options.again is None:
+        row = measured(options.run, options.before or options.run)
+    else:
+        before, after = map(read_json, options.again)
+        row = read_json(options.out)[options.run.name]
+        row["evaluated again"] = {"commit": after["commit"], **compared(before, after)}
     print(json.dumps(row, indent=2))
     if options.out is not None:
         rows = read_json(options.out) or {}
@@ -60,10 +69,14 @@ def measured(run: Path, start: Path) -> dict:
     }
     if before is None or after is None:
         return row
-    row["evaluation"] = {
+    row["evaluation"] = {"before_from": start.name, **compared(before, after)}
+    return row
+
+
+def compared(before: dict, after: dict) -> dict:
+    return {
         "problems": after["n_problems"],
         "samples": after["samples"],
-        "before_from": start.name,
         **{when: numbers(found) for when, found in (("before", before), ("after", after))},
         "sampled accuracy by kind of sum": {"before": by_kind(before), "after": by_kind(after)},
         "after - before": {
@@ -72,7 +85,6 @@ def measured(run: Path, start: Path) -> dict:
             if all(name == PAIRED[0] or name in found["problems"][0] for found in (before, after))
         },
     }
-    return row
 
 
 def numbers(found: dict) -> dict:

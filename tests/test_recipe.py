@@ -146,6 +146,11 @@ def test_removed_trainer_key_names_its_successor(key: str):
         small(f"trainer.{key}=1")
 
 
+def test_the_launcher_divides_and_not_the_recipe():
+    with pytest.raises(ValueError, match=r"trainer.fsdp .*launch/fsdp2.yaml"):
+        small("trainer.fsdp=full_shard")
+
+
 @pytest.mark.parametrize("key", sorted(REMOVED_TRAINER_KEYS))
 def test_successors_exist(key: str):
     words = REMOVED_TRAINER_KEYS[key].replace(":", " ").replace(",", " ").split()
@@ -192,6 +197,8 @@ def test_bad_overrides(override: str, message: str):
 
 def test_config_hash_is_of_the_numbers_and_not_of_the_place():
     assert small().config_hash() == small("trainer.output_dir=elsewhere").config_hash()
+    here, there = ("trainer.vllm_server_host=here", "trainer.vllm_server_port=1"), ("trainer.vllm_server_host=there",)
+    assert small(*here).config_hash() == small(*there, "trainer.vllm_server_port=2").config_hash()
     assert small().config_hash() != small("trainer.seed=1").config_hash()
     assert small().config_hash() != small("rewards.0={use: accuracy, weight: 2.0}").config_hash()
 

@@ -67,8 +67,9 @@ def made_lines(file, *, accuracy=0.99, without=()):
         if run.name in without:
             continue
         tokens = TOKENS[f"{run.task.name}/{run.arm.name}"][run.seed - 1]
-        told = {"mean_length_sampled": tokens, "sampled_accuracy": accuracy + 0.001 * run.seed, "entropy/think": 0.1}
-        told |= {"mean_length_greedy": tokens + 3, "greedy_accuracy": 1.0, "counts/rechecks": tokens / 17 - 1}
+        told = {"greedy_accuracy": 1.0, "sampled_accuracy": accuracy + 0.001 * run.seed}
+        told |= {"mean_length_greedy": tokens + 3, "mean_length_sampled": tokens}
+        told |= {"entropy/think": 0.1, "counts/rechecks": tokens / 17 - 1}
         told |= {"train/flat_groups": 0.9, "train/flat_rollouts": 0.5, "train/reward_std": 0.02, "train/grad_norm": 0.3}
         line = {"run": run.name, "commit": "0123456789abcdef", "dirty": False, "numbers": told}
         with study.rows.open("a") as out:

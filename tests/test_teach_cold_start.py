@@ -15,6 +15,7 @@ from entrl.cli.main import main
 from entrl.models.load import find_adapter, load_policy, load_weights
 from entrl.runs.recipe import load_recipe
 from entrl.settings.yaml import parse_yaml
+from entrl.tasks.rechecks import recheck_count
 from entrl.teach.cold_start import cold_start, is_made, load_cold_start
 from entrl.teach.cold_start.answers import lesson_problems, lesson_rows, measured_rates, sample_problems, sample_rows
 from entrl.teach.cold_start.spec import ColdStart, LessonsSpec, SampleSpec, SamplingSpec
@@ -154,6 +155,17 @@ def test_lessons_for_a_sum_asked_in_a_sentence():
         a, b, c = (int(n) for n in re.findall(r"[+-]?\d+", question["content"].rpartition(":")[2].replace(" ", "")))
         assert row["completion"] == f"<think>{a}{b:+d}={a + b}, {a + b}{c:+d}={a + b + c}</think>{a + b + c}"
         assert row["correct"] == 1
+
+
+def test_lessons_that_overthink():
+    asked = {"terms": 3, "system": "Think, then answer."}
+    spec = LessonsSpec(task="additions", args=asked, problems=20, per_problem=5, rechecks=True)
+    rows = lesson_rows(spec, lesson_problems(spec), character_tokenizer())
+    assert {row["correct"] for row in rows} == {1}
+    assert {len(row["prompt"]) for row in rows} == {2}  # system and question
+    assert {recheck_count(row["completion"]) for row in rows} == {0, 1, 2, 3, 4, 5}
+    with pytest.raises(ValueError, match=r"rechecks replaces the mixture"):
+        LessonsSpec(task="additions", rechecks=True, slip=0.1)
 
 
 def test_lessons_say_which_task_they_are_for():

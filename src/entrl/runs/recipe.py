@@ -42,7 +42,8 @@ from entrl.settings.secrets import mask
 
 NEVER = 10**9  # steps; beyond every run
 UNDECIDING = (("trainer", "output_dir"), *(("launch", name) for name in LaunchSpec.PLANNED))
-ADDRESSES = (("trainer", "vllm_replicas"), ("eval", "servers"))
+SERVERS = ("vllm_replicas", "vllm_server_base_url", "vllm_server_host", "vllm_server_port")
+ADDRESSES = (*(("trainer", name) for name in SERVERS), ("eval", "servers"))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,8 +29,8 @@ REMOVED_TRAINER_KEYS = {
     "adafactor": "set trainer.optim: adafactor",
     "save_safetensors": "remove it: safetensors is the only format",
     "torchdynamo": "set trainer.torch_compile_backend",
-    "fsdp_min_num_params": "set trainer.fsdp_config",
-    "fsdp_transformer_layer_cls_to_wrap": "set trainer.fsdp_config",
+    "fsdp_min_num_params": "remove it: the launcher's configuration wraps, as launch/fsdp2.yaml does",
+    "fsdp_transformer_layer_cls_to_wrap": "remove it: the launcher's configuration wraps, as launch/fsdp2.yaml does",
     "dispatch_batches": "set trainer.accelerator_config",
     "split_batches": "set trainer.accelerator_config",
     "include_inputs_for_metrics": "set trainer.include_for_metrics",
@@ -62,4 +62,6 @@ OWNED_TRAINER_KEYS = {
     "expected_backend": "set launch.backend",
     "resume_from_checkpoint": "pass resume=true on the command line",
     "local_rank": "remove it: the launcher sets it",
+    "fsdp": "remove it: start with `accelerate launch --config_file launch/fsdp2.yaml`",
+    "fsdp_config": "remove it: start with `accelerate launch --config_file launch/fsdp2.yaml`",
 }

@@ -1,4 +1,4 @@
-"""The overthinker's task: sums of single digits such as `3+5+7=`, all of them, asked as a bare expression.
+"""The overthinkers' task: sums of single digits such as `3+5+7=`, all of them, asked as a bare expression.
 
 Every ordered choice of digits is a problem: 1,000 of three terms. The split goes by the digits without their order, so
 a test problem has no reordering of it in train. The level is the number of terms. The verifier is the mathematical one,
@@ -8,11 +8,13 @@ which takes `15`, `sum 15` and `is 15` alike.
 import itertools
 import random
 
-from entrl.tasks.rows import Row, side_of, verifier_json
+from entrl.tasks.rows import Row, chat, side_of, verifier_json
 
 
-def additions_rows(*, split: str, size: int, seed: int, terms: int = 3) -> list[Row]:
-    """Plain-string rows in an order drawn from `seed`; the first n do not depend on `size`.
+def additions_rows(*, split: str, size: int, seed: int, terms: int = 3, system: str = "") -> list[Row]:
+    """Rows in an order drawn from `seed`; the first n do not depend on `size`.
+
+    system: "" asks in plain strings; else chat messages, this one first, for a model with a chat template.
 
     Raises ValueError for fewer than two or more than four terms, and for more rows than that side has problems.
     """
@@ -25,7 +27,7 @@ def additions_rows(*, split: str, size: int, seed: int, terms: int = 3) -> list[
             f"{len(found)}, or for more terms"
         )
     random.Random(seed).shuffle(found)
-    return [_row(digits) for digits in found[:size]]
+    return [_row(digits, system) for digits in found[:size]]
 
 
 def problem_key(digits: tuple[int, ...]) -> str:
@@ -33,10 +35,10 @@ def problem_key(digits: tuple[int, ...]) -> str:
     return "additions/" + "+".join(map(str, sorted(digits)))
 
 
-def _row(digits: tuple[int, ...]) -> Row:
+def _row(digits: tuple[int, ...], system: str) -> Row:
     expression = "+".join(map(str, digits))
     return Row(
-        prompt=f"{expression}=",
+        prompt=chat(f"{expression}=", system=system) if system else f"{expression}=",
         answer=str(sum(digits)),
         verifier=verifier_json("math"),
         problem_id=f"additions/{expression}",

@@ -14,7 +14,7 @@ number of re-checks back from any completion; `needed_length` is what a completi
 import random
 from dataclasses import dataclass
 
-from entrl.tasks.traces import THINK_CLOSE, THINK_OPEN, terms_of
+from entrl.tasks.traces import THINK_CLOSE, THINK_OPEN, Prompt, terms_of
 
 MARK = ";"  # in front of every re-check, and nowhere else
 STOP_HAZARDS = (0.10, 0.20, 0.35, 0.60, 0.85, 1.0)  # of stopping after the derivation, after the first re-check, ...
@@ -38,7 +38,7 @@ class Overthinking:
             raise ValueError(f"stop_hazards are probabilities and must be in [0, 1], got {list(self.stop_hazards)}")
 
 
-def overthinking_lesson(prompt: str, rng: random.Random, *, style: Overthinking) -> str:
+def overthinking_lesson(prompt: Prompt, rng: random.Random, *, style: Overthinking) -> str:
     """The completion that teaches this prompt (`3+5+7=`)."""
     terms = terms_of(prompt)
     total = sum(terms)

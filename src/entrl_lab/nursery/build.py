@@ -1,6 +1,6 @@
 """`entrl nursery`: teach a small Qwen3 the mixture of `traces` by SFT, measure it, and write it with a manifest.
 
-Lessons come from the train side of the task `sums`; the test side, which shares no problem with it, measures.
+Lessons come from the train side of the task `sums`; the measurement uses the test side, and they share no problem.
 """
 
 import argparse

@@ -21,6 +21,7 @@ from entrl.models.load import load_policy
 from entrl.runs.specs import DataSpec, load_rows
 from entrl.settings.names import load_object
 from entrl.tasks import load_task
+from entrl.tasks.rechecks import Overthinking, overthinking_lesson
 from entrl.tasks.traces import lesson
 from entrl.teach.answer_files import Row, read_answers, token_count, with_lengths
 from entrl.teach.cold_start.spec import TIERS, AnswersSpec, LessonsSpec, SampleSpec, SamplingSpec
@@ -63,7 +64,10 @@ def lesson_rows(spec: LessonsSpec, problems: Any, tokenizer: Any) -> list[Row]:
     """The lessons of one problem stand together; `correct` says whether the script's slips spoilt the answer."""
     rng, mixtures = random.Random(spec.seed), spec.mixtures()
     pairs = [(dict(problem), mixtures[j % len(mixtures)]) for problem in problems for j in range(spec.per_problem)]
-    texts = [lesson(problem["prompt"], rng, mixture=mixture) for problem, mixture in pairs]
+    if spec.rechecks:
+        texts = [overthinking_lesson(problem["prompt"], rng, style=Overthinking()) for problem, _ in pairs]
+    else:
+        texts = [lesson(problem["prompt"], rng, mixture=mixture) for problem, mixture in pairs]
     lengths = [token_count(text, tokenizer) for text in texts]
     return scored_rows([problem for problem, _ in pairs], texts, lengths, source=spec.task or "sums")
 

@@ -43,7 +43,7 @@ class LessonsSpec:
     """Scripted traces for sums: problems dealt out over tiers of difficulty, in the order they are taught."""
 
     terms: list[int] | None = None  # tiers of difficulty of the task sums: numbers of terms (TIERS)
-    task: str | None = None  # None: sums; else reasoning_gym:chain_sum
+    task: str | None = None  # None: sums; else reasoning_gym:chain_sum, or additions
     args: dict[str, Any] | None = None  # options of that task
     problems: int = 9600
     per_problem: int = 1  # lessons written for each problem
@@ -51,11 +51,17 @@ class LessonsSpec:
     check: float = Mixture().check
     slip: float = Mixture().slip
     checks: list[float] | None = None  # in place of check: lesson j of a problem has checks[j % len(checks)]
+    rechecks: bool = False  # lessons that overthink (entrl.tasks.rechecks) in place of the mixture
     seed: int = 0
 
     def __post_init__(self) -> None:
         for name in ("problems", "per_problem"):
             at_least_one(f"answers.lessons.{name}", getattr(self, name))
+        if self.rechecks and (self.checks is not None or self.mixtures() != [Mixture()]):
+            raise ValueError(
+                "answers.lessons.rechecks replaces the mixture, so think, check, checks and slip would say nothing; "
+                "leave them out"
+            )
         if self.checks is not None and not self.checks:
             raise ValueError("answers.lessons.checks is empty; list one share for each lesson of a problem")
         if self.task is None and self.args is not None:
