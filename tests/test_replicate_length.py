@@ -5,12 +5,14 @@ The numbers of the lines are MADE UP in here; that real runs give such lines is 
 
 import json
 import shutil
+import subprocess
 from xml.etree import ElementTree
 
 import pytest
 from rich.console import Console
 from tiny_model import saved_model
 
+from entrl.settings.provenance import git_state
 from entrl.stats.pairing import seed_differences
 from entrl_lab.replicate import load_study, replicate
 from entrl_lab.replicate.analyses import check
@@ -189,6 +191,19 @@ def test_what_cannot_be_asked_is_refused_before_anything_runs(tmp_path):
         check(load_study(written(tmp_path, STUDY.replace("others: [[other, grpo]]", "others: [[paer, grpo]]"))))
     with pytest.raises(ValueError, match="rows keeps the runs of the comparison and no tuning runs"):
         load_study(written(tmp_path, STUDY + "tuning: {seeds: [9]}\n"))
+
+
+def test_lines_that_a_study_adds_make_no_tree_dirty(tmp_path):
+    git = lambda *words: subprocess.run(["git", "-C", tmp_path, *words], check=True, capture_output=True)  # noqa: E731
+    git("init", "-q")
+    for name in ("rows.jsonl", "code.py"):
+        (tmp_path / name).write_text("1\n")
+    git("add", ".")
+    git("-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "all")
+    (tmp_path / "rows.jsonl").write_text("1\n2\n")
+    assert git_state(tmp_path)["dirty"] is False
+    (tmp_path / "code.py").write_text("2\n")
+    assert git_state(tmp_path)["dirty"] is True
 
 
 @pytest.mark.slow
