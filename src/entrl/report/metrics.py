@@ -69,6 +69,8 @@ NUMBERS = (
     Number(name="pass_at_k/*", title="pass@*", unit="%", more_is_better=True, main=True),
     Number(name="mean_length_greedy", title="Length, greedy", unit="tokens", problem="greedy_length"),
     Number(name="mean_length_sampled", title="Length, sampled", unit="tokens", problem="mean_length", main=True),
+    Number(name="length/think", title="Length, thinking", unit="tokens", problem="mean_think_length"),
+    Number(name="length/answer", title="Length, answer", unit="tokens", problem="mean_answer_length"),
     *(
         Number(
             name=f"{name}/{way}",
