@@ -11,9 +11,10 @@ import pytest
 
 from entrl.report import read_run, read_runs, write_report
 from entrl.report.charts import lay_out
+from entrl.report.health import warnings_of
 from entrl.report.page import MAX_POINTS, payload, script_json
 from entrl.report.read import series
-from entrl.report.summary import before_after, duration, run_facts, warnings_of
+from entrl.report.summary import before_after, duration, run_facts
 
 synthetic = runpy.run_path(str(Path(__file__).with_name("synthetic_runs.py")))
 make_run, write_lines, PAYLOAD = synthetic["make_run"], synthetic["write_lines"], synthetic["PAYLOAD"]
@@ -268,10 +269,13 @@ def test_ages_of_tokens_are_a_table_where_a_run_has_them(tmp_path):
     ("change", "expected"),
     [
         ({"completions/clipped_ratio": 0.11}, "11% of completions truncated at the end of training"),
-        ({"accuracy/verify_timeout": 2.0}, "verifier: accuracy/verify_timeout above 0 in 40 of 40 logged steps"),
+        ({"accuracy/verify_timeout": 2.0}, "verifier: timeouts in 40 of 40 logged steps"),
         ({"kl_cov/selected": 0}, "kl_cov selected 0 tokens in 40 of 40 logged steps"),
-        ({"kl_cov/selected": None}, "the recipe asks for kl_cov, but kl_cov/selected was never logged"),
+        ({"kl_cov/selected": None}, "the recipe asks for kl_cov, but no selected tokens were ever logged"),
         ({"groups/without_spread": 0.9}, "90% of groups have equal rewards"),
+        ({"groups/without_spread": 1.0}, "in 100% of rollouts every group had equal rewards"),
+        ({"pear/missing_close": 0.2}, "20% of completions never close their thinking at the end of training"),
+        ({"loss": None}, "loss or gradient was not a number in 40 of 40 logged steps"),
     ],
 )
 def test_warnings(tmp_path, change, expected):
