@@ -121,7 +121,7 @@ def test_tables_and_picture_say_what_the_lines_say(tmp_path):
     assert texts.count("pear") == 2  # a row in each panel
     assert {"20.2", "60.3", "The twin, flat"} <= set(texts)
     titles = [e.text for e in drawn.iter("{http://www.w3.org/2000/svg}title")]
-    assert "shuffled: 49.5 [46.22, 52.78]" in titles
+    assert "shuffled: 49.5 [46.21, 52.79]" in titles
 
 
 def test_a_second_claim_waits_for_the_first_and_accuracy_counts(tmp_path, monkeypatch):
