@@ -31,12 +31,16 @@ class Overthinking:
     rechecks: bool = True  # False: derivation and answer alone, to learn the arithmetic from
     uncertain_derivation: bool = False  # an opening word and the order of the terms are drawn
     stop_hazards: tuple[float, ...] = STOP_HAZARDS  # in [0, 1]; the last is 1
+    flatten: float = 1.0  # >= 1: each probability p is drawn as p ** (1 / flatten), normalised; a model that learnt
+    # from such lessons has them as written once its logits are multiplied by `flatten`
 
     def __post_init__(self) -> None:
         if not self.stop_hazards or self.stop_hazards[-1] != 1:
             raise ValueError(f"stop_hazards must end in 1, or a lesson might never end; got {list(self.stop_hazards)}")
         if not all(0 <= hazard <= 1 for hazard in self.stop_hazards):
             raise ValueError(f"stop_hazards are probabilities and must be in [0, 1], got {list(self.stop_hazards)}")
+        if self.flatten < 1:
+            raise ValueError(f"flatten must be >= 1, got {self.flatten}; below 1 it would sharpen")
 
 
 def overthinking_lesson(prompt: Prompt, rng: random.Random, *, style: Overthinking) -> str:
@@ -45,11 +49,17 @@ def overthinking_lesson(prompt: Prompt, rng: random.Random, *, style: Overthinki
     total = sum(terms)
     parts = [_opened_derivation(terms, rng) if style.uncertain_derivation else derivation(terms)]
     for hazard in style.stop_hazards if style.rechecks else ():
-        if rng.random() < hazard:
+        if rng.random() < flattened([hazard, 1 - hazard], style.flatten)[0]:
             break
         parts.append(f"{rng.choice(INTERJECTIONS)} {_joined(_reordered(terms, rng))} agrees")
-    (phrasing,) = rng.choices(list(PHRASINGS), list(PHRASINGS.values()))
+    (phrasing,) = rng.choices(list(PHRASINGS), flattened(list(PHRASINGS.values()), style.flatten))
     return f"{THINK_OPEN}{MARK.join(parts)}{THINK_CLOSE}{phrasing} {total}"
+
+
+def flattened(probabilities: list[float], by: float) -> list[float]:
+    """p ** (1 / by), normalised: what multiplying its logs by `by` turns back into p."""
+    powers = [p ** (1 / by) for p in probabilities]
+    return [power / sum(powers) for power in powers]
 
 
 def derivation(terms: list[int]) -> str:
