@@ -172,7 +172,7 @@ def test_runs_that_did_not_finish(status, error, tone, headline, said):
         ({"completions/clipped_ratio": 0.4}, "40% of completions truncated at the end of training"),
         ({"pear/missing_close": 0.3}, "30% of completions never close their thinking"),
         ({"groups/without_spread": 1.0}, "in 100% of rollouts every group had equal rewards"),
-        ({"loss": None}, "loss or gradient was not a number in 60 of 60 logged steps"),
+        ({"loss": None}, "not a number: loss in 60 of 60 logged steps"),
         ({"accuracy/verify_crash": 1.0}, "verifier: crashes in 60 of 60 logged steps"),
     ],
 )

@@ -16,6 +16,7 @@ ENTROPY_LEFT = 0.30  # below this share of the start, sampling has little left t
 FLAT_GROUPS = 0.80  # above it, most of the compute gives no gradient
 ALL_FLAT = 0.20  # share of rollouts without any gradient
 ENTROPY_METRICS = ("policy_entropy/token_mean", "policy_entropy/response_mean", "entropy")
+NUMBERS = {"loss": "loss", "grad_norm": "gradient norm", "reward": "reward"}  # of them NaN and infinity are told
 VERIFIER = {"verify_timeout": "timeouts", "verify_crash": "crashes"}
 
 
@@ -52,11 +53,9 @@ class _Check(NamedTuple):
 
 def _broken(run: RunRecord) -> _Check | None:
     """A number that is none is read as None (`entrl.report.read`); a metric that was not logged has no key."""
-    logged = [row for row in run.train if "loss" in row or "grad_norm" in row]
-    bad = sum(any(key in row and row[key] is None for key in ("loss", "grad_norm")) for row in logged)
-    if not bad:
-        return None
-    return _Check(finding=f"loss or gradient was not a number in {bad} of {len(logged)} logged steps")
+    bad = {what: sum(key in row and row[key] is None for row in run.train) for key, what in NUMBERS.items()}
+    found = [f"{what} in {count}" for what, count in bad.items() if count]
+    return _Check(finding=f"not a number: {', '.join(found)} of {len(run.train)} logged steps") if found else None
 
 
 def _truncated(run: RunRecord) -> _Check | None:

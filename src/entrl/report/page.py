@@ -26,6 +26,7 @@ from entrl.report.sparklines import sparklines
 from entrl.report.staleness import staleness_table
 from entrl.report.summary import TableRow, before_after, run_facts
 from entrl.report.verdict import verdict_of
+from entrl.report.words import words
 from entrl.settings.json_lines import is_number
 from entrl.version import __version__
 
@@ -116,7 +117,7 @@ def payload(runs: Sequence[RunRecord]) -> dict[str, Any]:
             for run, kept in zip(runs, completions, strict=True)
         ],
         "sections": lay_out(names),
-        "metrics": sorted(names),
+        "words": {name: words(name) for name in sorted(names, key=lambda name: words(name).title)},
         "phases": PHASES,
         "heat_end": _heat_end(completions),
     }
