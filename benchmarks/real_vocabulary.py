@@ -55,6 +55,7 @@ ROOT = Path(__file__).parents[1]
 UPDATES = 2  # of a rollout
 NEVER_WRITTEN = "<repo_name>"  # of SmolLM2's vocabulary, stands for the end token here
 ARMS = ("stock", "ours")
+SHELL = dict(os.environ)  # before an engine of this process writes its rank there
 ACCURACY = Accuracy()
 
 
@@ -328,7 +329,7 @@ def peak_memory(options: argparse.Namespace) -> dict[str, Any]:
         more = [f"--{name}={value}" for name, value in shape.items()] + ["--vllm"] * options.vllm
         line = [sys.executable, __file__, "--model", str(options.model), "--memory", arm, *more]
         found[arm] = json.loads(
-            subprocess.run(line, check=True, capture_output=True, text=True).stdout.splitlines()[-1]
+            subprocess.run(line, check=True, capture_output=True, text=True, env=SHELL).stdout.splitlines()[-1]
         )
     return found
 

@@ -5,12 +5,14 @@ The numbers of the lines are MADE UP in here; that real runs give such lines is 
 
 import json
 import shutil
+import subprocess
 from xml.etree import ElementTree
 
 import pytest
 from rich.console import Console
 from tiny_model import saved_model
 
+from entrl.settings.provenance import git_state
 from entrl.stats.pairing import seed_differences
 from entrl_lab.replicate import load_study, replicate
 from entrl_lab.replicate.analyses import check
@@ -67,8 +69,9 @@ def made_lines(file, *, accuracy=0.99, without=()):
         if run.name in without:
             continue
         tokens = TOKENS[f"{run.task.name}/{run.arm.name}"][run.seed - 1]
-        told = {"mean_length_sampled": tokens, "sampled_accuracy": accuracy + 0.001 * run.seed, "entropy/think": 0.1}
-        told |= {"mean_length_greedy": tokens + 3, "greedy_accuracy": 1.0, "counts/rechecks": tokens / 17 - 1}
+        told = {"greedy_accuracy": 1.0, "sampled_accuracy": accuracy + 0.001 * run.seed}
+        told |= {"mean_length_greedy": tokens + 3, "mean_length_sampled": tokens}
+        told |= {"entropy/think": 0.1, "counts/rechecks": tokens / 17 - 1}
         told |= {"train/flat_groups": 0.9, "train/flat_rollouts": 0.5, "train/reward_std": 0.02, "train/grad_norm": 0.3}
         line = {"run": run.name, "commit": "0123456789abcdef", "dirty": False, "numbers": told}
         with study.rows.open("a") as out:
@@ -118,7 +121,7 @@ def test_tables_and_picture_say_what_the_lines_say(tmp_path):
     assert texts.count("pear") == 2  # a row in each panel
     assert {"20.2", "60.3", "The twin, flat"} <= set(texts)
     titles = [e.text for e in drawn.iter("{http://www.w3.org/2000/svg}title")]
-    assert "shuffled: 49.5 [46.22, 52.78]" in titles
+    assert "shuffled: 49.5 [46.21, 52.79]" in titles
 
 
 def test_a_second_claim_waits_for_the_first_and_accuracy_counts(tmp_path, monkeypatch):
@@ -188,6 +191,19 @@ def test_what_cannot_be_asked_is_refused_before_anything_runs(tmp_path):
         check(load_study(written(tmp_path, STUDY.replace("others: [[other, grpo]]", "others: [[paer, grpo]]"))))
     with pytest.raises(ValueError, match="rows keeps the runs of the comparison and no tuning runs"):
         load_study(written(tmp_path, STUDY + "tuning: {seeds: [9]}\n"))
+
+
+def test_lines_that_a_study_adds_make_no_tree_dirty(tmp_path):
+    git = lambda *words: subprocess.run(["git", "-C", tmp_path, *words], check=True, capture_output=True)  # noqa: E731
+    git("init", "-q")
+    for name in ("rows.jsonl", "code.py"):
+        (tmp_path / name).write_text("1\n")
+    git("add", ".")
+    git("-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "all")
+    (tmp_path / "rows.jsonl").write_text("1\n2\n")
+    assert git_state(tmp_path)["dirty"] is False
+    (tmp_path / "code.py").write_text("2\n")
+    assert git_state(tmp_path)["dirty"] is True
 
 
 @pytest.mark.slow

