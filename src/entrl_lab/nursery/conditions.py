@@ -223,7 +223,8 @@ def answer_condition(rows: Sequence[Sampled]) -> dict[str, Any]:
 def split_condition(config: OverthinkerConfig) -> dict[str, Any]:
     """(h): the lessons that were taught and everything RL could be asked, against the test side."""
     test = _keys(load_task("additions", split="test", size=TEST_PROBLEMS)["prompt"])
-    taught = _keys([row["prompt"] for part in lessons(config) for row in part])  # a part may be empty
+    parts: Any = lessons(config)  # a data set's rows are typed as lists
+    taught = _keys([row["prompt"] for part in parts for row in part])  # a part may be empty
     trained = _keys(load_task("additions", split="train", size=TRAIN_PROBLEMS)["prompt"])
     shared = {"lessons": len(test & taught), "rl": len(test & trained)}
     return {"test_problems": TEST_PROBLEMS, "shared": shared, "holds": not any(shared.values())}
