@@ -109,6 +109,7 @@ def test_result_adds_up(model, tokenizer, dataset):
     assert [answers for _, answers, _ in seen] == [[a] * 5 for a in dataset["answer"]]
     greedy = [found[0] for _, _, found in seen]
     texts, drawn = ([x for call in seen for x in call[i][1:]] for i in (0, 2))
+    greedy_texts = [texts[0] for texts, _, _ in seen]
     assert found["unverified"] == greedy.count(None) + drawn.count(None) > 0
     for i, problem in enumerate(found["problems"]):
         mine = [s for s in drawn[4 * i : 4 * i + 4] if s is not None]
@@ -116,13 +117,20 @@ def test_result_adds_up(model, tokenizer, dataset):
         assert problem["greedy_correct"] == (None if greedy[i] is None else bool(greedy[i]))
         assert problem["prompt"] == dataset[i]["prompt"]
     assert found["missing_close_rate"] == fmean("</think>" not in text for text in texts)
-    for part in ("think", "answer"):  # the problems' parts make the whole
-        lengths = [p[f"{part}_length"] for p in found["problems"]]
-        assert found["length"][part] == pytest.approx(fmean(n or 0 for n in lengths) or None)
+    for part in ("think", "answer"):  # the problems' entropies make the whole
+        lengths = [p[f"mean_{part}_length"] for p in found["problems"]]
         sums = [p[f"{part}_entropy"] * n for p, n in zip(found["problems"], lengths, strict=True) if n]
-        total = sum(n or 0 for n in lengths)
-        assert found["entropy"][part] == (pytest.approx(sum(sums) / total) if total else None)
-    assert found["length"]["all"] == pytest.approx(found["mean_length_sampled"])
+        assert found["entropy"][part] == (pytest.approx(sum(sums) / sum(lengths)) if sums else None)
+    closed = ["</think>" in text for text in texts]  # one token in this vocabulary, and in neither phase
+    whole = [p["mean_think_length"] + p["mean_answer_length"] + fmean(closed[4 * i : 4 * i + 4])
+             for i, p in enumerate(found["problems"])]  # fmt: skip
+    assert whole == pytest.approx([p["mean_length"] for p in found["problems"]])
+    assert sum(found["length"].values()) + fmean(closed) == pytest.approx(found["mean_length_sampled"])
+    assert [e["id"] for e in found["examples"]] == [p["id"] for p in found["problems"][:3]]
+    for i, example in enumerate(found["examples"]):  # the greedy answers
+        assert "".join(text for _, text in example["text"]) == greedy_texts[i]
+        assert example["right"] == found["problems"][i]["greedy_correct"]
+        assert example["tokens"] == found["problems"][i]["greedy_length"]
     assert found["task"] == "sums"
     assert found["n_problems"] == 6
     assert json.loads(json.dumps(found)) == found

@@ -265,6 +265,16 @@ def test_servers_answer_as_an_engine_of_our_own(asked, answered, servers, monkey
     assert sum(found[i].greedy.ids == answered[0][i].greedy.ids for i in range(SIZE)) >= 0.98 * SIZE
 
 
+def test_more_prompts_than_a_step_of_an_engine_takes(asked, servers, monkeypatch) -> None:
+    monkeypatch.setenv("ENTRL_VLLM_API_KEY", "a-key-for-these-tests")
+    short = Sampling(samples=1, temperature=1.0, top_p=1.0, max_new_tokens=2, seed=0)
+    long = [Asked(index=a.index, prompt_ids=(a.prompt_ids * 20)[:200]) for a in asked]
+    assert sum(len(a.prompt_ids) for a in long) > 16384  # the largest step that vLLM takes by itself
+    for given in ({}, {"servers": servers[0]}):
+        with open_engine(MODEL, sampling=short, tokenizer=TOKENIZER, **given) as writer:
+            assert {a.index for a in writer.write(long)} == set(range(SIZE))
+
+
 def test_an_adapter_is_served_on_its_base(asked, adapter, servers, monkeypatch) -> None:
     monkeypatch.setenv("ENTRL_VLLM_API_KEY", "a-key-for-these-tests")
     model, _ = load_policy(str(adapter))

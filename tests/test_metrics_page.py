@@ -9,6 +9,7 @@ import pytest
 from short_run import ROOT, quietly, short_recipe
 from tiny_model import saved_model
 
+from entrl.report.words import words
 from entrl.runs.recipe import load_recipe
 
 ROW = re.compile(r"^\| (`[^|]+) \|", re.M)
@@ -76,6 +77,28 @@ def test_dialogues_log_what_is_on_the_page(tmp_path: Path):
     words = ["eval=null", "data.train_size=64", *(f"trainer.{option}" for option in options)]
     quietly(load_recipe(ROOT / "recipes" / "twenty-questions" / "turn.yaml", words))
     assert unlisted(tmp_path / "run") == []
+
+
+def rows_with_units() -> list[tuple[str, list[str]]]:
+    """Each name on the page with its unit, or with those of its row where they are not one for each name."""
+    found = []
+    for cell, units in re.findall(r"^\| (`[^|]+) \| ([^|]*) \|", (ROOT / "docs" / "metrics.md").read_text(), re.M):
+        names, each = re.findall(r"`([^`]+)`", cell), units.strip().split(", ")
+        found += [(name, [each[i]] if len(each) == len(names) else each) for i, name in enumerate(names)]
+    return found
+
+
+def test_each_name_on_the_page_has_words_and_the_same_unit_in_the_report():
+    rows = [(name, units) for name, units in rows_with_units() if name != "kind"]
+    assert len(rows) > 150
+    assert [name for name, _ in rows if words(name).title == name] == []
+    assert [(name, words(name).unit, units) for name, units in rows if words(name).unit not in units] == []
+
+
+def test_words_of_a_family_name_its_member_and_a_user_s_own_metric_keeps_its_name():
+    assert words("kl_cov/cov_top_0.2%") == ("Covariance, top 0.2% (kl cov)", "nats")
+    assert words("rewards/think_format/mean") == ("Reward think format", "reward")
+    assert words("mine/own") == ("mine/own", "")
 
 
 def test_each_name_on_the_page_exists_in_the_code():

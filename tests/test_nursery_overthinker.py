@@ -1,6 +1,7 @@
 """The overthinker's builder and its conditions: each can fail, and the shipped models meet what is on record."""
 
 import json
+import re
 from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
@@ -11,7 +12,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from entrl.evaluation.writing import Completion
 from entrl.tasks import load_task
-from entrl.tasks.rechecks import recheck_count
+from entrl.tasks.rechecks import flattened, recheck_count
+from entrl.tasks.traces import terms_of
 from entrl_lab.nursery import conditions as measured
 from entrl_lab.nursery import main
 from entrl_lab.nursery.conditions import Sampled
@@ -21,9 +23,10 @@ from entrl_lab.nursery.overthinker import (
     calibrate,
     complaints,
     lessons,
+    sharpened,
     train,
 )
-from entrl_lab.nursery.sft import sha256
+from entrl_lab.nursery.sft import sha256, untrained_model
 from entrl_lab.nursery.tokenizer import character_tokenizer
 
 SHIPPED = Path(str(files("entrl.models.shipped")))
@@ -39,22 +42,47 @@ def row(**changes: object) -> Sampled:
 
 
 def test_lessons_are_of_the_train_side_and_start_without_rechecks() -> None:
-    practice, full = lessons(OverthinkerConfig(practice_steps=30, steps=30))
+    practice, full, polish = lessons(OverthinkerConfig(practice_steps=40, steps=40, polish_steps=40))
     test = set(load_task("additions", split="test", size=202)["prompt"])
-    assert len(set(practice["prompt"])) == len(set(full["prompt"])) == 798  # every round goes through all
-    assert not test & {*practice["prompt"], *full["prompt"]}
+    asked = set(practice["prompt"])
+    assert asked == set(full["prompt"]) == set(polish["prompt"])  # every round goes through all
+    single = {prompt for prompt in asked if re.fullmatch(r"\d\+\d\+\d=", prompt)}
+    assert len(single) == 798
+    assert not test & asked
+    terms = [terms_of(prompt) for prompt in asked]
+    firsts, seconds = {(a, b) for a, b, *_ in terms}, {(t[0] + t[1], t[2]) for t in terms if len(t) == 3}
+    needed = [terms_of(prompt) for prompt in test]
+    assert {(a, b) for a, b, _ in needed} <= firsts
+    assert {(a + b, c) for a, b, c in needed if a + b > 9} <= seconds
     assert not any(map(recheck_count, practice["completion"]))
-    assert sum(map(recheck_count, full["completion"])) / 960 == pytest.approx(2.3, abs=0.15)
+    assert sum(map(recheck_count, full["completion"])) / 2560 == pytest.approx(2.3, abs=0.15)
+
+
+def test_a_step_goes_from_short_to_long() -> None:
+    _, full, _ = lessons(OverthinkerConfig(practice_steps=0, steps=3, polish_steps=0, batch_size=4))
+    lengths = list(map(len, full["completion"]))
+    assert len(lengths) == 3 * 2 * 4
+    assert all(lengths[i] <= lengths[i + 1] for i in range(len(lengths) - 1) if i % 8 != 7)
+    assert any(lengths[i] > lengths[i + 1] for i in (7, 15))
 
 
 def test_the_twin_differs_in_its_derivation_alone() -> None:
     assert replace(MODELS["tiny-overthinker"], uncertain_derivation=True) == MODELS["overthinker-flat"]
 
 
+def test_sharpening_turns_flattened_frequencies_back() -> None:
+    model = untrained_model(TOKENIZER, OverthinkerConfig()).eval()
+    ids = TOKENIZER(["3+5+7="], return_tensors="pt").input_ids
+    with torch.no_grad():
+        plain, sharp = model(ids).logits[0], sharpened(model, 1.5)(ids).logits[0]
+    for before, after in zip(plain.softmax(-1), sharp.softmax(-1), strict=True):
+        assert flattened(after.tolist(), 1.5) == pytest.approx(before.tolist(), rel=1e-4)
+
+
 @pytest.mark.slow
 def test_same_seed_same_weights() -> None:
     threads = torch.get_num_threads()
-    config = OverthinkerConfig(practice_steps=1, steps=2, batch_size=4)
+    config = OverthinkerConfig(practice_steps=1, steps=2, polish_steps=1, batch_size=4)
     weights = [train(config)[0].state_dict() for _ in range(2)]
     torch.set_num_threads(threads)
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
@@ -63,7 +91,20 @@ def test_same_seed_same_weights() -> None:
 @pytest.mark.slow
 def test_command_writes_a_base_and_says_what_is_wrong_with_it(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     out, threads = tmp_path / "base", torch.get_num_threads()
-    words = ["--practice-steps", "0", "--steps", "2", "--batch-size", "4", "--problems", "3", "--out", str(out)]
+    words = [
+        "--practice-steps",
+        "0",
+        "--steps",
+        "2",
+        "--polish-steps",
+        "0",
+        "--batch-size",
+        "4",
+        "--problems",
+        "3",
+        "--out",
+        str(out),
+    ]
     assert main(["--model", "overthinker-flat", *words]) == 1
     torch.set_num_threads(threads)
     assert "no overthinker: sampled_accuracy is 0.0000, below 0.995" in capsys.readouterr().out
@@ -76,7 +117,7 @@ def test_command_writes_a_base_and_says_what_is_wrong_with_it(tmp_path: Path, ca
     assert "already holds a model" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("name", "value"), [("steps", 0), ("practice_steps", -1), ("batch_size", 0)])
+@pytest.mark.parametrize(("name", "value"), [("polish_steps", -1), ("practice_steps", -1), ("batch_size", 0)])
 def test_config_refuses(name: str, value: int) -> None:
     with pytest.raises(ValueError, match=f"{name} must be >= {value + 1}, got {value}"):
         OverthinkerConfig(**{name: value})
@@ -136,14 +177,14 @@ def test_correlation_by_hand() -> None:
 
 
 def test_split_is_read_from_the_lessons(monkeypatch: pytest.MonkeyPatch) -> None:
-    config = OverthinkerConfig(practice_steps=1, steps=30)
+    config = OverthinkerConfig(practice_steps=1, steps=30, polish_steps=1)
     found = measured.split_condition(config)
     assert found["holds"]
     assert found["shared"] == {"lessons": 0, "rl": 0}
-    leaked, kept = lessons(config)
+    leaked, *kept = lessons(config)
     asked = load_task("additions", split="test", size=1)["prompt"][0]
     turned = asked[:-1][::-1] + "="  # the same problem in another order
-    monkeypatch.setattr(measured, "lessons", lambda _: (leaked.add_item({"prompt": turned, "completion": ""}), kept))
+    monkeypatch.setattr(measured, "lessons", lambda _: (leaked.add_item({"prompt": turned, "completion": ""}), *kept))
     found = measured.split_condition(config)
     assert (found["shared"]["lessons"], found["holds"]) == (1, False)
 

@@ -11,9 +11,10 @@ import pytest
 
 from entrl.report import read_run, read_runs, write_report
 from entrl.report.charts import lay_out
+from entrl.report.health import warnings_of
 from entrl.report.page import MAX_POINTS, payload, script_json
 from entrl.report.read import series
-from entrl.report.summary import before_after, duration, run_facts, warnings_of
+from entrl.report.summary import before_after, duration, run_facts
 
 synthetic = runpy.run_path(str(Path(__file__).with_name("synthetic_runs.py")))
 make_run, write_lines, PAYLOAD = synthetic["make_run"], synthetic["write_lines"], synthetic["PAYLOAD"]
@@ -76,7 +77,7 @@ def test_model_output_and_recipe_cannot_become_markup(tmp_path):
     assert [tag for tag, _ in page.tags].count("script") == 2
     data = json.loads(page.data)
     assert data["runs"][0]["completions"][0]["tokens"][0] == PAYLOAD  # and nothing is lost on the way
-    assert PAYLOAD in data["metrics"]
+    assert data["words"][PAYLOAD] == [PAYLOAD, ""]
 
 
 @pytest.mark.parametrize("text", ["</script>", "<!--<script>", "&lt;", "\u2028", "\ud83d", "↵\n\t\0", "日本 🙂"])
@@ -160,7 +161,7 @@ def test_few_points(tmp_path, steps):
         (run / "metrics.jsonl").write_text("")
     data = json.loads(Page(write_report([run])).data)
     assert len(data["runs"][0]["train"]["step"]) == steps
-    assert bool(data["metrics"]) == bool(steps)
+    assert bool(data["words"]) == bool(steps)
 
 
 def test_different_metric_sets_share_one_layout(tmp_path):
@@ -170,7 +171,7 @@ def test_different_metric_sets_share_one_layout(tmp_path):
     assert titles["Selected tokens"] == ["kl_cov/selected"]
     assert "kl_cov/selected" not in data["runs"][0]["train"]
     assert titles["Covariance, top shares"] == ["kl_cov/cov_top_0.02%", "kl_cov/cov_top_2%"]
-    assert "KL to the reference (kl)" in data["sections"][-1]["absent"]
+    assert "KL to the reference" not in titles  # nobody logged it, so nobody reads of it
 
 
 def test_reward_terms_are_drawn_once():
@@ -268,10 +269,13 @@ def test_ages_of_tokens_are_a_table_where_a_run_has_them(tmp_path):
     ("change", "expected"),
     [
         ({"completions/clipped_ratio": 0.11}, "11% of completions truncated at the end of training"),
-        ({"accuracy/verify_timeout": 2.0}, "verifier: accuracy/verify_timeout above 0 in 40 of 40 logged steps"),
+        ({"accuracy/verify_timeout": 2.0}, "verifier: timeouts in 40 of 40 logged steps"),
         ({"kl_cov/selected": 0}, "kl_cov selected 0 tokens in 40 of 40 logged steps"),
-        ({"kl_cov/selected": None}, "the recipe asks for kl_cov, but kl_cov/selected was never logged"),
+        ({"kl_cov/selected": None}, "the recipe asks for kl_cov, but no selected tokens were ever logged"),
         ({"groups/without_spread": 0.9}, "90% of groups have equal rewards"),
+        ({"groups/without_spread": 1.0}, "in 100% of rollouts every group had equal rewards"),
+        ({"pear/missing_close": 0.2}, "20% of completions never close their thinking at the end of training"),
+        ({"loss": None}, "not a number: loss in 40 of 40 logged steps"),
     ],
 )
 def test_warnings(tmp_path, change, expected):

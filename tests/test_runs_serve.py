@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 import httpx
 import pytest
+import torch
 
 from entrl.cli.main import main
 from entrl.engines import records
@@ -70,6 +71,7 @@ def test_the_command_asks_for_all_that_check_looks_at(recipe) -> None:
     assert option(argv, "--tensor-parallel-size") == "2"
     assert "--gpu-memory-utilization" not in argv  # TRL's 0.3 is for a GPU shared with the trainer
     assert "--api-key" not in argv
+    assert ("--no-enable-chunked-prefill" in argv) == (not torch.cuda.is_available())
     assert command.environment["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] == "1"
     assert command.url == "http://127.0.0.1:8101"
 

@@ -17,6 +17,7 @@ from entrl.tasks.rechecks import (
     PHRASINGS,
     STOP_HAZARDS,
     Overthinking,
+    flattened,
     needed_length,
     overthinking_lesson,
     recheck_count,
@@ -26,7 +27,7 @@ from entrl_lab.nursery.tokenizer import character_tokenizer
 TOKENIZER = character_tokenizer()
 STYLES = {"certain": Overthinking(), "uncertain": Overthinking(uncertain_derivation=True)}
 OPENED = re.compile(rf"({'|'.join(OPENINGS)}) ")
-RECHECK = re.compile(rf"({'|'.join(INTERJECTIONS)}) (\d)\+(\d)\+(\d) is (\d+)")
+RECHECK = re.compile(rf"({'|'.join(INTERJECTIONS)}) (\d)\+(\d)\+(\d) agrees")
 DIGITS = st.lists(st.integers(0, 9), min_size=3, max_size=3)
 
 
@@ -55,8 +56,7 @@ def test_every_lesson_is_right_throughout_and_parses_back(digits: list[int], sty
     for recheck in rechecks:
         found = RECHECK.fullmatch(recheck)
         assert found is not None
-        assert sorted(map(int, found.groups()[1:4])) == sorted(digits)
-        assert int(found[5]) == sum(digits)
+        assert sorted(map(int, found.groups()[1:])) == sorted(digits)
     assert answer in {f"{phrasing} {sum(digits)}" for phrasing in PHRASINGS}
     assert recheck_count(text) == len(rechecks) <= 5
     assert needed_length(asked(digits)) <= tokens(text) <= 125
@@ -82,7 +82,7 @@ def test_how_often_it_stops_and_how_it_answers() -> None:
         reached -= counts[rechecks]
     assert reached == 0
     assert sum(text.endswith("</think>sum 15") for text in texts) / 4000 == pytest.approx(0.8, abs=0.026)
-    orders = collections.Counter(re.findall(r"(\d\+\d\+\d) is", " ".join(texts)))
+    orders = collections.Counter(re.findall(r"(\d\+\d\+\d) agrees", " ".join(texts)))
     assert len(orders) == 6
     assert min(orders.values()) > 0.85 * max(orders.values())
     words = collections.Counter(re.findall(r";(\w+) ", " ".join(texts)))
@@ -90,10 +90,21 @@ def test_how_often_it_stops_and_how_it_answers() -> None:
     assert min(words.values()) > 0.85 * max(words.values())
 
 
+def test_flattened_by_hand() -> None:
+    # square roots of 0.64 and 0.04 are 0.8 and 0.2
+    assert flattened([0.64, 0.04], 2) == pytest.approx([0.8, 0.2])
+    assert flattened([1.0, 0.0], 1.5) == [1.0, 0.0]
+    rng = random.Random(0)
+    texts = [overthinking_lesson("3+5+7=", rng, style=Overthinking(flatten=1.5)) for _ in range(4000)]
+    at_once = 0.1 ** (2 / 3) / (0.1 ** (2 / 3) + 0.9 ** (2 / 3))
+    assert sum(recheck_count(text) == 0 for text in texts) / 4000 == pytest.approx(at_once, abs=0.025)
+    assert sum(text.endswith("sum 15") for text in texts) / 4000 == pytest.approx(2 / 3, abs=0.03)
+
+
 def test_counting_reads_any_completion() -> None:
     assert recheck_count("<think>3+5=8,8+7=15</think>sum 15") == 0
-    assert recheck_count("<think>3+5=8,8+7=15;but 7+5+3 is 15;hmm 5+") == 2  # cut off
-    assert recheck_count("<think>3+5=8;;wait</think>sum 15;but 3+5+7 is 15") == 1  # empty; behind the tag
+    assert recheck_count("<think>3+5=8,8+7=15;but 7+5+3 agrees;hmm 5+") == 2  # cut off
+    assert recheck_count("<think>3+5=8;;wait</think>sum 15;but 3+5+7 agrees") == 1  # empty; behind the tag
     assert recheck_count("") == 0
 
 
@@ -114,6 +125,11 @@ def test_without_rechecks() -> None:
 def test_hazards_are_refused(hazards: tuple[float, ...], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Overthinking(stop_hazards=hazards)
+
+
+def test_flattening_below_one_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"flatten must be >= 1, got 0\.5"):
+        Overthinking(flatten=0.5)
 
 
 @pytest.mark.parametrize(("terms", "train", "test"), [(2, 81, 19), (3, 798, 202)])

@@ -146,7 +146,7 @@ def test_the_wheel_holds_both_packages_and_the_licence(wheel):
     assert packages < tops
     assert all(top in packages or top.endswith(".dist-info") for top in tops)
     assert any(name.endswith("licenses/LICENSE") for name in names)
-    assert wheel.stat().st_size < 11e6  # 5 MB of it the adapter smollm2-chain-sum
+    assert wheel.stat().st_size < 15e6  # 5 MB of it the adapter smollm2-chain-sum, 4 MB the two overthinkers
 
 
 def test_imports_and_asset_come_from_the_wheel(python, tmp_path):

@@ -23,7 +23,7 @@ from entrl.engines.completions import Completion, WorkItem, checked_sampling
 from entrl.engines.faults import RolloutError
 from entrl.engines.recording import request_options
 from entrl.engines.records import RecordError, match_all, unpack
-from entrl.engines.servers import PROCESSED
+from entrl.engines.servers import PROCESSED, prompts_in_parts
 
 SHARE = 0.9  # of a GPU's memory that an engine takes, where nobody says another; `entrl plan` counts with it
 AT_ONCE = 512  # items handed to the engine beyond which others wait here; it batches what its memory allows
@@ -80,6 +80,7 @@ class LocalEngine:
                 worker_extension_cls="entrl.engines.records.WorkerExtension",
                 generation_config="vllm",  # requests say all of it
                 enforce_eager=not torch.cuda.is_available(),  # compiling on a CPU costs minutes
+                enable_chunked_prefill=None if prompts_in_parts() else False,
                 disable_log_stats=True,
                 **given,
             )

@@ -26,6 +26,16 @@ SAME_LOGPROB = 1e-5  # nats; the most likely token's log-prob falls by tenths wh
 MAX_TEXT = 400  # characters of a server's message that are repeated
 
 
+def prompts_in_parts() -> bool:
+    """Whether an engine here may read a prompt in two steps, as it does when more tokens wait than one step takes.
+
+    Not on a CPU: with a seed vLLM 0.31 dies there of "CPU Generator does not use offset".
+    """
+    import torch  # seconds, which no other command of a server needs
+
+    return torch.cuda.is_available()
+
+
 class Unreachable(Exception):
     """No usable answer this time: refused, reset, timed out, 5xx, or the adapter is gone with a restart."""
 

@@ -3,12 +3,14 @@ r"""What a policy can do on a task: greedy and sampled accuracy, unbiased pass@k
 pass@k: `scores.py`. n samples of a problem, c of them right.
 
 Each problem gives a record (`records.py`), and the numbers are made of records alone. Every number with its set:
-greedy accuracy is over problems, with the Wilson interval; sampled accuracy is the mean
-over problems of c / n, with a bootstrap interval over problems; lengths are in tokens, the end token included;
-entropies are means over all tokens of a phase of all sampled completions, in nats, of the full vocabulary at the
-evaluation temperature (before top_p). The missing-close rate is the share of sampled completions whose thinking
-never ends, the truncation rate the share that ran into `max_new_tokens`. With two samples a problem and more, their
-diversity (`entrl.maths.diversity`, over token ids, the end token included) is a mean over problems.
+greedy accuracy is over problems, with the Wilson interval; sampled accuracy is the mean over problems of c / n, with a
+bootstrap interval over problems; lengths are in tokens, the end token included; those by phase (`length`) are means
+over sampled completions, an opening tag counted as thinking, a closing one as neither; entropies are means over all
+tokens of a phase of all sampled completions, in nats, of the full vocabulary at the evaluation temperature (before
+top_p). The missing-close rate is the share of sampled completions whose thinking never ends, the truncation rate the
+share that ran into `max_new_tokens`. With two samples a problem and more, their diversity (`entrl.maths.diversity`,
+over token ids, the end token included) is a mean over problems. `examples` holds one completion of each of the first
+few problems as text, the greedy one where there is one: [[phase, text], ...].
 
 What a completion answers is found as in training (`entrl.maths.phases.answer_text`): from its token ids and its prompt,
 by `think_open` and `think_close`. A score that names `answer_texts` gets it; the texts beside it are whole completions.
@@ -25,6 +27,8 @@ import json
 import math
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -48,12 +52,14 @@ from entrl.evaluation.scoring import (
 )
 from entrl.evaluation.writing import Answered, Asked, Completion, Sampling, Writer, encode
 from entrl.maths.diversity import group_means, group_sums
-from entrl.maths.phases import ThinkTags, answer_text, closing_seen, phase_masks
+from entrl.maths.phases import ThinkTags, answer_text, closing_seen, phase_labels, phase_masks
 from entrl.models.load import load_policy
 from entrl.settings.groups import content_hash
 from entrl.tasks import load_task
 
-PHASES: tuple[str, ...] = ("think", "answer", "all")
+TAGGED: tuple[str, ...] = ("think", "answer")  # phases that the tags tell apart
+PHASES: tuple[str, ...] = (*TAGGED, "all")
+EXAMPLES = 3  # problems whose completion is kept as text
 DIVERSITY = ("distinct_1", "distinct_2", "edit_distance", "unique")
 
 
@@ -238,6 +244,7 @@ class Answers:
         found = scores(self.check, [c.text for c in said], answers, one, times=len(said))
         right = None if greedy is None else found[0]
         verified = [s for s in found[len(said) - len(drawn) :] if s is not None]
+        seen = signals(prompt, drawn, self.tags)
         problem = {
             "id": row.get("problem_id", str(answered.index)),
             "prompt": row["prompt"] if isinstance(row["prompt"], str) else row["prompt"][-1]["content"],
@@ -248,6 +255,7 @@ class Answers:
             "n_samples": len(verified),
             "greedy_length": None if greedy is None else len(greedy.ids),
             "mean_length": fmean(len(c.ids) for c in drawn),
+            **{f"mean_{phase}_length": n if n is None else n / len(drawn) for phase, n in seen["length"].items()},
         }
         return {
             "problem": problem,
@@ -257,21 +265,31 @@ class Answers:
             "truncated": sum(c.truncated for c in drawn),
             "greedy_truncated": None if greedy is None else greedy.truncated,
             "diversity": group_sums([c.ids for c in drawn], [answered.index] * len(drawn)),
-            **signals(prompt, drawn, self.tags),
+            "example": self._example(problem, prompt, said[0], found[0]) if answered.index < EXAMPLES else None,
+            **seen,
         }
+
+    def _example(self, problem: Record, prompt: Sequence[int], said: Completion, score: float | None) -> Record:
+        """A completion for a person to read, without special tokens; the phase is "" where nothing tells phases."""
+        labels = [""] * len(said.ids) if self.tags is None else phase_labels(said.ids, self.tags, prompt_ids=prompt)
+        parts = groupby(zip(labels, said.ids, strict=True), key=itemgetter(0))
+        spans = [(phase, [token for _, token in same]) for phase, same in parts]
+        text = [[phase, self.tokenizer.decode(ids, skip_special_tokens=True)] for phase, ids in spans]
+        asked = {key: problem[key] for key in ("id", "prompt", "answer")}
+        return {**asked, "right": None if score is None else score == 1, "tokens": len(said.ids), "text": text}
 
     def result(self, records: Sequence[Record], seconds: float) -> dict[str, Any]:
         drawn = len(records) * self.sampling.samples
         scored = len(records) * self.sampling.rows
         closed = None if self.tags is None else sum(r["closing_seen"] for r in records)
         warn_of_silence(drawn, closed, scored, sum(r["right"] for r in records), self.think_close)
-        problems = [{**r["problem"], **_by_phase(r, self.sampling.samples)} for r in records]
+        problems = [{**r["problem"], **_by_phase(r)} for r in records]
         greedy = [r["greedy_truncated"] for r in records]
         return {
             **self._head(),
             **summary(problems, k=self.k, seed=self.sampling.seed),
+            "length": _lengths(problems),
             "entropy": _entropies(records),
-            "length": {name: sum(r["tokens"][name] for r in records) / drawn or None for name in PHASES},
             **({"counts": self._counted(records)} if self.counts else {}),
             "missing_close_rate": None if self.tags is None else sum(r["open"] for r in records) / drawn,
             **({"diversity": _diversity(records)} if self.sampling.samples > 1 else {}),
@@ -280,6 +298,7 @@ class Answers:
             "unverified": sum(r["unverified"] for r in records),
             "unverifiable_golds": None if self.golds is None else len(self.golds.bad),
             "seconds": seconds,
+            "examples": [r["example"] for r in records if r["example"] is not None],
             "problems": problems,
         }
 
@@ -290,8 +309,9 @@ class Answers:
 
 
 def signals(prompt: Sequence[int], drawn: Sequence[Completion], tags: ThinkTags | None) -> Record:
-    """Of one problem's samples: by phase the sum of entropies (nats) and its number of tokens; samples whose thinking
-    never ends (`open`) and that hold a closing tag (`closing_seen`), None without tags."""
+    """Of one problem's samples: by phase the sum of entropies (nats), the number of tokens that have one, and of all
+    (`length`); samples whose thinking never ends (`open`) and that hold a closing tag (`closing_seen`). None without
+    tags."""
     masks = None if tags is None else [phase_masks(c.ids, tags, prompt_ids=prompt) for c in drawn]
     sums, tokens = dict.fromkeys(PHASES, 0.0), dict.fromkeys(PHASES, 0)
     for at, completion in enumerate(drawn):
@@ -300,14 +320,23 @@ def signals(prompt: Sequence[int], drawn: Sequence[Completion], tags: ThinkTags 
         entropy_T = completion.entropies.double()
         parts = {"all": entropy_T}
         if masks is not None:
-            parts |= {name: entropy_T[getattr(masks[at], name)] for name in ("think", "answer")}
+            parts |= {name: entropy_T[getattr(masks[at], name)] for name in TAGGED}
         for name, part_T in parts.items():
             sums[name] += part_T.sum().item()
             tokens[name] += len(part_T)
     if tags is None or masks is None:
-        return {"entropy": sums, "tokens": tokens, "open": None, "closing_seen": None}
+        length = dict.fromkeys(TAGGED)
+        return {"entropy": sums, "tokens": tokens, "length": length, "open": None, "closing_seen": None}
     seen = sum(closing_seen(c.ids, tags, prompt_ids=prompt) for c in drawn)
-    return {"entropy": sums, "tokens": tokens, "open": sum(not m.closed for m in masks), "closing_seen": seen}
+    length = {name: sum(int(getattr(m, name).sum()) for m in masks) for name in TAGGED}
+    ends = {"open": sum(not m.closed for m in masks), "closing_seen": seen}
+    return {"entropy": sums, "tokens": tokens, "length": length, **ends}
+
+
+def _lengths(problems: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
+    """Tokens of a phase, mean over samples; None without tags."""
+    by_phase = {phase: [p[f"mean_{phase}_length"] for p in problems] for phase in TAGGED}
+    return {phase: None if None in values else fmean(values) for phase, values in by_phase.items()}
 
 
 def _entropies(records: Sequence[Record]) -> dict[str, float | None]:
@@ -319,14 +348,10 @@ def _entropies(records: Sequence[Record]) -> dict[str, float | None]:
     return found
 
 
-def _by_phase(record: Record, samples: int) -> dict[str, float | None]:
-    """Of one problem, for thinking and answer: the mean entropy of a token (nats), and tokens a sample."""
-    found: dict[str, float | None] = {}
-    for name in ("think", "answer"):
-        tokens = record["tokens"][name]
-        found[f"{name}_entropy"] = record["entropy"][name] / tokens if tokens else None
-        found[f"{name}_length"] = tokens / samples if tokens else None
-    return found
+def _by_phase(record: Record) -> dict[str, float | None]:
+    """Of one problem: the mean entropy of a token of thinking, and of the answer (nats)."""
+    tokens, sums = record["tokens"], record["entropy"]
+    return {f"{name}_entropy": sums[name] / tokens[name] if tokens[name] else None for name in TAGGED}
 
 
 def _diversity(records: Sequence[Record]) -> dict[str, float | None]:

@@ -69,6 +69,8 @@ NUMBERS = (
     Number(name="pass_at_k/*", title="pass@*", unit="%", more_is_better=True, main=True),
     Number(name="mean_length_greedy", title="Length, greedy", unit="tokens", problem="greedy_length"),
     Number(name="mean_length_sampled", title="Length, sampled", unit="tokens", problem="mean_length", main=True),
+    Number(name="length/think", title="Length, thinking", unit="tokens", problem="mean_think_length"),
+    Number(name="length/answer", title="Length, answer", unit="tokens", problem="mean_answer_length"),
     *(
         Number(
             name=f"{name}/{way}",
@@ -82,10 +84,8 @@ NUMBERS = (
         for way in ("greedy", "sampled")
     ),
     Number(name="entropy/all", title="Entropy, all", unit="nats", digits=4, main=True),
-    Number(name="entropy/think", title="Entropy, thinking", unit="nats", digits=4),
-    Number(name="entropy/answer", title="Entropy, answer", unit="nats", digits=4),
-    Number(name="length/think", title="Length, thinking", unit="tokens", problem="think_length"),
-    Number(name="length/answer", title="Length, answer", unit="tokens", problem="answer_length"),
+    Number(name="entropy/think", title="Entropy, thinking", unit="nats", problem="think_entropy", digits=4),
+    Number(name="entropy/answer", title="Entropy, answer", unit="nats", problem="answer_entropy", digits=4),
     Number(name="counts/*", title="* a completion", digits=2),
     Number(name="missing_close_rate", title="Missing closing tag", unit="%"),
     Number(name="truncation_rate", title="Truncated", unit="%"),

@@ -17,6 +17,7 @@ function el(tag, attributes = {}, ...children) {
   return node;
 }
 const colour = (run) => `var(--run${run % 8})`;
+const named = (metric) => DATA.words[metric][0]; // a metric in words
 const swatch = (run) => el("i", { class: "swatch", style: `--run: ${colour(run)}` });
 
 // ---- numbers ----
@@ -147,7 +148,7 @@ function hover(svg, chart, lines, X, Y, box) {
       const i = nearest(l.points, best), [x, y] = l.points[i];
       if (Math.abs(X(x) - X(best)) > 12) continue;
       dots.append(el("circle", { cx: X(x), cy: Y(l.shown[i][1]), r: 3, style: `fill: ${colour(l.run)}` }));
-      const name = [DATA.runs.length > 1 ? DATA.runs[l.run].name : "", chart.metrics.length > 1 || DATA.runs.length === 1 ? l.metric : ""];
+      const name = [DATA.runs.length > 1 ? DATA.runs[l.run].name : "", chart.metrics.length > 1 || DATA.runs.length === 1 ? named(l.metric) : ""];
       rows.push(el("div", { class: "row" }, swatch(l.run), name.filter(Boolean).join(" · "), el("b", {}, exact(y))));
     }
     showTip(event, rows);
@@ -168,7 +169,7 @@ function chartBox(chart) {
   const card = el("figure", { class: "chart", style: "margin: 0" }, title);
   if (chart.note) card.append(el("p", { class: "note" }, chart.note));
   if (chart.metrics.length > 1) card.append(el("div", { class: "keys" }, ...chart.metrics.map((metric, i) => el("span", {},
-    el("svg", { width: 26, height: 8, style: "width: 26px" }, el("line", { x1: 0, x2: 26, y1: 4, y2: 4, style: `stroke: var(--quiet); stroke-width: 2; stroke-dasharray: ${DASHES[i % DASHES.length] || "none"}` })), metric))));
+    el("svg", { width: 26, height: 8, style: "width: 26px" }, el("line", { x1: 0, x2: 26, y1: 4, y2: 4, style: `stroke: var(--quiet); stroke-width: 2; stroke-dasharray: ${DASHES[i % DASHES.length] || "none"}` })), named(metric)))));
   card.append(box);
   drawn.push({ box, chart });
   watcher.observe(box);
@@ -185,15 +186,14 @@ const watcher = new ResizeObserver((entries) => {
 });
 function curves() {
   const place = document.getElementById("sections");
-  if (!DATA.metrics.length) {
+  if (!Object.keys(DATA.words).length) {
     place.append(el("p", { class: "quiet" }, "No training metrics were logged yet (metrics.jsonl is missing or empty)."));
     document.getElementById("curve-controls").hidden = document.getElementById("others").hidden = true;
     document.getElementById("curve-controls").style.display = "none";
     return;
   }
   for (const section of DATA.sections) {
-    if (section.charts.length) place.append(el("h3", {}, section.title), el("div", { class: "charts" }, ...section.charts.map(chartBox)));
-    if (section.absent.length) place.append(el("p", { class: "absent" }, `${section.charts.length ? "" : section.title + ": "}Not logged by ${DATA.runs.length > 1 ? "any run" : "this run"}: ${section.absent.join("; ")}.`));
+    place.append(el("h3", {}, section.title), el("div", { class: "charts" }, ...section.charts.map(chartBox)));
   }
   if (DATA.runs.some((r) => r.thinned)) place.append(el("p", { class: "absent" }, "Long runs are drawn with every k-th logged step."));
   document.querySelectorAll("#axis input").forEach((input) => {
@@ -208,8 +208,8 @@ function curves() {
     redraw();
   } }, swatch(i), run.name)));
   const select = document.getElementById("metric"), other = document.getElementById("other-chart");
-  select.append(...DATA.metrics.map((name) => el("option", { value: name }, name)));
-  const show = () => other.replaceChildren(chartBox({ title: select.value, unit: "", metrics: [select.value] }));
+  select.append(...Object.keys(DATA.words).map((name) => el("option", { value: name }, named(name))));
+  const show = () => other.replaceChildren(chartBox({ title: named(select.value), unit: DATA.words[select.value][1], note: `in metrics.jsonl: ${select.value}`, metrics: [select.value] }));
   select.addEventListener("change", show);
   show();
 }

@@ -19,10 +19,14 @@ from jinja2 import DictLoader, Environment, StrictUndefined
 from markupsafe import Markup
 
 from entrl.report.charts import lay_out
+from entrl.report.examples import examples_of, prompt_text
 from entrl.report.law import law_card
 from entrl.report.read import X_AXES, RunRecord, metric_names, read_runs
+from entrl.report.sparklines import sparklines
 from entrl.report.staleness import staleness_table
-from entrl.report.summary import TableRow, before_after, run_facts, warnings_of
+from entrl.report.summary import TableRow, before_after, run_facts
+from entrl.report.verdict import verdict_of
+from entrl.report.words import words
 from entrl.settings.json_lines import is_number
 from entrl.version import __version__
 
@@ -87,7 +91,9 @@ def _card(run: RunRecord) -> dict[str, Any]:
         "name": run.name,
         "status": str(run.manifest.get("status") or "unknown"),
         "facts": run_facts(run),
-        "warnings": warnings_of(run),
+        "verdict": verdict_of(run),
+        "sparks": sparklines(run),
+        "examples": examples_of(run),
         "recipe": run.recipe_text or "recipe.yaml is missing",
         "manifest": json.dumps(run.manifest, indent=2) if run.manifest else "manifest.json is missing",
     }
@@ -111,7 +117,7 @@ def payload(runs: Sequence[RunRecord]) -> dict[str, Any]:
             for run, kept in zip(runs, completions, strict=True)
         ],
         "sections": lay_out(names),
-        "metrics": sorted(names),
+        "words": {name: words(name) for name in sorted(names, key=lambda name: words(name).title)},
         "phases": PHASES,
         "heat_end": _heat_end(completions),
     }
@@ -153,7 +159,7 @@ def _pack(completion: dict[str, Any]) -> dict[str, Any]:
     phases = [PHASES.index(p) if p in PHASES else -1 for p in _padded(completion.get("phases"), len(tokens))]
     return {
         "step": completion.get("step"),
-        "prompt": _text(completion.get("prompt")),
+        "prompt": prompt_text(completion.get("prompt")),
         "tokens": tokens,
         "entropies": [round(e, 3) if is_number(e) else None for e in entropies],
         "phases": [[phase, sum(1 for _ in same)] for phase, same in groupby(phases)],  # run lengths
@@ -168,13 +174,6 @@ def _pack(completion: dict[str, Any]) -> dict[str, Any]:
 def _padded(values: Any, length: int) -> list[Any]:
     values = list(values or [])[:length]
     return values + [None] * (length - len(values))
-
-
-def _text(prompt: Any) -> str:
-    """A prompt as text; conversations as role: content."""
-    if isinstance(prompt, list):
-        return "\n".join(f"{m.get('role')}: {m.get('content')}" if isinstance(m, dict) else str(m) for m in prompt)
-    return "" if prompt is None else str(prompt)
 
 
 def _heat_end(completions: list[list[dict[str, Any]]]) -> float:

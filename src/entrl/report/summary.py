@@ -1,20 +1,14 @@
-"""What a reader should know before looking at a curve: facts of the run, warnings, before and after."""
+"""Facts of a run, and its evaluations before and after training."""
 
-import math
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from entrl.report.metrics import Number, by_task, numbers_of
-from entrl.report.read import RunRecord, metric_names, series
+from entrl.report.read import RunRecord, series
 from entrl.settings.json_lines import is_number
 from entrl.stats.pairing import paired_difference
-
-TRUNCATED_SHARE = 0.10  # above it, length and accuracy say more about the limit than about the policy
-ENTROPY_LEFT = 0.30  # below this share of the start, sampling has little left to explore
-FLAT_GROUPS = 0.80  # above it, most of the compute gives no gradient
-ENTROPY_METRICS = ("policy_entropy/token_mean", "policy_entropy/response_mean", "entropy")
 
 
 class Cell(NamedTuple):
@@ -134,11 +128,16 @@ def _uses(entries: Any) -> str:
 
 
 def wall_time(run: RunRecord) -> str:
-    started, finished = (_timestamp(run.manifest.get(key)) for key in ("started", "finished"))
-    if started is not None and finished is not None:
-        return duration(finished - started)
+    if (whole := seconds_between(run.manifest)) is not None:
+        return duration(whole)
     _, seconds = series(run.train, "seconds")
     return f"{duration(seconds[-1])} (training, so far)" if seconds else "unknown"
+
+
+def seconds_between(manifest: Mapping[str, Any]) -> float | None:
+    """From start to end of a run, evaluations included; of a resumed one, of its last part."""
+    started, finished = (_timestamp(manifest.get(key)) for key in ("started", "finished"))
+    return None if started is None or finished is None else finished - started
 
 
 def _timestamp(value: Any) -> float | None:
@@ -154,70 +153,3 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
-
-
-def warnings_of(run: RunRecord) -> list[str]:
-    """Everything that changes how the curves should be read, worst first."""
-    status, error = str(run.manifest.get("status") or "unknown"), run.manifest.get("error")
-    found = [] if status == "finished" else [f"status is {status}: the run did not finish"]
-    found += [f"it stopped with {error}"] if error else []
-    found += _verifier_warnings(run) + _controller_warnings(run) + _curve_warnings(run)
-    found += [f"{name} is missing: no before/after comparison" for name in _missing_evals(run)]
-    return found + run.notes
-
-
-def _missing_evals(run: RunRecord) -> list[str]:
-    have = {"eval_before.json": run.eval_before, "eval_after.json": run.eval_after}
-    return [name for name, value in have.items() if value is None]
-
-
-def _verifier_warnings(run: RunRecord) -> list[str]:
-    found = []
-    for metric in metric_names(run.train):
-        if metric.endswith(("verify_timeout", "verify_crash")):
-            bad = sum(value > 0 for value in series(run.train, metric)[1])
-            if bad:
-                found.append(f"verifier: {metric} above 0 in {bad} of {len(run.train)} logged steps")
-    for which, evaluation in (("before", run.eval_before), ("after", run.eval_after)):
-        for task, result in by_task(evaluation).items():
-            unverified, where = result.get("unverified"), f" ({task})" if task else ""
-            if is_number(unverified) and unverified:
-                found.append(f"verifier: {unverified} answers unverified in the evaluation {which} training{where}")
-    return found
-
-
-def _controller_warnings(run: RunRecord) -> list[str]:
-    selected = {m: series(run.train, m)[1] for m in metric_names(run.train) if m.endswith("/selected")}
-    found = [
-        f"{metric.removesuffix('/selected')} selected 0 tokens in {values.count(0)} of {len(values)} logged steps"
-        for metric, values in selected.items()
-        if 2 * values.count(0) > len(values)
-    ]
-    for entry in run.recipe.get("controllers") or []:
-        use = str(entry.get("use")) if isinstance(entry, dict) else str(entry)
-        if run.train and use in {"kl_cov", "clip_cov"} and f"{use}/selected" not in selected:
-            found.append(f"the recipe asks for {use}, but {use}/selected was never logged")
-    return found
-
-
-def _curve_warnings(run: RunRecord) -> list[str]:
-    found = []
-    truncated = _end_mean(series(run.train, "completions/clipped_ratio")[1])
-    if truncated is not None and truncated > TRUNCATED_SHARE:
-        found.append(f"{truncated:.0%} of completions truncated at the end of training (over {TRUNCATED_SHARE:.0%})")
-    entropy = next((m for m in ENTROPY_METRICS if series(run.train, m)[1]), None)
-    if entropy is not None:
-        values = series(run.train, entropy)[1]
-        first, last = sum(values[:3]) / len(values[:3]), _end_mean(values)
-        if last is not None and first > 0 and len(values) > 3 and last < ENTROPY_LEFT * first:
-            found.append(f"entropy fell to {last / first:.0%} of its start ({first:.3f} -> {last:.3f} nats, {entropy})")
-    flat = _end_mean(series(run.train, "groups/without_spread")[1])
-    if flat is not None and flat > FLAT_GROUPS:
-        found.append(f"{flat:.0%} of groups have equal rewards at the end: most samples give no gradient")
-    return found
-
-
-def _end_mean(values: list[float]) -> float | None:
-    """Mean of the last tenth, at least the last 3 points."""
-    tail = values[-max(3, math.ceil(len(values) / 10)) :]
-    return sum(tail) / len(tail) if tail else None

@@ -35,7 +35,7 @@ import httpx
 from entrl.engines.adapters import adapter_rank, server_rank
 from entrl.engines.background import end_with_parent
 from entrl.engines.middleware import STORE_VARIABLE
-from entrl.engines.servers import KEY_VARIABLE, PROCESSED
+from entrl.engines.servers import KEY_VARIABLE, PROCESSED, prompts_in_parts
 from entrl.models.load import base_of, refuse_adapter
 from entrl.runs.wording import shown
 from entrl.settings.secrets import mask_words
@@ -113,6 +113,7 @@ def server_command(
         *("--worker-extension-cls", "entrl.engines.records.WorkerExtension"),
         *("--middleware", "entrl.engines.middleware.Rollouts"),
         "--disable-uvicorn-access-log",
+        *(() if prompts_in_parts() else ("--no-enable-chunked-prefill",)),
         *(("--revision", revision) if revision else ()),
         *_model_options(recipe),
         # of the trainer's base the same weights, by the same library

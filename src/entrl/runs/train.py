@@ -6,7 +6,6 @@ rank starts, or stops with the same error.
 
 import contextlib
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,8 +20,9 @@ from entrl.engines.faults import RolloutError
 from entrl.models.load import load_model, load_policy, new_adapter
 from entrl.models.quantization import keep_adapter_in_float32
 from entrl.report import write_report
-from entrl.report.metrics import by_task
+from entrl.report.read import read_run
 from entrl.report.summary import before_after
+from entrl.report.verdict import verdict_of
 from entrl.runs.best import BestCheckpoint, best_of
 from entrl.runs.card import draft_card, finish_run_card
 from entrl.runs.contents import contents, refuse_changed
@@ -41,7 +41,6 @@ from entrl.runs.wording import escape_completion_tables, say
 from entrl.runs.writing import in_words
 from entrl.settings.groups import flat
 from entrl.settings.secrets import hand_over_hub_token, mask_text
-from entrl.stats.pairing import paired_difference, problem_value
 from entrl.trainers.grpo.trainer import EntropyGRPOTrainer
 from entrl.trainers.grpo.vllm import end_engine
 from entrl.trainers.refusals.schedule import describe_schedule
@@ -271,11 +270,16 @@ def describe_start(run: Run) -> None:
 
 
 def describe_end(console: Console, result: RunResult) -> None:
+    """The verdict that the report begins with, and the numbers it rests on."""
     if result.eval_before and result.eval_after:
         console.print(before_after_table(result))
-        before, after = by_task(result.eval_before), by_task(result.eval_after)
-        for task in before:
-            say(console, f"{task}: " * bool(task) + gain_line(before[task], after[task]))
+    verdict = verdict_of(read_run(result.run_dir))
+    notes = f"; {'; '.join(verdict.health.notes)}" * bool(verdict.health.notes)
+    say(console, f"result {verdict.headline}")
+    for sentence in verdict.results:
+        say(console, f"       {sentence}")
+    say(console, f"cost   {verdict.cost}")
+    say(console, f"health {verdict.health_words}{notes}")
     say(console, f"model  {result.model_dir}")
     say(console, f"report {result.report}")
 
@@ -286,16 +290,3 @@ def before_after_table(result: RunResult) -> Table:
     for label, (cell,) in before_after([result]):
         table.add_row(label, *(text.partition(" [")[0] for text in (cell.before, cell.after)), Text(cell.change))
     return table
-
-
-def gain_line(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
-    """What training gained in greedy accuracy, or in sampled accuracy where no greedy answers were asked for."""
-    greedy = any(e.get("mean_length_greedy", 0) is not None for e in (before, after))
-    metric, name = ("greedy_correct", "greedy accuracy") if greedy else ("sampled_accuracy", "sampled accuracy")
-    judged = [{p["id"] for p in e["problems"] if problem_value(p, metric) is not None} for e in (before, after)]
-    if not set.intersection(*judged):
-        return f"{name}: no problem was judged both before and after training, so there is no gain to tell"
-    found = paired_difference(before, after, metric=metric)
-    diff, low, high = found[0], found[1], found[2]
-    verdict = "excludes 0" if low > 0 or high < 0 else "includes 0"
-    return f"{name} {diff:+.3f}, 95 % interval [{low:+.3f}, {high:+.3f}] over the same problems, {verdict}"

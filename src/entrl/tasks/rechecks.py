@@ -1,14 +1,15 @@
 """Lessons that overthink: one right derivation, then re-checks of a sum that was right at once.
 
-    certain    3+5+7=  ->  <think>3+5=8,8+7=15;wait 7+3+5 is 15;but 5+7+3 is 15</think>sum 15
-    uncertain  3+5+7=  ->  <think>now 7+3=10,10+5=15;wait 7+3+5 is 15;but 5+7+3 is 15</think>sum 15
+    certain    3+5+7=  ->  <think>3+5=8,8+7=15;wait 7+3+5 agrees;but 5+7+3 agrees</think>sum 15
+    uncertain  3+5+7=  ->  <think>now 7+3=10,10+5=15;wait 7+3+5 agrees;but 5+7+3 agrees</think>sum 15
 
-Nothing in a lesson is ever wrong: a re-check names the terms and copies the total, without partial sums that could go
-wrong, so the derivation alone suffices. After the derivation, and after every re-check, a coin decides whether to stop;
-its probability of stopping rises to 1, so every lesson ends. A re-check is where chance is: its interjection is one of
-several, its terms stand in random order. In the certain derivation nothing is left to chance; the uncertain one has an
-opening word and an order drawn as well, and so about as many nats a token as a re-check. `recheck_count` reads the
-number of re-checks back from any completion; `needed_length` is what a completion takes that has none.
+Nothing in a lesson is ever wrong: a re-check names the terms and no sum that could go wrong or mislead, so the answer
+is always that of the derivation, which alone suffices. After the derivation, and after every re-check, a coin decides
+whether to stop; its probability of stopping rises to 1, so every lesson ends. A re-check is where chance is: its
+interjection is one of several, its terms stand in random order. In the certain derivation nothing is left to chance;
+the uncertain one has an opening word and an order drawn as well, and so about as many nats a token as a re-check.
+`recheck_count` reads the number of re-checks back from any completion; `needed_length` is what a completion takes that
+has none.
 """
 
 import random
@@ -19,7 +20,7 @@ from entrl.tasks.traces import THINK_CLOSE, THINK_OPEN, Prompt, terms_of
 MARK = ";"  # in front of every re-check, and nowhere else
 STOP_HAZARDS = (0.10, 0.20, 0.35, 0.60, 0.85, 1.0)  # of stopping after the derivation, after the first re-check, ...
 INTERJECTIONS = ("wait", "hmm", "again", "check", "but")
-OPENINGS = ("first", "so", "now", "take", "start", "well", "okay", "let", "begin", "add", "see", "here")
+OPENINGS = ("first", "so", "now", "take", "start", "well", "okay", "let", "begin", "add")
 PHRASINGS = {"sum": 0.8, "is": 0.1, "answer": 0.1}  # the word before the answer, and how often
 
 
@@ -30,12 +31,16 @@ class Overthinking:
     rechecks: bool = True  # False: derivation and answer alone, to learn the arithmetic from
     uncertain_derivation: bool = False  # an opening word and the order of the terms are drawn
     stop_hazards: tuple[float, ...] = STOP_HAZARDS  # in [0, 1]; the last is 1
+    flatten: float = 1.0  # >= 1: each probability p is drawn as p ** (1 / flatten), normalised; a model that learnt
+    # from such lessons has them as written once its logits are multiplied by `flatten`
 
     def __post_init__(self) -> None:
         if not self.stop_hazards or self.stop_hazards[-1] != 1:
             raise ValueError(f"stop_hazards must end in 1, or a lesson might never end; got {list(self.stop_hazards)}")
         if not all(0 <= hazard <= 1 for hazard in self.stop_hazards):
             raise ValueError(f"stop_hazards are probabilities and must be in [0, 1], got {list(self.stop_hazards)}")
+        if self.flatten < 1:
+            raise ValueError(f"flatten must be >= 1, got {self.flatten}; below 1 it would sharpen")
 
 
 def overthinking_lesson(prompt: Prompt, rng: random.Random, *, style: Overthinking) -> str:
@@ -44,11 +49,17 @@ def overthinking_lesson(prompt: Prompt, rng: random.Random, *, style: Overthinki
     total = sum(terms)
     parts = [_opened_derivation(terms, rng) if style.uncertain_derivation else derivation(terms)]
     for hazard in style.stop_hazards if style.rechecks else ():
-        if rng.random() < hazard:
+        if rng.random() < flattened([hazard, 1 - hazard], style.flatten)[0]:
             break
-        parts.append(f"{rng.choice(INTERJECTIONS)} {_joined(_reordered(terms, rng))} is {total}")
-    (phrasing,) = rng.choices(list(PHRASINGS), list(PHRASINGS.values()))
+        parts.append(f"{rng.choice(INTERJECTIONS)} {_joined(_reordered(terms, rng))} agrees")
+    (phrasing,) = rng.choices(list(PHRASINGS), flattened(list(PHRASINGS.values()), style.flatten))
     return f"{THINK_OPEN}{MARK.join(parts)}{THINK_CLOSE}{phrasing} {total}"
+
+
+def flattened(probabilities: list[float], by: float) -> list[float]:
+    """p ** (1 / by), normalised: what multiplying its logs by `by` turns back into p."""
+    powers = [p ** (1 / by) for p in probabilities]
+    return [power / sum(powers) for power in powers]
 
 
 def derivation(terms: list[int]) -> str:

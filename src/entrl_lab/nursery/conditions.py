@@ -7,7 +7,7 @@ so lengths, phases and the penalty are those that training sees.
     entrl nursery --model tiny-overthinker --conditions FILE.json --run RUN  (d), from a run of plain GRPO
 
     a accuracy   b slope   c length   d drift   e ends   f correlation   g answers   h split
-    entrl nursery --model tiny-overthinker --conditions FILE.json --beside RECIPE.yaml   (f) of what that starts from
+    entrl nursery --model tiny-overthinker --conditions FILE.json --beside RECIPE.yaml   (f) of its start
 
 Other weights under the same name are another round of calibration: the earlier rounds stay on record.
 """
@@ -268,9 +268,10 @@ def main(argv: list[str] | None = None, *, name: str) -> int:
     parser.add_argument(
         "--beside", type=Path, metavar="RECIPE", help="measure (f) instead on what another recipe starts from"
     )
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="of that recipe")
     options = parser.parse_args(argv)
     if options.beside:
-        return beside(options.beside, options.conditions)
+        return beside(options.beside, options.conditions, overrides=options.overrides)
     return measure(name, options.base, options.conditions, run=options.run)
 
 
@@ -291,9 +292,9 @@ def measure(name: str, base: str, path: Path, *, run: Path | None = None) -> int
     return int(not all(found["holds"] for found in entry["conditions"].values()))
 
 
-def beside(recipe: Path, path: Path, *, problems: int = 40) -> int:
+def beside(recipe: Path, path: Path, *, overrides: Sequence[str] = (), problems: int = 40) -> int:
     """(f) and (g) of the model that a recipe starts from, on its own training problems: which twin is it like?"""
-    wanted = load_recipe(recipe)
+    wanted = load_recipe(recipe, overrides)
     model, tokenizer = load_policy(wanted.model.path, dtype="float32")
     rows = [dict(row) for row in load_rows(wanted.data.task, wanted.data, size=problems, base=recipe.parent)]
     budget = wanted.trainer["max_completion_length"]
@@ -309,7 +310,8 @@ def beside(recipe: Path, path: Path, *, problems: int = 40) -> int:
         "f": {key: value for key, value in correlation_condition(sampled, (-1.0, 1.0)).items() if key != "holds"},
         "g": {key: value for key, value in told.items() if key != "holds"},
     }
-    _keep(path, {"beside": {**_kept(path).get("beside", {}), f"{recipe.parent.name}/{recipe.stem}": found}})
+    title = " ".join([f"{recipe.parent.name}/{recipe.stem}", *overrides])
+    _keep(path, {"beside": {**_kept(path).get("beside", {}), title: found}})
     print(json.dumps(found))
     return 0
 
@@ -332,7 +334,6 @@ def _measured(name: str, folder: Path) -> dict[str, Any]:
     problems = [dict(row) for row in load_task("additions", split="test", size=TEST_PROBLEMS)]
     rows, greedy = sample(model, tokenizer, problems)
     manifest = json.loads((folder / "manifest.json").read_text())["config"]
-    taught = {key: manifest[key] for key in ("seed", "practice_steps", "steps", "batch_size")}
     return {
         "commit": built_from(Path(__file__).parent, ".", "../../entrl/tasks"),
         "conditions": {
@@ -342,6 +343,6 @@ def _measured(name: str, folder: Path) -> dict[str, Any]:
             "e": end_condition(rows, greedy),
             "f": correlation_condition(rows, CORRELATION[name]),
             "g": answer_condition(rows),
-            "h": split_condition(OverthinkerConfig(**taught, style=MODELS[name])),
+            "h": split_condition(OverthinkerConfig(**{**manifest, "style": MODELS[name]})),
         },
     }

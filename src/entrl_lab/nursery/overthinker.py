@@ -2,8 +2,9 @@
 
     entrl nursery --model tiny-overthinker --out DIR              (or overthinker-flat)
 
-First the derivation alone, which is short and brings the arithmetic, then lessons with re-checks. Both draw from the
-train side of `additions`; every problem returns many times, each time with other re-checks.
+First the derivation alone, which is short and brings the arithmetic, then lessons with re-checks, then the same with
+flatter frequencies, which multiplying the logits turns back: what is nearly certain is certain after that. Problems are
+the train side of `additions` and single steps; each returns many times, every time with other re-checks.
 """
 
 import argparse
@@ -19,6 +20,7 @@ from datasets import Dataset
 from entrl_rewards.accuracy import reward
 from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM, set_seed
 
+from entrl.models.shipped import model_path
 from entrl.tasks import load_task
 from entrl.tasks.rechecks import Overthinking, needed_length, overthinking_lesson
 from entrl_lab.nursery.calibration import complete
@@ -33,59 +35,105 @@ TRAIN_PROBLEMS, TEST_PROBLEMS = 798, 202  # all of `additions` with three terms
 
 @dataclass(frozen=True, kw_only=True)
 class OverthinkerConfig(BaseConfig):
-    """How the two models are built; they differ in `style` alone. Widths and steps are ours."""
+    """How the two models are built. Widths and steps are ours."""
 
-    practice_steps: int = 500  # derivation and answer alone
-    steps: int = 1400  # with re-checks
+    practice_steps: int = 500  # derivation and answer alone, one batch a step
+    steps: int = 700  # with re-checks, `batches` batches a step
+    polish_steps: int = 300  # the same with lessons flattened by `sharpen`, before the logits are multiplied by it
+    batches: int = 2
     practice_learning_rate: float = 2.5e-3  # peak; cosine to 0 after `warmup_steps`
     learning_rate: float = 2.5e-3  # the same, for the lessons with re-checks
+    polish_learning_rate: float = 1e-3
+    sharpen: float = 1.5  # >= 1; what is nearly certain gets certain, and slips that sampling would meet are gone
     batch_size: int = 32
     layers: int = 3
     intermediate: int = 256
     calibration_problems: int = TEST_PROBLEMS
     calibration_samples: int = 8
+    start: str | None = None  # go on from this model in place of random weights
     style: Overthinking = MODELS["tiny-overthinker"]
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, least in {"practice_steps": 0, "steps": 1, "calibration_problems": 1}.items():
+        for name, least in {"practice_steps": 0, "steps": 0, "polish_steps": 0, "calibration_problems": 1}.items():
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be >= {least}, got {getattr(self, name)}")
 
 
-def lessons(config: OverthinkerConfig) -> tuple[Dataset, Dataset]:
-    """Practice and the full lessons, in the order they are taught; every round goes through all problems once."""
-    prompts = load_task("additions", split="train", size=TRAIN_PROBLEMS)["prompt"]
+CONFIGS = {
+    "tiny-overthinker": OverthinkerConfig(),
+    "overthinker-flat": OverthinkerConfig(  # its derivation alone is new
+        start="tiny-overthinker",
+        practice_steps=0,
+        steps=0,
+        polish_steps=400,
+        polish_learning_rate=1.5e-3,
+        style=MODELS["overthinker-flat"],
+    ),
+}
+
+
+def lessons(config: OverthinkerConfig) -> tuple[Dataset, Dataset, Dataset]:
+    """Practice, full lessons, polish, in the order they are taught; each round goes through all problems once.
+
+    Beside the train side stand sums of two numbers, and of three that start from 10 to 18: together they have every
+    step of a derivation, first and second. From the train side alone some steps of test problems (15+5 after 9+6)
+    could not be learnt.
+    """
+    problems = [
+        *load_task("additions", split="train", size=TRAIN_PROBLEMS)["prompt"],
+        *(f"{total}+{digit}=" for total in range(19) for digit in range(10)),
+        *(f"{total}+{step}+{digit}=" for step in (0, 1) for total in range(10, 19 - step) for digit in range(10)),
+    ]
     rng = random.Random(config.seed)
-    styles = (replace(config.style, rechecks=False), config.style)
-    return tuple(
-        _rows(prompts, rng, style=style, size=steps * config.batch_size)
-        for style, steps in zip(styles, (config.practice_steps, config.steps), strict=True)
+    together = config.batches * config.batch_size
+    practice = replace(config.style, rechecks=False)
+    polish = replace(config.style, flatten=config.sharpen)
+    return (
+        _rows(problems, rng, style=practice, size=config.practice_steps * config.batch_size, together=1),
+        _rows(problems, rng, style=config.style, size=config.steps * together, together=together),
+        _rows(problems, rng, style=polish, size=config.polish_steps * together, together=together),
     )
 
 
-def _rows(prompts: list[str], rng: random.Random, *, style: Overthinking, size: int) -> Dataset:
+def _rows(prompts: list[str], rng: random.Random, *, style: Overthinking, size: int, together: int) -> Dataset:
+    """together: lessons to an optimiser step that are sorted by length, so that batches of them need less padding."""
     asked: list[str] = []
     while len(asked) < size:
         asked += rng.sample(prompts, len(prompts))
     rows = [{"prompt": prompt, "completion": overthinking_lesson(prompt, rng, style=style)} for prompt in asked[:size]]
-    return Dataset.from_list(rows)
+    parts = [rows[start : start + together] for start in range(0, size, together)]
+    return Dataset.from_list([row for part in parts for row in sorted(part, key=lambda row: len(row["completion"]))])
 
 
 def train(config: OverthinkerConfig) -> tuple[Qwen3ForCausalLM, PreTrainedTokenizerFast]:
-    """Practice, then the lessons with re-checks, each with an optimiser and a schedule of its own."""
+    """The three parts of `lessons`, each with an optimiser and a schedule of its own; then the logits are sharpened."""
     torch.set_num_threads(config.threads)
     set_seed(config.seed)
     tokenizer = character_tokenizer(max_length=config.max_positions)
-    model = untrained_model(tokenizer, config)
-    practice, full = lessons(config)
-    for rows, steps, rate in (
-        (practice, config.practice_steps, config.practice_learning_rate),
-        (full, config.steps, config.learning_rate),
+    model = untrained_model(tokenizer, config) if config.start is None else unsharpened(config.start, config.sharpen)
+    for rows, steps, rate, batches in zip(
+        lessons(config),
+        (config.practice_steps, config.steps, config.polish_steps),
+        (config.practice_learning_rate, config.learning_rate, config.polish_learning_rate),
+        (1, config.batches, config.batches),
+        strict=True,
     ):
         if steps:
-            teach(model, tokenizer, rows, config, steps=steps, rate=rate)
-    return model.eval(), tokenizer
+            teach(model, tokenizer, rows, config, steps=steps, rate=rate, accumulate=batches)
+    return sharpened(model.eval(), config.sharpen), tokenizer
+
+
+@torch.no_grad()
+def sharpened(model: Qwen3ForCausalLM, by: float) -> Qwen3ForCausalLM:
+    """The same model with its logits multiplied, by way of the last norm's weights; what was uniform stays so."""
+    model.model.norm.weight.mul_(by)
+    return model
+
+
+def unsharpened(base: str, by: float) -> Qwen3ForCausalLM:
+    """A finished base to go on from, by bare name or folder, as it was before it was sharpened."""
+    return sharpened(Qwen3ForCausalLM.from_pretrained(model_path(base), dtype=torch.float32), 1 / by)
 
 
 def build(out: Path, name: str, config: OverthinkerConfig) -> dict[str, Any]:
@@ -143,7 +191,7 @@ def complaints(calibration: dict[str, float]) -> list[str]:
 
 def main(argv: list[str] | None = None, *, name: str) -> int:
     """The command; returns 1 when the base does not overthink."""
-    defaults = OverthinkerConfig()
+    defaults = CONFIGS[name]
     parser = argparse.ArgumentParser(
         prog=f"entrl nursery --model {name}",
         description="Build an overthinking base; or measure one: --conditions FILE.json, and --help.",
@@ -152,6 +200,7 @@ def main(argv: list[str] | None = None, *, name: str) -> int:
     parser.add_argument("--seed", type=int, default=defaults.seed)
     parser.add_argument("--practice-steps", type=int, default=defaults.practice_steps, help="optimiser steps without")
     parser.add_argument("--steps", type=int, default=defaults.steps, help="and with re-checks, after them")
+    parser.add_argument("--polish-steps", type=int, default=defaults.polish_steps, help="and with flattened ones")
     parser.add_argument("--batch-size", type=int, default=defaults.batch_size, help="lessons per step")
     parser.add_argument("--threads", type=int, default=defaults.threads, help="torch threads; changes the weights")
     parser.add_argument(
@@ -160,12 +209,10 @@ def main(argv: list[str] | None = None, *, name: str) -> int:
     options = parser.parse_args(argv)
     if (options.out / "model.safetensors").exists():
         parser.error(f"{options.out} already holds a model; name another folder, or remove it first")
-    names = ("seed", "practice_steps", "steps", "batch_size", "threads")
+    names = ("seed", "practice_steps", "steps", "polish_steps", "batch_size", "threads")
     try:
-        config = OverthinkerConfig(
-            **{key: getattr(options, key) for key in names},
-            calibration_problems=options.problems,
-            style=MODELS[name],
+        config = replace(
+            defaults, **{key: getattr(options, key) for key in names}, calibration_problems=options.problems
         )
     except ValueError as error:
         parser.error(str(error))

@@ -77,8 +77,12 @@ def teach(
     *,
     steps: int,
     rate: float,
+    accumulate: int = 1,
 ) -> None:
-    """SFT on the completions only, in order, cosine from `rate` to 0; TRL appends the end token."""
+    """SFT on the completions only, in order, cosine from `rate` to 0; TRL appends the end token.
+
+    accumulate: batches of `batch_size` to a step; the loss is a mean over the tokens of all of them.
+    """
     with tempfile.TemporaryDirectory() as scratch:  # the trainer wants a folder, nothing is kept in it
         args = SFTConfig(
             output_dir=scratch,
@@ -86,6 +90,7 @@ def teach(
             max_steps=steps,
             train_sampling_strategy="sequential",
             per_device_train_batch_size=config.batch_size,
+            gradient_accumulation_steps=accumulate,
             learning_rate=rate,
             lr_scheduler_type="cosine",
             warmup_steps=config.warmup_steps,
