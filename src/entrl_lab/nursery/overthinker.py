@@ -66,8 +66,8 @@ CONFIGS = {
         start="tiny-overthinker",
         practice_steps=0,
         steps=0,
-        polish_steps=200,
-        polish_learning_rate=1e-3,
+        polish_steps=400,
+        polish_learning_rate=7e-4,
         style=MODELS["overthinker-flat"],
     ),
 }
