@@ -1,9 +1,12 @@
 """The verdict on a run: every case as a made-up run record, for the function is pure. Numbers here measure nothing."""
 
+import json
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from entrl.report.read import RunRecord
 from entrl.report.verdict import verdict_of
@@ -214,6 +217,26 @@ def test_truncation_and_tags_of_the_evaluation_count_where_training_logged_none(
 def test_the_warnings_a_run_gave_are_findings():
     found = verdict_of(record(warnings=["adapters were left on the server"]))
     assert found.health.findings == ["adapters were left on the server"]
+
+
+def test_a_run_keeps_what_was_warned_of(tmp_path):
+    """The real run's own bookkeeping, without the training between."""
+    from entrl.runs.folder import RunFolder
+    from entrl.runs.under_way import Run
+
+    nothing = dict.fromkeys(("recipe", "prepared", "ending", "dataset"))
+    run = Run(folder=RunFolder(path=tmp_path), console=Console(quiet=True), **nothing)
+
+    def trained():
+        with run.keeping_warnings():
+            for _ in range(2):
+                warnings.warn("entropy fell below the band", stacklevel=1)
+            run.warn("no fit of the law")
+
+    with pytest.warns(UserWarning, match="entropy fell"):
+        trained()
+    expected = ["entropy fell below the band", "no fit of the law"]
+    assert json.loads((tmp_path / "manifest.json").read_text())["warnings"] == expected
 
 
 def test_healthy_says_what_was_looked_at_and_nothing_logged_is_not_healthy():
