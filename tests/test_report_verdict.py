@@ -117,7 +117,7 @@ def record(before=None, after=None, *, rows=None, **manifest):
 def test_before_and_after(before, after, tone, headline, said):
     found = verdict_of(record(before, after))
     assert (found.tone, found.headline) == (tone, headline)
-    assert said in " ".join(found.results)
+    assert said in " ".join([*found.results, *found.entropies])
     assert found.healthy
 
 
@@ -156,6 +156,13 @@ def test_evaluations_that_are_missing(before, after, headline, said):
     [
         ("failed", "ValueError: no", "bad", "Failed after 60 of 120 steps", "It stopped with ValueError: no."),
         ("interrupted", "KeyboardInterrupt: ", "open", "Interrupted after 60 of 120 steps", "resume=true goes on"),
+        (
+            "interrupted",
+            "X: take resume=true",
+            "open",
+            "Interrupted after 60 of 120 steps",
+            "resume=true. No evaluation",
+        ),
         ("running", None, "open", "Not finished: running, after 60 of 120 steps", "still running, or was killed"),
         ("unknown", None, "open", "Not finished: unknown, after 60 of 120 steps", "still running, or was killed"),
     ],

@@ -26,7 +26,7 @@ from entrl_lab.nursery.tokenizer import character_tokenizer
 
 TOKENIZER = character_tokenizer()
 STYLES = {"certain": Overthinking(), "uncertain": Overthinking(uncertain_derivation=True)}
-OPENED = re.compile(rf"({'|'.join(OPENINGS)}) ")
+OPENED = re.compile("".join(rf"({'|'.join(words)}) " for words in OPENINGS))
 RECHECK = re.compile(rf"({'|'.join(INTERJECTIONS)}) (\d)\+(\d)\+(\d) agrees")
 DIGITS = st.lists(st.integers(0, 9), min_size=3, max_size=3)
 
@@ -51,7 +51,7 @@ def test_every_lesson_is_right_throughout_and_parses_back(digits: list[int], sty
     assert one is not None
     assert two is not None
     order = [int(one[1]), int(one[2]), int(two[2])]
-    assert (order == digits) if style == "certain" else (sorted(order) == sorted(digits))
+    assert order == digits
     assert [int(one[3]), int(two[1]), int(two[3])] == [order[0] + order[1], order[0] + order[1], sum(digits)]
     for recheck in rechecks:
         found = RECHECK.fullmatch(recheck)
@@ -59,7 +59,7 @@ def test_every_lesson_is_right_throughout_and_parses_back(digits: list[int], sty
         assert sorted(map(int, found.groups()[1:])) == sorted(digits)
     assert answer in {f"{phrasing} {sum(digits)}" for phrasing in PHRASINGS}
     assert recheck_count(text) == len(rechecks) <= 5
-    assert needed_length(asked(digits)) <= tokens(text) <= 125
+    assert needed_length(asked(digits)) <= tokens(text) <= 130
 
 
 def test_the_verifier_takes_every_phrasing_and_no_wrong_total() -> None:

@@ -65,6 +65,8 @@ def _change(
     except ValueError as reason:
         return number.text(plain, sign=True), None, f"not paired: {reason}"
     diff, lo, hi = (number.text(value, sign=True) for value in paired[:3])
+    if number.pooled:
+        return number.text(plain, sign=True), None, f"a mean over tokens; by problem {diff} [{lo}, {hi}]"
     text = f"{diff} [{lo}, {hi}]"
     note = f"paired over {paired.n} problems" + (
         f", {paired.unverified} unverified left out" if paired.unverified else ""

@@ -48,7 +48,8 @@ class Verdict(NamedTuple):
 
     tone: Tone
     headline: str
-    results: list[str]  # sentences: accuracy, length, entropy
+    results: list[str]  # sentences: accuracy, length
+    entropies: list[str]  # sentences; on the page the curves tell it
     cost: str
     health: Health
 
@@ -76,17 +77,20 @@ def verdict_of(run: RunRecord) -> Verdict:
         parts = [_compare(before[task], after[task], f"{task}: " * bool(task)) for task in shared]
         tone, headline = _together([(part.tone, part.headline) for part in parts])
         results = [sentence for part in parts for sentence in part.results]
+        entropies = [part.entropy for part in parts if part.entropy]
     else:
         tone, headline, results = _unmeasured(run)
+        entropies = []
     if ended is not None:
         tone, headline, results = ended.tone, ended.headline, [*ended.results, *results]
-    return Verdict(tone, headline, results, cost_of(run), health)
+    return Verdict(tone, headline, results, entropies, cost_of(run), health)
 
 
 class _Part(NamedTuple):
     tone: Tone
     headline: str
     results: list[str]
+    entropy: str = ""
 
 
 def _ending(run: RunRecord) -> _Part | None:
@@ -99,7 +103,8 @@ def _ending(run: RunRecord) -> _Part | None:
     if status == "failed":
         return _Part("bad", f"Failed {where}", why)
     if status == "interrupted":
-        return _Part("open", f"Interrupted {where}", [*why, "resume=true goes on from its last checkpoint."])
+        how = [] if "resume=true" in str(error) else ["resume=true goes on from its last checkpoint."]
+        return _Part("open", f"Interrupted {where}", [*why, *how])
     return _Part("open", f"Not finished: {status}, {where}", ["It is still running, or was killed."])
 
 
@@ -160,9 +165,10 @@ def _compare(before: Mapping[str, Any], after: Mapping[str, Any], task: str) -> 
     accuracy, said = _accuracy(before, after)
     what, length, long_words = _length(before, after)
     tone, headline = HEADLINES.get((accuracy, length), NOTHING)
-    sentences = [said, long_words, _entropy(before, after)]
     headline = headline.format(what=what, What=what.capitalize())
-    return _Part(tone, headline, [f"{task}{text}" for text in sentences if text])
+    entropy = _entropy(before, after)
+    sentences = [f"{task}{text}" for text in (said, long_words) if text]
+    return _Part(tone, headline, sentences, entropy and f"{task}{entropy}")
 
 
 def _accuracy(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[str, str]:

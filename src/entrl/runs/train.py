@@ -276,7 +276,7 @@ def describe_end(console: Console, result: RunResult) -> None:
     verdict = verdict_of(read_run(result.run_dir))
     notes = f"; {'; '.join(verdict.health.notes)}" * bool(verdict.health.notes)
     say(console, f"result {verdict.headline}")
-    for sentence in verdict.results:
+    for sentence in (*verdict.results, *verdict.entropies):
         say(console, f"       {sentence}")
     say(console, f"cost   {verdict.cost}")
     say(console, f"health {verdict.health_words}{notes}")

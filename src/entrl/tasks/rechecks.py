@@ -1,13 +1,13 @@
 """Lessons that overthink: one right derivation, then re-checks of a sum that was right at once.
 
     certain    3+5+7=  ->  <think>3+5=8,8+7=15;wait 7+3+5 agrees;but 5+7+3 agrees</think>sum 15
-    uncertain  3+5+7=  ->  <think>now 7+3=10,10+5=15;wait 7+3+5 agrees;but 5+7+3 agrees</think>sum 15
+    uncertain  3+5+7=  ->  <think>now we 3+5=8,8+7=15;wait 7+3+5 agrees;but 5+7+3 agrees</think>sum 15
 
 Nothing in a lesson is ever wrong: a re-check names the terms and no sum that could go wrong or mislead, so the answer
 is always that of the derivation, which alone suffices. After the derivation, and after every re-check, a coin decides
 whether to stop; its probability of stopping rises to 1, so every lesson ends. A re-check is where chance is: its
 interjection is one of several, its terms stand in random order. In the certain derivation nothing is left to chance;
-the uncertain one has an opening word and an order drawn as well, and so about as many nats a token as a re-check.
+the uncertain one opens with two words that are drawn, and so has about as many nats a token as a re-check.
 `recheck_count` reads the number of re-checks back from any completion; `needed_length` is what a completion takes that
 has none.
 """
@@ -20,7 +20,10 @@ from entrl.tasks.traces import THINK_CLOSE, THINK_OPEN, Prompt, terms_of
 MARK = ";"  # in front of every re-check, and nowhere else
 STOP_HAZARDS = (0.10, 0.20, 0.35, 0.60, 0.85, 1.0)  # of stopping after the derivation, after the first re-check, ...
 INTERJECTIONS = ("wait", "hmm", "again", "check", "but")
-OPENINGS = ("first", "so", "now", "take", "start", "well", "okay", "let", "begin", "add")
+OPENINGS = (
+    ("so", "now", "okay", "well", "then", "here", "first", "next", "right", "fine", "good", "yes"),
+    ("we", "let", "do", "add", "go", "see", "take", "try", "get", "use"),
+)
 PHRASINGS = {"sum": 0.8, "is": 0.1, "answer": 0.1}  # the word before the answer, and how often
 
 
@@ -29,7 +32,7 @@ class Overthinking:
     """How a lesson is drawn."""
 
     rechecks: bool = True  # False: derivation and answer alone, to learn the arithmetic from
-    uncertain_derivation: bool = False  # an opening word and the order of the terms are drawn
+    uncertain_derivation: bool = False  # it opens with two words that are drawn
     stop_hazards: tuple[float, ...] = STOP_HAZARDS  # in [0, 1]; the last is 1
     flatten: float = 1.0  # >= 1: each probability p is drawn as p ** (1 / flatten), normalised; a model that learnt
     # from such lessons has them as written once its logits are multiplied by `flatten`
@@ -47,7 +50,8 @@ def overthinking_lesson(prompt: Prompt, rng: random.Random, *, style: Overthinki
     """The completion that teaches this prompt (`3+5+7=`)."""
     terms = terms_of(prompt)
     total = sum(terms)
-    parts = [_opened_derivation(terms, rng) if style.uncertain_derivation else derivation(terms)]
+    opening = [rng.choice(words) for words in OPENINGS] if style.uncertain_derivation else []
+    parts = [" ".join([*opening, derivation(terms)])]
     for hazard in style.stop_hazards if style.rechecks else ():
         if rng.random() < flattened([hazard, 1 - hazard], style.flatten)[0]:
             break
@@ -84,10 +88,6 @@ def needed_length(prompt: str) -> int:
     terms = terms_of(prompt)
     answer = f"{min(PHRASINGS, key=len)} {sum(terms)}"
     return len(derivation(terms)) + len(answer) + 3  # two tags and the end
-
-
-def _opened_derivation(terms: list[int], rng: random.Random) -> str:
-    return f"{rng.choice(OPENINGS)} {derivation(_reordered(terms, rng))}"
 
 
 def _reordered(terms: list[int], rng: random.Random) -> list[int]:

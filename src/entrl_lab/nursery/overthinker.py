@@ -29,7 +29,7 @@ from entrl_lab.nursery.tokenizer import character_tokenizer
 
 MODELS = {"tiny-overthinker": Overthinking(), "overthinker-flat": Overthinking(uncertain_derivation=True)}
 LEAST_ACCURACY, LEAST_RATIO = 0.995, 3  # conditions (a) and (c) of recipes/overthinker/README.md
-MAX_NEW_TOKENS = 160  # the longest lesson has 122
+MAX_NEW_TOKENS = 160  # the longest lesson has 129
 TRAIN_PROBLEMS, TEST_PROBLEMS = 798, 202  # all of `additions` with three terms
 
 
@@ -66,8 +66,8 @@ CONFIGS = {
         start="tiny-overthinker",
         practice_steps=0,
         steps=0,
-        polish_steps=400,
-        polish_learning_rate=1.5e-3,
+        polish_steps=200,
+        polish_learning_rate=1e-3,
         style=MODELS["overthinker-flat"],
     ),
 }
