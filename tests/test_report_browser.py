@@ -148,7 +148,9 @@ def measured(page, tmp_path, width, script, height=900):
     frame = tmp_path / "frame.html"
     report = f"<iframe id=f src='{page.name}' style='border:0;width:{width}px;height:{height}px'></iframe>"
     read = f"const d = f.contentDocument; document.title = String({script});"
-    frame.write_text(f"<body style='margin:0'>{report}<script>f.onload = () => setTimeout(() => {{ {read} }}, 900)</script>")
+    frame.write_text(
+        f"<body style='margin:0'>{report}<script>f.onload = () => setTimeout(() => {{ {read} }}, 900)</script>"
+    )
     text = browse(frame, tmp_path / "profile", "--allow-file-access-from-files", "--dump-dom").stdout.decode()
     return re.search(r"<title>(.*?)</title>", text).group(1)
 
