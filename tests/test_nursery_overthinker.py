@@ -178,7 +178,7 @@ def test_correlation_by_hand() -> None:
 
 def test_split_is_read_from_the_lessons(monkeypatch: pytest.MonkeyPatch) -> None:
     config = OverthinkerConfig(practice_steps=1, steps=30, polish_steps=1)
-    found = measured.split_condition(config)
+    found = measured.split_condition(replace(config, practice_steps=0))  # as the twin, which has no practice
     assert found["holds"]
     assert found["shared"] == {"lessons": 0, "rl": 0}
     leaked, *kept = lessons(config)
@@ -187,6 +187,23 @@ def test_split_is_read_from_the_lessons(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(measured, "lessons", lambda _: (leaked.add_item({"prompt": turned, "completion": ""}), *kept))
     found = measured.split_condition(config)
     assert (found["shared"]["lessons"], found["holds"]) == (1, False)
+
+
+def test_records_of_a_run(tmp_path: Path) -> None:
+    def line(step: int, tokens: int, nats: float, reward: float) -> str:
+        phases = ["open", *["think"] * (tokens - 3), "close", "answer"]
+        told = {"step": step, "entropies": [nats] * (tokens - 1) + [0.1], "phases": phases, "reward": reward}
+        return json.dumps({**told, "truncated": False})
+
+    lines = [line(0, 10, 0.2, 1.0), line(0, 20, 0.3, 1.0), line(0, 30, 0.25, 1.0), line(0, 99, 0.1, 0.0)]
+    lines += [line(1, 10, 0.2, 1.0), line(1, 10, 0.3, 1.0)]  # lengths without a spread
+    (tmp_path / "completions.jsonl").write_text("\n".join(lines) + "\n")
+    record = tmp_path / "conditions.json"
+    assert main(["--model", "tiny-overthinker", "--conditions", str(record), "--records", str(tmp_path)]) == 0
+    found = json.loads(record.read_text())["records"][f"{tmp_path.parent.name}/{tmp_path.name}"]
+    assert (found["groups_logged"], found["f"]["groups"], found["f"]["groups_without_spread"]) == (2, 1, 1)
+    assert found["f"]["rho"] == pytest.approx(0.5)  # penalties 0.1, 0.2, 0.15 nats
+    assert found["rewarded"] == pytest.approx(5 / 6)
 
 
 def test_drift(tmp_path: Path) -> None:

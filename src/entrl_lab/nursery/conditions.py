@@ -7,7 +7,7 @@ so lengths, phases and the penalty are those that training sees.
     entrl nursery --model tiny-overthinker --conditions FILE.json --run RUN  (d), from a run of plain GRPO
 
     a accuracy   b slope   c length   d drift   e ends   f correlation   g answers   h split
-    entrl nursery --model tiny-overthinker --conditions FILE.json --beside RECIPE.yaml   (f) of its start
+    entrl nursery --model tiny-overthinker --conditions FILE.json --records RUN   (f), (g) of another run's completions
 
 Other weights under the same name are another round of calibration: the earlier rounds stay on record.
 """
@@ -32,8 +32,7 @@ from entrl.evaluation.scoring import tags_of
 from entrl.evaluation.writing import Asked, Completion, Sampling, encode
 from entrl.models.load import load_policy
 from entrl.models.shipped import model_path
-from entrl.runs.recipe import load_recipe
-from entrl.runs.specs import load_rows
+from entrl.settings.json_lines import json_lines
 from entrl.settings.provenance import built_from
 from entrl.stats.intervals import bootstrap_interval, wilson_interval
 from entrl.stats.logistic import logistic_slope
@@ -86,7 +85,6 @@ def sample(
     max_new_tokens: int = MAX_NEW_TOKENS,
     seed: int = 0,
     greedy: bool = True,
-    batch: int = 250,
 ) -> tuple[list[Sampled], list[Completion]]:
     """`samples` completions a problem, cut into groups of eight, and the greedy ones."""
     sampling = Sampling(
@@ -95,7 +93,7 @@ def sample(
     prompts = [encode(tokenizer, row["prompt"], {}) for row in rows]
     asked = [Asked(index=i, prompt_ids=ids) for i, ids in enumerate(prompts)]
     found, greedily = [], []
-    for answered in TransformersWriter(model=model, tokenizer=tokenizer, sampling=sampling, rows=batch).write(asked):
+    for answered in TransformersWriter(model=model, tokenizer=tokenizer, sampling=sampling, rows=250).write(asked):
         found += _read(tokenizer, rows[answered.index], prompts[answered.index], answered.index, answered.drawn)
         greedily += [answered.greedy] if answered.greedy else []
     return found, greedily
@@ -187,7 +185,7 @@ def correlation_condition(rows: Sequence[Sampled], bounds: tuple[float, float]) 
     mean = fmean(found) if found else float("nan")
     return {
         "rho": mean,
-        "interval": bootstrap_interval(np.array(found)) if found else None,
+        "interval": bootstrap_interval(np.array(found)) if len(found) > 1 else None,
         "groups": len(found),
         "groups_without_spread": len(grouped(rows)) - len(found),
         "bounds": bounds,
@@ -225,7 +223,7 @@ def answer_condition(rows: Sequence[Sampled]) -> dict[str, Any]:
 def split_condition(config: OverthinkerConfig) -> dict[str, Any]:
     """(h): the lessons that were taught and everything RL could be asked, against the test side."""
     test = _keys(load_task("additions", split="test", size=TEST_PROBLEMS)["prompt"])
-    taught = _keys([prompt for part in lessons(config) for prompt in part["prompt"]])
+    taught = _keys([row["prompt"] for part in lessons(config) for row in part])  # a part may be empty
     trained = _keys(load_task("additions", split="train", size=TRAIN_PROBLEMS)["prompt"])
     shared = {"lessons": len(test & taught), "rl": len(test & trained)}
     return {"test_problems": TEST_PROBLEMS, "shared": shared, "holds": not any(shared.values())}
@@ -265,13 +263,10 @@ def main(argv: list[str] | None = None, *, name: str) -> int:
     )
     parser.add_argument("--base", default=name, help="the model's folder (default: the shipped one)")
     parser.add_argument("--run", type=Path, help="the folder of a finished run of plain GRPO on it")
-    parser.add_argument(
-        "--beside", type=Path, metavar="RECIPE", help="measure (f) instead on what another recipe starts from"
-    )
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="of that recipe")
+    parser.add_argument("--records", type=Path, metavar="RUN", help="instead: (f) and (g) of another run's completions")
     options = parser.parse_args(argv)
-    if options.beside:
-        return beside(options.beside, options.conditions, overrides=options.overrides)
+    if options.records:
+        return recorded(options.records, options.conditions)
     return measure(name, options.base, options.conditions, run=options.run)
 
 
@@ -292,28 +287,40 @@ def measure(name: str, base: str, path: Path, *, run: Path | None = None) -> int
     return int(not all(found["holds"] for found in entry["conditions"].values()))
 
 
-def beside(recipe: Path, path: Path, *, overrides: Sequence[str] = (), problems: int = 40) -> int:
-    """(f) and (g) of the model that a recipe starts from, on its own training problems: which twin is it like?"""
-    wanted = load_recipe(recipe, overrides)
-    model, tokenizer = load_policy(wanted.model.path, dtype="float32")
-    rows = [dict(row) for row in load_rows(wanted.data.task, wanted.data, size=problems, base=recipe.parent)]
-    budget = wanted.trainer["max_completion_length"]
-    sampled, _ = sample(model, tokenizer, rows, samples=GROUP, max_new_tokens=budget, greedy=False, batch=64)
-    told = answer_condition(sampled)
+def recorded(run: Path, path: Path) -> int:
+    """(f) and (g) of the completions that a run logged while it trained, one group a step: which twin is it like?"""
+    rows = [_from_line(line) for _, line in json_lines(run / "completions.jsonl")]
     found = {
-        "commit": built_from(Path(__file__).parent, ".", "../../entrl/tasks"),
-        "model": wanted.model.path,
-        "problems": problems,
-        "samples": GROUP,
-        "sampled_accuracy": fmean(row.right for row in sampled),
-        "tokens": fmean(row.tokens for row in sampled),
-        "f": {key: value for key, value in correlation_condition(sampled, (-1.0, 1.0)).items() if key != "holds"},
-        "g": {key: value for key, value in told.items() if key != "holds"},
+        "groups_logged": len(grouped(rows)),
+        "rewarded": fmean(row.right for row in rows),
+        "tokens": fmean(row.tokens for row in rows),
+        "f": {k: v for k, v in correlation_condition(rows, (-1.0, 1.0)).items() if k not in ("holds", "bounds")},
+        "g": {k: v for k, v in answer_condition(rows).items() if k != "holds"},
     }
-    title = " ".join([f"{recipe.parent.name}/{recipe.stem}", *overrides])
-    _keep(path, {"beside": {**_kept(path).get("beside", {}), title: found}})
+    _keep(path, {"records": {**_kept(path).get("records", {}), f"{run.parent.name}/{run.name}": found}})
     print(json.dumps(found))
     return 0
+
+
+def _from_line(line: Mapping[str, Any]) -> Sampled:
+    """A line of `completions.jsonl`; right is what earned anything."""
+    nats = [(h, phase) for h, phase in zip(line["entropies"], line["phases"], strict=True)]
+    think = [h for h, phase in nats if phase in ("open", "think")]
+    answer = [h for h, phase in nats if phase == "answer"]
+    means = [fmean(part) if part else 0.0 for part in (think, answer)]
+    right_B = torch.tensor([line["reward"] > 0])
+    penalty_B = phase_rewards(torch.tensor(means[:1]), torch.tensor(means[1:]), right_B).penalty
+    return Sampled(
+        problem=line["step"],
+        group=line["step"],
+        right=bool(right_B[0]),
+        tokens=len(nats),
+        rechecks=0,
+        truncated=line["truncated"],
+        h_think=means[0],
+        h_answer=means[1],
+        penalty=float(penalty_B[0]),
+    )
 
 
 def _kept(path: Path) -> dict[str, Any]:
