@@ -161,7 +161,7 @@ def test_replicas_without_an_adapter_are_refused(model):
 
 def test_a_server_named_twice_is_refused(model):
     words = (*SERVERS[:2], "trainer.vllm_replicas=['http://a:1','http://a:1']", LORA)
-    assert any("vllm_replicas names a server twice" in p for p in plan(recipe(model, *words)).problems)
+    assert any("is listed 2 times; list each server once" in p for p in plan(recipe(model, *words)).problems)
 
 
 def test_engines_that_cannot_be_divided(model):

@@ -21,6 +21,7 @@ from entrl.runs.recipe import Recipe, load_recipe
 from entrl.runs.train import USER_ERRORS, train
 from entrl.settings.yaml import dump_yaml
 
+HERE = Path(__file__).parent
 REWARDS = {
     "difficulty": "def mine(completions, **kwargs):\n    return kwargs['difficulty']\n",
     "length": "def mine(completions, **kwargs):\n    return [0.0]\n",
@@ -32,6 +33,7 @@ REWARDS = {
     "syntax": "def mine(**kwargs)\n    return [0.0]\n",
     "fails": "LIMIT = 1 / 0\n\ndef mine(**kwargs):\n    return [0.0]\n",
     "missing_module": "import not_there_at_all\n\ndef mine(**kwargs):\n    return [0.0]\n",
+    "counts": "def mine(text):\n    return float(len(text))\n",
     "good": "def mine(completions, answer, **kwargs):\n    return [float(len(a)) for a in answer]\n",
 }
 ROWS = [{"prompt": f"1{i}+11=", "answer": str(21 + i)} for i in range(8)]
@@ -50,10 +52,18 @@ class Wrong:
     warns: str | None = None
 
 
+def key(what: str, stops: str, **trainer: Any) -> Wrong:
+    """Of the group `trainer` alone."""
+    return Wrong(what=what, stops=stops, changes={f"trainer.{name}": value for name, value in trainer.items()})
+
+
 JSONL = {"data": {"task": "jsonl:rows.jsonl"}}
 VLLM = {"eval.engine": "vllm"}
 SERVED = {"eval.servers": ["http://127.0.0.1:1"]}
 DROPPED = {"r": 2, "lora_dropout": 0.1}
+LORA = {"r": 2, "target_modules": "all-linear"}
+REPLICAS = {"trainer.use_vllm": True, "trainer.vllm_mode": "server", "lora": LORA}
+TAGS = {"rewards": ["pear"], "trainer.scale_rewards": "batch"}
 BEST = {"trainer.load_best_model_at_end": True, "trainer.save_strategy": "steps", "trainer.save_steps": 1}
 CASES = [
     Wrong(what="nothing"),
@@ -225,6 +235,73 @@ CASES = [
     Wrong(what="top_k -1", changes={"trainer.top_k": -1}, stops="top_k"),
     Wrong(what="min_p 2", changes={"trainer.min_p": 2.0}, stops="min_p"),
     Wrong(what="repetition_penalty 0", changes={"trainer.repetition_penalty": 0.0}, stops="repetition_penalty"),
+    Wrong(
+        what="replica without scheme",
+        changes={**REPLICAS, "trainer.vllm_replicas": ["127.0.0.1:8000"]},
+        stops="trainer.vllm_replicas.0 is no address",
+    ),
+    Wrong(
+        what="replica's port",
+        changes={**REPLICAS, "trainer.vllm_replicas": ["http://127.0.0.1:80000"]},
+        stops="its port in 1..65535",
+    ),
+    Wrong(
+        what="TRL's server without scheme",
+        changes={**REPLICAS, "trainer.vllm_server_base_url": "localhost:8000"},
+        stops="trainer.vllm_server_base_url is no address",
+    ),
+    Wrong(what="port of TRL's server", changes={"trainer.vllm_server_port": 80000}, stops="vllm_server_port must be"),
+    Wrong(
+        what="evaluation's server without scheme",
+        changes={**VLLM, "eval.servers": ["localhost:8000"], "lora": LORA},
+        stops="eval.servers.0 is no address",
+    ),
+    Wrong(what="count of nothing", changes={"eval.counts": {"x": "entrl.tasks.rechecks:nosuch"}}, stops="'nosuch'"),
+    Wrong(what="count no function", changes={"eval.counts": {"x": "math:pi"}}, stops="name a function of a text"),
+    Wrong(what="count beside the recipe", changes={"eval.counts": {"x": "mine.py:mine"}}, reward="counts"),
+    Wrong(what="tag empty", changes={**TAGS, "trainer.think_open": ""}, stops="cannot encode the tag ''"),
+    Wrong(what="tag not spelt", changes={**TAGS, "trainer.think_close": "</ψ>"}, stops="cannot encode the tag"),
+    Wrong(
+        what="one tag for both",
+        changes={**TAGS, "trainer.think_open": "<think>", "trainer.think_close": "<think>"},
+        stops="cannot both open and close",
+    ),
+    Wrong(
+        what="lora partly on nothing",
+        changes={"lora": {"r": 2, "target_modules": ["q_proj", "nosuch"]}},
+        warns="target_modules names nosuch",
+    ),
+    Wrong(
+        what="lora saves nothing",
+        changes={"lora": {**LORA, "modules_to_save": ["nosuch"]}},
+        warns="modules_to_save names nosuch",
+    ),
+    Wrong(
+        what="lora layers beyond",
+        changes={"lora": {"r": 2, "target_modules": ["q_proj"], "layers_to_transform": [0, 99]}},
+        warns="layers_to_transform names [99]",
+    ),
+    Wrong(what="lora_alpha 0", changes={"lora": {**LORA, "lora_alpha": 0}}, warns="lora.lora_alpha is 0"),
+    key("workers that stay, of none", "dataloader_*: persistent_workers", dataloader_persistent_workers=True),
+    key("start of no workers", "multi-process loading", dataloader_multiprocessing_context="fork"),
+    key("start misspelt", "valid start", dataloader_num_workers=1, dataloader_multiprocessing_context="frok"),
+    key("compiler misspelt", "torch_compile_backend: ", torch_compile=True, torch_compile_backend="inductr"),
+    key("layout of more processes", "lays out 2 processes", parallelism_config={"dp_replicate_size": 2}),
+    key(
+        "checkpointing misspelt",
+        "trainer.gradient_checkpointing_kwargs: Unexpected keyword arguments: reentrant",
+        gradient_checkpointing=True,
+        gradient_checkpointing_kwargs={"reentrant": False},
+    ),
+    key("reference moved every 0 steps", "at least 1", sync_ref_model=True, beta=0.1, ref_model_sync_steps=0),
+    key("padding to 0", "pad_to_multiple_of must be", pad_to_multiple_of=0),
+    key("engines on 0 devices", "parallel_size must be", vllm_tensor_parallel_size=0),
+    key("port of TRL's server", "vllm_server_port must be", vllm_server_port=80000),
+    key("run folder a file", "py is not a folder; set", output_dir=__file__),
+    key("run folder in a file", "cannot lie in it", output_dir=f"{__file__}/run"),
+    key("run folder somebody's", "is not a run folder", output_dir=str(HERE)),
+    key("run folder in /proc", "can be written in /proc", output_dir="/proc/run"),
+    key("report_to null", "write report_to: none", report_to=None),
     Wrong(what="logging_steps 0", changes={"trainer.logging_steps": 0}, stops="logging_steps"),
 ]
 SMALL: dict[str, Any] = {

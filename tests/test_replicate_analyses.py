@@ -571,6 +571,12 @@ def test_the_shipped_studies_are_sound(folder, name):
     assert name == "quick" or len(study.seeds) >= 8
 
 
+def test_the_length_study_on_smollm2_is_sound():
+    study = load_study(ROOT / "recipes" / "overthinker" / "smollm2-study.yaml")
+    check(study)
+    check_same_schedule(study)
+
+
 @pytest.mark.slow
 def test_the_quick_information_gain_study_runs_every_arm(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

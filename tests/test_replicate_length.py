@@ -84,6 +84,7 @@ def test_results_are_made_of_lines_alone(tmp_path):
     made_lines(file, without=["long/other-3"])
     result = replicate(file, report_only=True, out=tmp_path / "results.json", console=QUIET)
     assert result["missing"] == ["long/other-3"]
+    assert "**Missing runs, 1:** long/other (1)." in (tmp_path / "results.md").read_text()
     assert result["commits"] == ["0123456789abcdef"]
     assert (
         json.loads((tmp_path / "results.json").read_text())["tasks"]["long"]["values"]["pear"]["2"][
@@ -115,6 +116,7 @@ def test_tables_and_picture_say_what_the_lines_say(tmp_path):
     assert "-29.3 [-33.1, -25.5] | +0.00 [+0.00, +0.00] | shorter, accuracy held | claim, holds |" in pear
     assert "| pear | 3 | 100.0 (+0.0 [+0.0, +0.0]) | 99.2 (+0.0 [+0.0, +0.0]) | 20.2 (−30.8 " in table
     assert "Flat groups, %" in table
+    assert "Missing runs" not in table
     assert "rechecks a completion" in table
     drawn = ElementTree.fromstring((tmp_path / "results.svg").read_text())  # stands alone, well formed
     texts = [e.text for e in drawn.iter("{http://www.w3.org/2000/svg}text")]

@@ -232,6 +232,19 @@ def test_before_after_table(tmp_path):
     assert rows["pass@8, %"][0].note.startswith("no interval")
 
 
+def test_a_change_is_of_the_numbers_beside_it(tmp_path):
+    """Entropy is a mean over tokens: short completions with little of it pull the mean over problems elsewhere."""
+    run = make_run(tmp_path / "a")
+    for when, entropy in (("before", 0.125), ("after", 0.25)):
+        file = run / f"eval_{when}.json"
+        found = json.loads(file.read_text())
+        problems = [p | {"think_entropy": 0.3 if when == "before" else 0.2} for p in found["problems"]]
+        file.write_text(json.dumps(found | {"entropy": {"think": entropy}, "problems": problems}))
+    cell = next(r for r in before_after(read_runs([run])) if r.label == "Entropy, thinking, nats").cells[0]
+    assert cell[:4] == ("0.1250", "0.2500", "+0.1250", None)
+    assert cell.note == "a mean over tokens; by problem −0.1000 [−0.1000, −0.1000]"
+
+
 def test_before_after_of_different_problems_is_not_paired(tmp_path):
     run = make_run(tmp_path / "a")
     after = json.loads((run / "eval_after.json").read_text()) | {"seed": 8}

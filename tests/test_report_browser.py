@@ -3,6 +3,7 @@
 The folders are SYNTHETIC (synthetic_runs.py). Marked browser: run by `launch/test.sh --full`.
 """
 
+import html
 import json
 import re
 import runpy
@@ -12,8 +13,10 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from short_run import ROOT, quietly
 
 from entrl.report import write_report
+from entrl.runs.recipe import load_recipe
 
 synthetic = runpy.run_path(str(Path(__file__).with_name("synthetic_runs.py")))
 make_run, write_lines, PAYLOAD = synthetic["make_run"], synthetic["write_lines"], synthetic["PAYLOAD"]
@@ -46,9 +49,9 @@ def dom(page, tmp_path, script=""):
     """The page's DOM after its script ran, and after `script` ran behind it; JavaScript errors fail the test."""
     watched = page.with_name("watched.html")
     spy = "<script>addEventListener('error', (e) => document.documentElement.dataset.broke = e.message)</script>"
-    html = page.read_text(encoding="utf-8").replace("<head>", f"<head>{spy}", 1)
+    text = page.read_text(encoding="utf-8").replace("<head>", f"<head>{spy}", 1)
     later = f"<script>setTimeout(() => {{ {script} }}, 500)</script></body>"
-    watched.write_text(later.join(html.rsplit("</body>", 1)), encoding="utf-8")
+    watched.write_text(later.join(text.rsplit("</body>", 1)), encoding="utf-8")
     text = browse(watched, tmp_path / "profile", "--dump-dom").stdout.decode()
     assert "data-broke" not in text, re.search(r'data-broke="[^"]*"', text)
     return text
@@ -140,12 +143,14 @@ def test_odd_data_draws_no_broken_path(tmp_path, case):
         assert len(re.findall(r'<input type="radio" name="axis" value="(?:tokens|seconds)" disabled', text)) == 2
 
 
-def measured(page, tmp_path, width, script):
+def measured(page, tmp_path, width, script, height=900):
     """A number the page computes about its own layout at a given width, read from its title."""
     frame = tmp_path / "frame.html"
-    report = f"<iframe id=f src='{page.name}' style='border:0;width:{width}px;height:900px'></iframe>"
+    report = f"<iframe id=f src='{page.name}' style='border:0;width:{width}px;height:{height}px'></iframe>"
     read = f"const d = f.contentDocument; document.title = String({script});"
-    frame.write_text(f"<body style='margin:0'>{report}<script>setTimeout(() => {{ {read} }}, 900)</script>")
+    frame.write_text(
+        f"<body style='margin:0'>{report}<script>f.onload = () => setTimeout(() => {{ {read} }}, 900)</script>"
+    )
     text = browse(frame, tmp_path / "profile", "--allow-file-access-from-files", "--dump-dom").stdout.decode()
     return re.search(r"<title>(.*?)</title>", text).group(1)
 
@@ -162,6 +167,41 @@ def test_nothing_sticks_out_and_tick_labels_do_not_overlap(tmp_path, width):
         " && a.top < b.bottom - 3 && b.top < a.bottom - 3)).length; }, 0)"
     )
     assert measured(page, tmp_path, width, overlaps) == "0"
+
+
+@pytest.fixture(scope="module")
+def real_page(tmp_path_factory):
+    """The page of a real run of a few steps, evaluated before and after, as `entrl train` leaves it."""
+    folder = tmp_path_factory.mktemp("real")
+    options = ("max_steps=4", "per_device_train_batch_size=16", "steps_per_generation=1")
+    words = [*(f"trainer.{option}" for option in options), f"trainer.output_dir={folder / 'run'}"]
+    recipe = load_recipe(
+        ROOT / "recipes" / "tiny-reasoner" / "pear.yaml", [*words, "eval.size=8", "eval.samples=2", "eval.k=[1]"]
+    )
+    return quietly(recipe).report
+
+
+@pytest.mark.parametrize(("width", "height"), [(1280, 800), (390, 844)])
+def test_the_first_screen_of_a_real_run_answers_the_three_questions(real_page, tmp_path, width, height):
+    page = tmp_path / "report.html"
+    shutil.copyfile(real_page, page)
+    seen = """JSON.stringify({
+      wide: d.documentElement.scrollWidth,
+      bottom: Math.max(...[...d.querySelectorAll('#verdict svg')].map((s) => s.getBoundingClientRect().bottom)),
+      sparks: d.querySelectorAll('#verdict svg path.line').length,
+      titles: [...d.querySelectorAll('#verdict figcaption > b')].map((b) => b.textContent.split(',')[0]),
+      asked: [...d.querySelectorAll('#verdict .three h3')].map((h) => h.textContent),
+      short: [...d.querySelectorAll('#verdict .three > div')].filter((e) => e.textContent.length < 40).length,
+      examples: d.querySelectorAll('.examples .said').length,
+    })"""
+    found = json.loads(html.unescape(measured(page, tmp_path, width, seen, height)))
+    assert found["wide"] == width
+    assert found["bottom"] <= height
+    assert found["sparks"] == 5  # accuracy; length and entropy of thinking and of answers
+    assert found["titles"] == ["Accuracy", "Length", "Entropy"]
+    assert found["asked"] == ["Did it work?", "At what cost?", "Is it healthy?"]
+    assert found["short"] == 0
+    assert found["examples"] == 6  # three problems, before and after
 
 
 def test_screenshot_is_not_blank(tmp_path):

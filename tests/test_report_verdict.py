@@ -47,8 +47,15 @@ def evaluation(right, think=50.0, **more):
 def shuffled(result, moves):
     """The same accuracy from other problems: `moves` right answers become wrong, as many wrong ones right."""
     flipped = {*range(moves), *range(PROBLEMS - moves, PROBLEMS)}
-    problems = [p | {"greedy_correct": p["greedy_correct"] != (i in flipped)} for i, p in enumerate(result["problems"])]
+    now = [p["greedy_correct"] != (i in flipped) for i, p in enumerate(result["problems"])]
+    problems = [p | {"greedy_correct": r, "n_correct": 8 * r} for r, p in zip(now, result["problems"], strict=True)]
     return result | {"problems": problems}
+
+
+def sampled(result, right):
+    """The same, with other samples: 8 of 8 right in the first `right` problems."""
+    problems = [p | {"n_correct": 8 * (i < right)} for i, p in enumerate(result["problems"])]
+    return result | {"sampled_accuracy": right / PROBLEMS, "problems": problems}
 
 
 def record(before=None, after=None, *, rows=None, **manifest):
@@ -86,7 +93,13 @@ def record(before=None, after=None, *, rows=None, **manifest):
 @pytest.mark.parametrize(
     ("before", "after", "tone", "headline", "said"),
     [
-        (evaluation(80), evaluation(130), "good", "More accurate", "40.0 → 65.0 % on 200 test problems (greedy; +25.0"),
+        (
+            evaluation(80),
+            evaluation(130),
+            "good",
+            "More accurate",
+            "on 200 test problems: when sampled 40.0 → 65.0 % (+25.0 points, 95",
+        ),
         (evaluation(80), evaluation(130, 20), "good", "More accurate, thinking shorter", "Thinking 50.5 → 20.5 tokens"),
         (evaluation(80), evaluation(130, 90), "good", "More accurate, thinking longer", "(+40.0 [+40.0, +40.0])"),
         (evaluation(80), evaluation(80, 20), "good", "Thinking shorter, accuracy not lower", "[+0.0, +0.0]"),
@@ -117,13 +130,31 @@ def record(before=None, after=None, *, rows=None, **manifest):
 def test_before_and_after(before, after, tone, headline, said):
     found = verdict_of(record(before, after))
     assert (found.tone, found.headline) == (tone, headline)
-    assert said in " ".join(found.results)
+    assert said in " ".join([*found.results, *found.entropies])
     assert found.healthy
 
 
-def test_greedy_answers_that_were_not_asked_for_give_sampled_accuracy():
+@pytest.mark.parametrize(
+    ("before", "after", "tone", "headline"),
+    [
+        (evaluation(200), sampled(evaluation(200, 20), 180), "open", "Less accurate when sampled, thinking shorter"),
+        (evaluation(100), sampled(evaluation(60), 100), "open", "Less accurate when greedy"),
+        (evaluation(100), sampled(evaluation(100), 140), "good", "More accurate when sampled"),
+        (evaluation(100), sampled(evaluation(60, 90), 140), "open",
+         "Accuracy higher when sampled, lower when greedy, thinking longer"),
+    ],
+)  # fmt: skip
+def test_samples_and_greedy_answers_that_do_not_agree_are_told_apart(before, after, tone, headline):
+    found = verdict_of(record(before, after))
+    assert (found.tone, found.headline) == (tone, headline)
+    assert found.results[0].count("95 % interval") == 2
+
+
+def test_greedy_answers_that_were_not_asked_for_leave_the_samples():
     asked = [evaluation(right, greedy_accuracy=None) for right in (80, 130)]
-    assert "65.0 % on 200 test problems (sampled; +25.0 points" in verdict_of(record(*asked)).results[0]
+    found = verdict_of(record(*asked))
+    assert found.headline == "More accurate"
+    assert "greedy" not in found.results[0]
 
 
 def test_no_problem_judged_on_both_sides():
@@ -141,7 +172,7 @@ def test_no_problem_judged_on_both_sides():
         (None, None, "Not measured", "No evaluation of the trained model (eval_before.json is missing, eval_after"),
         (None, None, "Not measured", "Training reward 0.06 → 0.96 (first and last steps, the run's own samples"),
         (evaluation(80), None, "Not measured", "No evaluation of the trained model (eval_after.json is missing)"),
-        (None, evaluation(80), "Measured after training only", "40.0 % on 200 test problems (greedy, 95 % interval"),
+        (None, evaluation(80), "Measured after training only", "when greedy 40.0 % (95 % interval [0.0, 100.0])"),
         (None, evaluation(80), "Measured after training only", "eval_before.json is missing), so a gain cannot"),
     ],
 )
@@ -156,6 +187,13 @@ def test_evaluations_that_are_missing(before, after, headline, said):
     [
         ("failed", "ValueError: no", "bad", "Failed after 60 of 120 steps", "It stopped with ValueError: no."),
         ("interrupted", "KeyboardInterrupt: ", "open", "Interrupted after 60 of 120 steps", "resume=true goes on"),
+        (
+            "interrupted",
+            "X: take resume=true",
+            "open",
+            "Interrupted after 60 of 120 steps",
+            "resume=true. No evaluation",
+        ),
         ("running", None, "open", "Not finished: running, after 60 of 120 steps", "still running, or was killed"),
         ("unknown", None, "open", "Not finished: unknown, after 60 of 120 steps", "still running, or was killed"),
     ],
@@ -241,7 +279,9 @@ def test_several_tasks_are_told_apart():
     after = {"tasks": {"easy": evaluation(130), "hard": evaluation(80)}}
     found = verdict_of(record(before, after))
     assert (found.tone, found.headline) == ("bad", "More accurate (1 of 2 tasks); Less accurate (1 of 2 tasks)")
-    assert found.results[0].startswith("easy: Accuracy 40.0 → 65.0 %")
-    assert any(text.startswith("hard: Accuracy 65.0 → 40.0 %") for text in found.results)
+    assert found.results[0].startswith("easy: Accuracy on 200 test problems: when sampled 40.0 → 65.0 %")
+    assert any(
+        text.startswith("hard: Accuracy on 200 test problems: when sampled 65.0 → 40.0 %") for text in found.results
+    )
     alike = verdict_of(record(before, before))
     assert alike.headline == UNCHANGED

@@ -4,9 +4,12 @@ import os
 import signal
 import subprocess
 import sys
+import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
+from rich.console import Console
 from short_run import RECIPE, manifest, quietly, rows, short_recipe, start, words
 from tiny_model import saved_model
 
@@ -16,6 +19,7 @@ from entrl.runs.folder import RunFolder, write_json, write_text
 from entrl.runs.lock import LOCK, FolderLock
 from entrl.runs.ours import clear, read_manifest
 from entrl.runs.recipe import load_recipe
+from entrl.runs.under_way import Run
 from entrl.settings.paths import expand_path, expand_paths
 from entrl.teach.cold_start.spec import load_cold_start
 from entrl.teach.offline.spec import load_offline
@@ -329,3 +333,23 @@ def test_a_requeued_job_goes_on_with_servers_on_other_hosts(model: str, tmp_path
     write_text(tmp_path / "report.html", "")
     assert folder.is_finished(other)
     assert not folder.is_finished(none)
+
+
+# --- warnings -------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_keeps_what_was_warned_of(tmp_path: Path):
+    """The real run's own bookkeeping, without the training between."""
+    nothing: dict[str, Any] = dict.fromkeys(("recipe", "prepared", "ending", "dataset"))
+    run = Run(folder=RunFolder(path=tmp_path), console=Console(quiet=True), **nothing)
+
+    def trained():
+        with run.keeping_warnings():
+            for _ in range(2):
+                warnings.warn("entropy fell below the band", stacklevel=1)
+            run.warn("no fit of the law")
+
+    with pytest.warns(UserWarning, match="entropy fell"):
+        trained()
+    expected = ["entropy fell below the band", "no fit of the law"]
+    assert manifest(tmp_path)["warnings"] == expected

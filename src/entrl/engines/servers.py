@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import SplitResult, urlsplit
 
 import httpx
 
@@ -55,17 +56,32 @@ class Replica:
     info: dict[str, Any] = field(default_factory=dict)  # what it tells about itself; empty: nothing
 
 
-def checked_urls(urls: Sequence[str]) -> list[str]:
-    """Without trailing slashes. Raises ValueError for none, a repeated one, or one that is no http address."""
+def checked_urls(urls: Sequence[str], *, key: str = "trainer.vllm_replicas") -> list[str]:
+    """Without trailing slashes. Raises ValueError for none, a repeated one, or one that is no http address.
+
+    key: where they are written
+    """
     cleaned = [url.rstrip("/").removesuffix("/v1") for url in urls]
     if not cleaned:
-        raise ValueError("no replica is listed; set trainer.vllm_replicas to the addresses `entrl serve` prints")
-    for url in cleaned:
-        if not url.startswith(("http://", "https://")):
-            raise ValueError(f"replica {url!r} is no address; write it like http://127.0.0.1:8000")
+        raise ValueError(f"no replica is listed; set {key} to the addresses `entrl serve` prints")
+    for i, url in enumerate(cleaned):
+        checked_url(url, key=f"{key}.{i}")
         if cleaned.count(url) > 1:
-            raise ValueError(f"replica {url} is listed {cleaned.count(url)} times; list each server once")
+            raise ValueError(f"{key}: replica {url} is listed {cleaned.count(url)} times; list each server once")
     return cleaned
+
+
+def checked_url(url: str, *, key: str) -> SplitResult:
+    """Its parts. ValueError for what is no http address of a server: no scheme, no host, a port that none can have."""
+    why = ""
+    try:
+        parts = urlsplit(url)
+        httpx.URL(url)
+        if parts.scheme in ("http", "https") and parts.hostname and parts.port != 0 and not parts.query:
+            return parts
+    except (ValueError, httpx.InvalidURL) as error:
+        why = f" ({error})"
+    raise ValueError(f"{key} is no address: {url!r}{why}; write it like http://127.0.0.1:8000, its port in 1..65535")
 
 
 def make_client(api_key: str | None) -> httpx.AsyncClient:

@@ -168,6 +168,7 @@ class Answers:
     think_close: str = "</think>"
     labels: Mapping[str, Any] = field(default_factory=dict)
     counts: Mapping[str, str] = field(default_factory=dict)  # name -> "module:function" of a sample's text
+    base: Path | None = None  # where files of `counts` are looked for first
     model: Any = None  # in memory, for transformers
     batch_size: int | str = "auto"  # of transformers
     writer: Writer | None = None  # another engine's
@@ -178,7 +179,7 @@ class Answers:
         if (self.model is None) == (self.writer is None):
             raise TypeError("an evaluation needs either a model in memory or a writer")
         self.check: Score = scorer(self.score)
-        self.counters: dict[str, Count] = counters(self.counts)
+        self.counters: dict[str, Count] = counters(self.counts, base=self.base)
         self.tags: ThinkTags | None = tags_of(self.tokenizer, self.think_open, self.think_close)
         self.golds = checked_golds(self.check, self.dataset)
         extra = self.chat_template_kwargs

@@ -37,7 +37,7 @@ from entrl.engines.completions import Completion as Generated
 from entrl.engines.completions import WorkItem, item_seed
 from entrl.engines.local import SHARE, LocalEngine, missing
 from entrl.engines.pool import ReplicaPool
-from entrl.engines.servers import KEY_VARIABLE, PROCESSED
+from entrl.engines.servers import KEY_VARIABLE, PROCESSED, checked_urls
 from entrl.evaluation.writing import Answered, Asked, Completion, Sampling
 from entrl.models.load import Adapter, find_adapter
 from entrl.models.merge import merge_adapter
@@ -193,7 +193,7 @@ class _Servers:
     def __init__(self, files: "_Files", urls: Sequence[str], api_key: str | None, say: Callable[[str], None]) -> None:
         self._version = None if files.adapter is None else 0
         self._pool = ReplicaPool(
-            urls,
+            checked_urls(urls, key="eval.servers (--server)"),
             api_key,
             base_model=files.model,
             lora_rank=files.rank or None,

@@ -4,6 +4,7 @@ import importlib
 import inspect
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from entrl.maths.phases import ThinkTags
@@ -25,9 +26,12 @@ def scorer(score: Score | str) -> Score:
     return getattr(importlib.import_module(module), attribute or "reward").score
 
 
-def counters(counts: Mapping[str, str]) -> dict[str, Count]:
-    """Name -> function of a completion's text, from "module:function" or "file.py:function"; TypeError for others."""
-    found = {name: load_object(where).value for name, where in counts.items()}
+def counters(counts: Mapping[str, str], *, base: Path | None = None) -> dict[str, Count]:
+    """Name -> function of a completion's text, from "module:function" or "file.py:function"; TypeError for others.
+
+    base: the recipe's folder, where a file is looked for before the working directory
+    """
+    found = {name: load_object(where, base=base).value for name, where in counts.items()}
     for name, value in found.items():
         if not callable(value):
             raise TypeError(f"count {name!r} ({counts[name]}) is a {type(value).__name__}; name a function of a text")

@@ -62,6 +62,11 @@ class ThinkTags:
         for name in ("open_ids", "close_ids"):
             if len(getattr(self, name)) == 0:
                 raise ValueError(f"{name} is empty; a tag needs at least one token id")
+        if self.open_ids == self.close_ids:
+            raise ValueError(
+                f"one tag ({self.open_text or self.open_ids!r}) cannot both open and close thinking; set think_open "
+                "and think_close apart"
+            )
 
     @classmethod
     def from_tokenizer(cls, tokenizer: Any, *, open: str = "<think>", close: str = "</think>") -> "ThinkTags":

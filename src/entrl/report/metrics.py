@@ -25,6 +25,7 @@ class Number:
     digits: int = 1
     interval: str = ""  # field of its 95 % interval
     problem: str = ""  # the same of one problem, a metric of `paired_difference`; "" = not recorded by problem
+    pooled: bool = False  # a mean over tokens: its change is not the mean of the problems' changes
     more_is_better: bool | None = None  # None: no direction is better. True: held against a study's margin
     main: bool = False  # among the few that a study's tables and comparisons show
 
@@ -84,8 +85,12 @@ NUMBERS = (
         for way in ("greedy", "sampled")
     ),
     Number(name="entropy/all", title="Entropy, all", unit="nats", digits=4, main=True),
-    Number(name="entropy/think", title="Entropy, thinking", unit="nats", problem="think_entropy", digits=4),
-    Number(name="entropy/answer", title="Entropy, answer", unit="nats", problem="answer_entropy", digits=4),
+    Number(
+        name="entropy/think", title="Entropy, thinking", unit="nats", problem="think_entropy", pooled=True, digits=4
+    ),
+    Number(
+        name="entropy/answer", title="Entropy, answer", unit="nats", problem="answer_entropy", pooled=True, digits=4
+    ),
     Number(name="counts/*", title="* a completion", digits=2),
     Number(name="missing_close_rate", title="Missing closing tag", unit="%"),
     Number(name="truncation_rate", title="Truncated", unit="%"),

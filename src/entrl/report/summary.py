@@ -58,13 +58,15 @@ def _cell(number: Number, before: Mapping[str, Any] | None, after: Mapping[str, 
 def _change(
     number: Number, before: Mapping[str, Any], after: Mapping[str, Any], plain: float
 ) -> tuple[str, bool | None, str]:
-    if not number.problem:
+    if not number.problem or not all(_by_problem(number, evaluation) for evaluation in (before, after)):
         return number.text(plain, sign=True), None, "no interval: not recorded per problem"
     try:
         paired = paired_difference(before, after, number.problem)
     except ValueError as reason:
         return number.text(plain, sign=True), None, f"not paired: {reason}"
     diff, lo, hi = (number.text(value, sign=True) for value in paired[:3])
+    if number.pooled:
+        return number.text(plain, sign=True), None, f"a mean over tokens; by problem {diff} [{lo}, {hi}]"
     text = f"{diff} [{lo}, {hi}]"
     note = f"paired over {paired.n} problems" + (
         f", {paired.unverified} unverified left out" if paired.unverified else ""
@@ -72,6 +74,11 @@ def _change(
     if number.more_is_better is None or paired.lo <= 0 <= paired.hi:
         return text, None, note
     return text, (paired.diff > 0) == number.more_is_better, note
+
+
+def _by_problem(number: Number, evaluation: Mapping[str, Any]) -> bool:
+    """Whether an evaluation says it problem by problem; one of an earlier version may not."""
+    return number.problem == "sampled_accuracy" or any(number.problem in p for p in evaluation.get("problems") or ())
 
 
 def with_interval(number: Number, evaluation: Mapping[str, Any] | None, value: float | None) -> str:

@@ -2,7 +2,8 @@
 
     accuracy    after - before on the same problems, with its 95 % interval: "higher" where the interval is above 0,
                 "lower" where it is below, "not lower" where it holds 0 and its lower end is above -2 points, else
-                "not distinguishable"
+                "not distinguishable". Of samples and of greedy answers, which need not agree: the headline then says
+                which of them it means; where neither moved, the samples count, whose length is told beside it
     length      "shorter" or "longer" where the interval of the difference excludes 0 and it is at least a tenth
 
 Source:  own design; `docs/report.md` says what each verdict means. Intervals: `entrl.stats.pairing`
@@ -28,17 +29,22 @@ LENGTHS = {  # the first that both evaluations have: what became shorter or long
     "questions/sampled": ("questions", "a dialogue"),
     "mean_length_sampled": ("completions", "tokens"),
 }
+ACCURACIES = {"sampled_accuracy": "when sampled", "greedy_accuracy": "when greedy"}
+NEVER_JUDGED = "Accuracy: no problem was judged both before and after training, so there is no gain to tell."
 HEADLINES: dict[tuple[str, str], tuple[Tone, str]] = {
-    ("higher", "shorter"): ("good", "More accurate, {what} shorter"),
-    ("higher", "longer"): ("good", "More accurate, {what} longer"),
-    ("higher", "alike"): ("good", "More accurate"),
+    ("higher", "shorter"): ("good", "More accurate{how}, {what} shorter"),
+    ("higher", "longer"): ("good", "More accurate{how}, {what} longer"),
+    ("higher", "alike"): ("good", "More accurate{how}"),
     ("not lower", "shorter"): ("good", "{What} shorter, accuracy not lower"),
     ("not lower", "longer"): ("open", "{What} longer, accuracy not higher"),
     ("unclear", "shorter"): ("open", "{What} shorter; whether accuracy held cannot be told"),
     ("unclear", "longer"): ("open", "{What} longer; no measurable change in accuracy"),
-    ("lower", "shorter"): ("bad", "Less accurate, {what} shorter"),
-    ("lower", "longer"): ("bad", "Less accurate, {what} longer"),
-    ("lower", "alike"): ("bad", "Less accurate"),
+    ("lower", "shorter"): ("bad", "Less accurate{how}, {what} shorter"),
+    ("lower", "longer"): ("bad", "Less accurate{how}, {what} longer"),
+    ("lower", "alike"): ("bad", "Less accurate{how}"),
+    ("mixed", "shorter"): ("open", "Accuracy {how}, {what} shorter"),
+    ("mixed", "longer"): ("open", "Accuracy {how}, {what} longer"),
+    ("mixed", "alike"): ("open", "Accuracy {how}"),
 }
 NOTHING: tuple[Tone, str] = ("open", "No measurable change in accuracy or length")
 
@@ -48,7 +54,8 @@ class Verdict(NamedTuple):
 
     tone: Tone
     headline: str
-    results: list[str]  # sentences: accuracy, length, entropy
+    results: list[str]  # sentences: accuracy, length
+    entropies: list[str]  # sentences; on the page the curves tell it
     cost: str
     health: Health
 
@@ -76,17 +83,20 @@ def verdict_of(run: RunRecord) -> Verdict:
         parts = [_compare(before[task], after[task], f"{task}: " * bool(task)) for task in shared]
         tone, headline = _together([(part.tone, part.headline) for part in parts])
         results = [sentence for part in parts for sentence in part.results]
+        entropies = [part.entropy for part in parts if part.entropy]
     else:
         tone, headline, results = _unmeasured(run)
+        entropies = []
     if ended is not None:
         tone, headline, results = ended.tone, ended.headline, [*ended.results, *results]
-    return Verdict(tone, headline, results, cost_of(run), health)
+    return Verdict(tone, headline, results, entropies, cost_of(run), health)
 
 
 class _Part(NamedTuple):
     tone: Tone
     headline: str
     results: list[str]
+    entropy: str = ""
 
 
 def _ending(run: RunRecord) -> _Part | None:
@@ -99,7 +109,8 @@ def _ending(run: RunRecord) -> _Part | None:
     if status == "failed":
         return _Part("bad", f"Failed {where}", why)
     if status == "interrupted":
-        return _Part("open", f"Interrupted {where}", [*why, "resume=true goes on from its last checkpoint."])
+        how = [] if "resume=true" in str(error) else ["resume=true goes on from its last checkpoint."]
+        return _Part("open", f"Interrupted {where}", [*why, *how])
     return _Part("open", f"Not finished: {status}, {where}", ["It is still running, or was killed."])
 
 
@@ -134,20 +145,14 @@ def _trend(run: RunRecord) -> list[str]:
 
 def _level(evaluation: Mapping[str, Any]) -> str:
     """Accuracy of one evaluation alone."""
-    number, how = _accuracy_number(evaluation)
-    value, ends = number.read(evaluation), evaluation.get(number.interval)
-    if value is None:
-        return "No problem was judged."
-    around = ", 95 % interval [{}, {}]".format(*map(number.text, ends)) if isinstance(ends, list) else ""
-    return f"Accuracy {number.text(value)} % on {_problems(evaluation)} ({how}{around})."
-
-
-def _accuracy_number(*evaluations: Mapping[str, Any]) -> tuple[Number, str]:
-    """Greedy accuracy where all have it, else sampled."""
-    greedy = named("greedy_accuracy")
-    if all(greedy.read(e) is not None for e in evaluations):
-        return greedy, "greedy"
-    return named("sampled_accuracy"), "sampled"
+    texts = []
+    for name, how in ACCURACIES.items():
+        number = named(name)
+        if (value := number.read(evaluation)) is not None:
+            ends = evaluation.get(number.interval)
+            around = " (95 % interval [{}, {}])".format(*map(number.text, ends)) if isinstance(ends, list) else ""
+            texts.append(f"{how} {number.text(value)} %{around}")
+    return f"Accuracy on {_problems(evaluation)}: {', '.join(texts)}." if texts else "No problem was judged."
 
 
 def _problems(evaluation: Mapping[str, Any]) -> str:
@@ -157,29 +162,48 @@ def _problems(evaluation: Mapping[str, Any]) -> str:
 
 def _compare(before: Mapping[str, Any], after: Mapping[str, Any], task: str) -> _Part:
     """One task, before and after."""
-    accuracy, said = _accuracy(before, after)
+    moved = {}
+    texts = []
+    for name, how in ACCURACIES.items():
+        if (found := _accuracy(before, after, named(name), how)) is not None:
+            moved[how], text = found
+            texts.append(text)
+    accuracy, how = _agreed(moved)
     what, length, long_words = _length(before, after)
     tone, headline = HEADLINES.get((accuracy, length), NOTHING)
-    sentences = [said, long_words, _entropy(before, after)]
-    headline = headline.format(what=what, What=what.capitalize())
-    return _Part(tone, headline, [f"{task}{text}" for text in sentences if text])
+    if accuracy == "lower" and how:  # not by both: no verdict against the run
+        tone = "open"
+    headline = headline.format(what=what, What=what.capitalize(), how=how)
+    said = f"Accuracy on {_problems(after)}: {', '.join(texts)}." if texts else NEVER_JUDGED
+    entropy = _entropy(before, after)
+    return _Part(tone, headline, [f"{task}{text}" for text in (said, long_words) if text], entropy and task + entropy)
 
 
-def _accuracy(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[str, str]:
-    """("higher" | "not lower" | "unclear" | "lower", sentence)."""
-    number, how = _accuracy_number(before, after)
+def _agreed(moved: Mapping[str, str]) -> tuple[str, str]:
+    """What samples and greedy answers say together, and words for whose it is where they do not agree."""
+    found = {d: [how for how, other in moved.items() if other == d] for d in ("higher", "lower")}
+    if found["higher"] and found["lower"]:
+        return "mixed", f"higher {found['higher'][0]}, lower {found['lower'][0]}"
+    for direction, hows in found.items():
+        if hows:
+            return direction, f" {hows[0]}" if len(hows) < len(moved) else ""
+    return next(iter(moved.values()), "unclear"), ""
+
+
+def _accuracy(before: Mapping[str, Any], after: Mapping[str, Any], number: Number, how: str) -> tuple[str, str] | None:
+    """("higher" | "not lower" | "unclear" | "lower", words); None where no problem was judged on both sides."""
     judged = [{p["id"] for p in e.get("problems") or () if problem_value(p, number.problem) is not None}
               for e in (before, after)]  # fmt: skip
     old, new = number.read(before), number.read(after)
     if old is None or new is None or not set.intersection(*judged):
-        return "unclear", "Accuracy: no problem was judged both before and after training, so there is no gain to tell."
-    text = f"Accuracy {number.text(old)} → {number.text(new)} % on {_problems(after)} ({how}; "
+        return None
+    text = f"{how} {number.text(old)} → {number.text(new)} %"
     try:
         found = paired_difference(before, after, number.problem)
     except ValueError as reason:
-        return "unclear", f"{text}{number.text(new - old, sign=True)} points, no interval: {reason})."
+        return "unclear", f"{text} ({number.text(new - old, sign=True)} points, no interval: {reason})"
     diff, lo, hi = (number.text(value, sign=True) for value in found[:3])
-    return _direction(found), f"{text}{diff} points, 95 % interval [{lo}, {hi}])."
+    return _direction(found), f"{text} ({diff} points, 95 % interval [{lo}, {hi}])"
 
 
 def _direction(found: PairedDifference) -> str:

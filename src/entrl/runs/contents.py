@@ -42,11 +42,12 @@ def contents(
 def _files(key: str, value: str, base: Path) -> Iterator[tuple[str, Path]]:
     last = key.rpartition(".")[2]
     before, colon, after = value.rpartition(":")
+    is_object = last == "use" or key.startswith("eval.counts.")
     if key in MODELS:
         yield from _of_model(value)
-    elif last == "use" and before.endswith(".py"):
+    elif is_object and before.endswith(".py"):
         yield from _existing(before, base)
-    elif last == "use" and (file := _module_file(before)) is not None:
+    elif is_object and (file := _module_file(before)) is not None:
         yield file.name, file
     elif last in AFTER_COLON and colon:
         yield from _existing(after, base)

@@ -81,6 +81,7 @@ class Asking:
     length: int
     chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     tags: Mapping[str, str] = field(default_factory=dict)  # think_open, think_close
+    base: Path | None = None  # the recipe's folder
     environment: Callable[[], Any] | None = None
     max_tool_calling_iterations: int | None = None
 
@@ -145,7 +146,7 @@ def _work(spec: EvalSpec, asking: Asking, held: dict[str, Any], rows: Any, say: 
         "chat_template_kwargs": asking.chat_template_kwargs,
     }
     if asking.environment is None:
-        return Answers(dataset=rows, say=say, counts=spec.counts, **asking.tags, **common)
+        return Answers(dataset=rows, say=say, counts=spec.counts, base=asking.base, **asking.tags, **common)
     limit = asking.max_tool_calling_iterations
     return Dialogues(rows=list(rows), factory=asking.environment, max_tool_calling_iterations=limit, **common)
 
@@ -238,6 +239,7 @@ def evaluate_run(run: Run, load: Callable[[], Policy], when: str, partial: Path)
         length=args.max_completion_length,
         chat_template_kwargs=args.chat_template_kwargs or {},
         tags={"think_open": args.think_open, "think_close": args.think_close},
+        base=run.recipe.base,
         environment=run.prepared.environment,
         max_tool_calling_iterations=args.max_tool_calling_iterations,
     )

@@ -34,7 +34,12 @@ class FolderLock:
 
     def take(self, say: Callable[[str], None], *, elsewhere: str = "trainer.output_dir=...") -> None:
         """Lock the folder, made where it is missing; ValueError naming the owner where another process holds it."""
-        self.file.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+        except FileNotFoundError:  # a file system that takes no folders, such as /proc
+            raise ValueError(
+                f"{self.file.parent} cannot be made, its file system takes no folders; take {elsewhere}"
+            ) from None
         handle = self._open()
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -47,13 +47,23 @@ def read_manifest(folder: Path, *, place: str = "trainer.output_dir") -> dict[st
 
 
 def refuse_foreign(folder: Path, *, kind: str, place: str) -> None:
-    """ValueError for a folder that holds something and no manifest; `kind` is what it should be, `place` the key."""
-    if not folder.exists() and not folder.is_symlink():
+    """ValueError for a folder that holds something and no manifest, or that lies in a file.
+
+    kind: what it should be. place: the key that says where it is.
+    """
+    there = nearest(folder)
+    if not there.is_dir():
+        below = "" if there == folder.absolute() else f", so {folder} cannot lie in it"
+        raise ValueError(f"{there} is not a folder{below}; set {place} to another place")
+    if there != folder.absolute():
         return
-    if not folder.is_dir():
-        raise ValueError(f"{folder} is not a folder; set {place} to another place")
     if read_manifest(folder, place=place) is None and any(entry.name not in FIRST for entry in folder.iterdir()):
         raise ValueError(f"{folder} exists and is not {kind}; set {place} to another place")
+
+
+def nearest(folder: Path) -> Path:
+    """The folder, or the lowest of its parents that is there, were it a file or a link to nothing."""
+    return next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists() or p.is_symlink())
 
 
 def clear(folder: Path, names: Iterable[str]) -> list[str]:

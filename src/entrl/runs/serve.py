@@ -28,14 +28,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 import httpx
 
 from entrl.engines.adapters import adapter_rank, server_rank
 from entrl.engines.background import end_with_parent
 from entrl.engines.middleware import STORE_VARIABLE
-from entrl.engines.servers import KEY_VARIABLE, PROCESSED, prompts_in_parts
+from entrl.engines.servers import KEY_VARIABLE, PROCESSED, checked_url, prompts_in_parts
 from entrl.models.load import base_of, refuse_adapter
 from entrl.runs.wording import shown
 from entrl.settings.secrets import mask_words
@@ -125,9 +124,7 @@ def server_command(
 
 def _address(url: str, replica: int, host: str | None, port: int | None) -> tuple[str, int]:
     """Where to listen for a replica the trainer will call at `url`."""
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError(f"trainer.vllm_replicas.{replica} is no address: {url!r}; write it like http://{LOCAL}:8000")
+    parts = checked_url(url, key=f"trainer.vllm_replicas.{replica}")
     if host is None and parts.hostname not in (LOCAL, "localhost", "::1"):
         raise ValueError(
             f"replica {replica} is called at {url}, from other machines; say where it listens with --host 0.0.0.0 "

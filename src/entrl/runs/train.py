@@ -94,7 +94,7 @@ def train(
             return read_result(folder, folder.path / "report.html")
         run.manifest = make_manifest(recipe, prepared.args, run.start) | {"contents": files}
         if run.is_trained:
-            run.manifest |= {k: v for k, v in (folder.manifest() or {}).items() if k == "best"}
+            run.manifest |= {k: v for k, v in (folder.manifest() or {}).items() if k in ("best", "warnings")}
         with run.ending.listening():
             return _noted(run)
     finally:
@@ -109,7 +109,8 @@ def _noted(run: Run) -> RunResult:
             if PartialState().is_main_process:
                 write_text(run.folder.path / "recipe.yaml", run.recipe.to_yaml())
                 describe_start(run)
-            return _train_in(run)
+            with run.keeping_warnings():
+                return _train_in(run)
     except BaseException as error:
         status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
         lost = "lost the other ranks, one of which failed: " if lost_ranks(error) else ""
@@ -227,7 +228,7 @@ def build_trainer(run: Run) -> tuple[Any, ProgressLine]:
     watch = LawWatch(
         active=interventions(prepared.args, prepared.controller_objects, prepared.reward_funcs),
         history=folder.path / "metrics.jsonl",
-        say=lambda text: run.say(f"warning: {text}"),
+        say=run.warn,
     )
     dense = evaluation_steps(None if recipe.eval is None else recipe.eval.at, prepared.args.max_steps)
     trainer = EntropyGRPOTrainer(
@@ -276,7 +277,7 @@ def describe_end(console: Console, result: RunResult) -> None:
     verdict = verdict_of(read_run(result.run_dir))
     notes = f"; {'; '.join(verdict.health.notes)}" * bool(verdict.health.notes)
     say(console, f"result {verdict.headline}")
-    for sentence in verdict.results:
+    for sentence in (*verdict.results, *verdict.entropies):
         say(console, f"       {sentence}")
     say(console, f"cost   {verdict.cost}")
     say(console, f"health {verdict.health_words}{notes}")

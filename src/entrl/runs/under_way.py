@@ -1,5 +1,8 @@
 """A run under way: what was asked for, where it is written, who listens."""
 
+import contextlib
+import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +16,7 @@ from entrl.runs.folder import RunFolder, write_json
 from entrl.runs.plan import Prepared
 from entrl.runs.recipe import Recipe
 from entrl.runs.wording import say
+from entrl.settings.secrets import mask_text
 
 
 @dataclass(kw_only=True)
@@ -40,6 +44,29 @@ class Run:
 
     def say(self, text: str) -> None:
         say(self.console, text)
+
+    def warn(self, text: str) -> None:
+        """Say it, and keep it for the report."""
+        self.say(f"warning: {text}")
+        self._keep(text)
+
+    @contextlib.contextmanager
+    def keeping_warnings(self) -> Iterator[None]:
+        """What Python code warns of while this lasts is shown as ever, and stands in the manifest for the report."""
+        with warnings.catch_warnings():
+            show = warnings.showwarning
+
+            def keep(message: Warning | str, *where: Any, **more: Any) -> None:
+                show(message, *where, **more)
+                self._keep(str(message))
+
+            warnings.showwarning = keep
+            yield
+
+    def _keep(self, text: str) -> None:
+        kept = self.manifest.setdefault("warnings", [])
+        if (text := mask_text(text)) not in kept:
+            self.note(warnings=[*kept, text])
 
     def note(self, **changes: Any) -> None:
         """Write the manifest anew, with changes."""

@@ -16,7 +16,7 @@ from entrl_lab.replicate.rows import Rows, commits
 from entrl_lab.replicate.runner import RunsFailed, check_kept, finished, prepare, run_all, start_server
 from entrl_lab.replicate.study import Run, Study, check_same_schedule, load_study
 from entrl_lab.replicate.summary import print_summary, print_verdicts, summarise
-from entrl_lab.replicate.tables import markdown
+from entrl_lab.replicate.tables import by_arm, markdown
 from entrl_lab.replicate.tuning import choose
 
 
@@ -101,7 +101,7 @@ def _write(study: Study, result: dict[str, Any], there: Sequence[Run], target: P
     print_summary(result, console)
     print_verdicts(result, console)
     if missing := result.get("missing"):
-        console.print(f"missing, {len(missing)} runs: {', '.join(missing)}", highlight=False)
+        console.print(f"missing runs, {len(missing)}: {by_arm(missing)}", highlight=False)
     console.print(f"results {target}\npage {page}", highlight=False)
 
 

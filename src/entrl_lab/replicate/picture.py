@@ -108,8 +108,9 @@ def _frame(
 
 
 def _ends(entry: Mapping[str, Any], scale: float) -> tuple[float, float, float]:
-    mean = scale * entry["mean"]
-    return mean, *(mean if entry[k] is None else scale * entry[k] for k in ("lo", "hi"))
+    """Mean and interval; a single seed has none."""
+    lo, hi = (entry["mean"] if entry[k] is None else entry[k] for k in ("lo", "hi"))
+    return scale * entry["mean"], scale * lo, scale * hi
 
 
 def _part(found: Mapping[str, Any], arm: str) -> str:

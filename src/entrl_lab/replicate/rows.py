@@ -89,10 +89,10 @@ def hashes(study: Study, run: Run) -> dict[str, str]:
         group: {k: v for k, v in told.items() if k.split(".")[0] == group and k != "trainer.output_dir"}
         for group in DECIDES
     }
-    if run.arm.offline is not None:  # its model is made anew wherever the study runs
+    if run.arm.offline is not None:  # the folder of its own run
         groups["model"].pop("model.path")
-    ours = lambda key: run.arm.offline is None or not key.startswith("model.")  # noqa: E731
-    files = contents(flat(recipe.resolved()), recipe.base, only=ours)
+    made = run.arm.offline is not None or bool(study.prepare)  # models that are made anew where the study runs
+    files = contents(flat(recipe.resolved()), recipe.base, only=lambda key: not (made and key.startswith("model.")))
     groups["contents"] = {k: v for k, v in files.items() if not k.endswith(RECORDS)}
     return {group: content_hash(values)[:12] for group, values in groups.items() if values}
 

@@ -1,5 +1,6 @@
 """The tables of a study as Markdown, from its results alone: means, paired differences with t intervals, claims."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -20,14 +21,12 @@ def markdown(study: Study, result: Mapping[str, Any]) -> str:
     """Everything a reader needs beside the README's words; numbers are those of the JSON, rounded."""
     parts = [f"# {study.title or study.file.parent.name}", _head(result)]
     for task, block in blocks_of(result).items():
-        if task:
-            parts.append(f"## {task}")
         if result["reference"] in block["means"]:
-            parts.append(_means(block, result["reference"]))
-            parts.append(_rest(block, result["reference"]))
+            parts += [f"## {task}"] if task else []
+            parts += [_means(block, result["reference"]), _rest(block, result["reference"])]
     for analysis in result.get("analyses", []):
         for task, found in analysis["tasks"].items():
-            parts.append(f"## {analysis['title']}{f' ({task})' if task else ''}")
+            parts.append(f"## {analysis['title']}{f' ({task})' if task and task not in analysis['title'] else ''}")
             if analysis["use"] == "length" and found["measured"]:
                 parts.append(_pairs(found))
             parts.append(f"Verdict: {found['verdict']}.")
@@ -36,14 +35,18 @@ def markdown(study: Study, result: Mapping[str, Any]) -> str:
 
 def _head(result: Mapping[str, Any]) -> str:
     runs = sum(len(own) for block in blocks_of(result).values() for own in block["values"].values())
-    missing = result.get("missing", [])
     words = f"{runs} runs from {', '.join(f'`{c[:12]}`' for c in result['commits'])}, written {result['written']}."
-    if missing:
-        words += f" **{len(missing)} runs are missing:** {', '.join(missing)}."
+    if missing := result.get("missing"):
+        words += f" **Missing runs, {len(missing)}:** {by_arm(missing)}."
     return (
         f"{words} In brackets the difference from `{result['reference']}`, paired over seeds, with Student's 95 % "
         "interval, not adjusted for the number of arms."
     )
+
+
+def by_arm(runs: Sequence[str]) -> str:
+    """`task/arm (how many)` of the names of runs."""
+    return ", ".join(f"{arm} ({n})" for arm, n in Counter(name.rpartition("-")[0] for name in runs).items())
 
 
 def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from entrl.engines.adapters import check_servable_config
+from entrl.engines.servers import checked_urls
+from entrl.evaluation.scoring import counters
 from entrl.models.load import generation_defaults, load_config, model_problems, on_meta
 from entrl.runs.best import best_notes, best_problems
 from entrl.runs.law_watch import evaluation_steps
@@ -116,6 +118,7 @@ def prepare(recipe: Recipe, *, world_size: int | None = None) -> Prepared:
     if out.lora is not None and served:
         collect(lambda: check_servable_config(out.lora), None)
     out.problems += evaluator_problems(recipe)
+    collect(lambda: counters({} if recipe.eval is None else recipe.eval.counts, base=recipe.base), {})
     out.problems += environment_problems(recipe, out.rewards)
     if out.args is not None:
         reads = reads_policy(out.controller_objects, out.reward_funcs)
@@ -125,7 +128,7 @@ def prepare(recipe: Recipe, *, world_size: int | None = None) -> Prepared:
         size = world_size or out.args.world_size
         out.problems += collect(lambda: schedule_problems(out, size), []) + launch_problems(recipe, size)
         out.problems += evaluation_problems(recipe, out.args) + reference_problems(out.args, out.lora)
-        out.problems += name_problems(recipe, out.args) + late_problems(out.args) + dropout_problems(recipe, out)
+        out.problems += name_problems(recipe, out.args) + late_problems(out.args, size) + dropout_problems(recipe, out)
         if recipe.environment is not None:
             out.problems += tool_problems(out.args)
         if world_size is None:
@@ -200,6 +203,11 @@ def evaluator_problems(recipe: Recipe) -> list[str]:
             "eval.engine: vllm reads model.path as it is; give a folder, leave model.revision out, or set eval.before: "
             "false"
         )
+    if spec.servers:
+        try:
+            checked_urls(spec.servers, key="eval.servers")
+        except ValueError as error:
+            out.append(str(error))
     if spec.servers and recipe.lora is None:
         out.append(
             "eval.servers hold the model they were started with, and all weights are trained here; leave eval.servers "

@@ -9,13 +9,16 @@ Not counted: logs, and a rollout that a checkpoint holds back where it falls bet
 """
 
 import math
+import os
 import shutil
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from entrl.models.shape import ModelShape
 from entrl.runs.law_watch import evaluation_steps
+from entrl.runs.ours import nearest, refuse_foreign
 from entrl.runs.plan.memory import Peak, Term, Training, optimiser_bytes, peak
 
 
@@ -89,7 +92,26 @@ def disk_needed(shape: ModelShape, run: Training, args: Any, count: int) -> Peak
     )
 
 
+def place_problems(folder: Path) -> list[str]:
+    """Why no run may write there, on any machine that has these files."""
+    try:
+        refuse_foreign(folder, kind="a run folder", place="trainer.output_dir")
+    except ValueError as error:
+        return [str(error)]
+    return []
+
+
+def unwritable(folder: Path) -> list[str]:
+    """Why it cannot be made or written on this machine, found by making an empty folder there for a moment."""
+    there = nearest(folder)
+    try:
+        with tempfile.TemporaryDirectory(dir=there, prefix=".entrl-plan-"):
+            return []
+    except OSError as error:
+        why = os.strerror(error.errno or 0)
+        return [f"trainer.output_dir: nothing can be written in {there} here ({why}); set it to another place"]
+
+
 def free_disk(folder: Path) -> int:
     """Bytes free where `folder` lies, or will lie."""
-    there = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
-    return shutil.disk_usage(there).free
+    return shutil.disk_usage(nearest(folder)).free

@@ -62,8 +62,6 @@ def _problems(shape: ModelShape | None, recipe: Recipe, args: Any, machines: Mac
             "vllm_replicas are sent the LoRA adapter alone, and the recipe has no lora; add lora: {r: 16, "
             "target_modules: all-linear}, or use vllm_mode: colocate"
         )
-    if replicas and len(set(replicas)) < len(replicas):
-        problems.append(f"vllm_replicas names a server twice: {', '.join(replicas)}; name each once")
     if args.vllm_mode == "colocate" and machines.world_size % args.vllm_tensor_parallel_size:
         problems.append(
             f"vllm_tensor_parallel_size={args.vllm_tensor_parallel_size} must divide the {machines.world_size} "

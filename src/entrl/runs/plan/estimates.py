@@ -11,6 +11,7 @@ from entrl.runs.plan.disk import checkpoint_count, disk_needed, free_disk
 from entrl.runs.plan.machines import Machines
 from entrl.runs.plan.memory import GIB, Training
 from entrl.runs.plan.peaks import explained, gib, least_training, prompt_tokens, run_peaks, shortages, told, training_of
+from entrl.runs.plan.values import adapter_warnings
 from entrl.runs.recipe import Recipe
 
 Rows = list[tuple[str, str]]
@@ -43,7 +44,8 @@ def describe_model(recipe: Recipe, prepared: Prepared) -> Estimate:
     except ValueError as error:  # peft: target modules that the model does not have
         return Estimate(problems=[f"lora: {first_line(error)}"])
     shape = model_shape(config, parameters=total, trained=trained)
-    return Estimate(shape=shape, rows=[("parameters", f"{total:,}, trained {trained:,} ({trained / total:.1%})")])
+    rows = [("parameters", f"{total:,}, trained {trained:,} ({trained / total:.1%})")]
+    return Estimate(shape=shape, rows=rows, warnings=adapter_warnings(prepared.lora, config))
 
 
 def describe_memory(

@@ -87,16 +87,18 @@ def _missing_optimiser(name: str) -> str | None:
     return f"trainer.optim {name} needs {package}, which is not installed here; install it, or take adamw_torch_fused"
 
 
-def trackers(args: Any) -> list[str]:
+def trackers(args: Any) -> list[str | None]:
+    """As they are written; null stays None."""
     named = args.report_to
     return [named] if isinstance(named, str) else list(named or [])
 
 
-def _missing_tracker(name: str) -> str | None:
+def _missing_tracker(name: str | None) -> str | None:
     from transformers.integrations import get_available_reporting_integrations
+    from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
-    if name in ("none", "all", "flyte") or name in get_available_reporting_integrations():
-        return None
+    if name not in INTEGRATION_TO_CALLBACK or name == "flyte" or name in get_available_reporting_integrations():
+        return None  # a name that no machine knows is no package to install (`name_problems`)
     return f"trainer.report_to names {name}, which is not installed here; pip install {name}, or take it out"
 
 
@@ -114,9 +116,11 @@ def name_problems(recipe: Recipe, args: Any) -> list[str]:
     if kernel is not None and kernel not in KNOWN_ATTENTION and "/" not in kernel:
         out.append(f"model.attn_implementation must be one of {', '.join(KNOWN_ATTENTION)}, got {kernel!r}")
     known = {*INTEGRATION_TO_CALLBACK, "none", "all"}
+    if None in trackers(args):
+        out.append("trainer.report_to is null; write report_to: none for no tracker, or leave it out, which means none")
     out += [
         f"trainer.report_to names {name!r}, which transformers does not know; it knows {', '.join(sorted(known))}"
         for name in trackers(args)
-        if name not in known
+        if name not in (None, *known)
     ]
     return out

@@ -11,6 +11,7 @@ from typing import Any
 from entrl.runs.law_watch import evaluation_steps
 from entrl.runs.plan.checks import Prepared, evaluation_problems, has_accelerator, prepare
 from entrl.runs.plan.device import SAY, Device, find_device
+from entrl.runs.plan.disk import place_problems, unwritable
 from entrl.runs.plan.engines import describe_engines
 from entrl.runs.plan.estimates import Estimate, describe_disk, describe_memory, describe_model
 from entrl.runs.plan.machines import Machines, machine_problems, read_machines
@@ -114,9 +115,11 @@ def plan(
     short = estimate.short if device.binding else []
     own = [p for p in estimate.problems if p not in found.problems]
     missing = [] if prepared.args is None else missing_here(recipe, prepared.args)
+    misplaced = place_problems(recipe.run_dir)
+    missing += [] if misplaced else unwritable(recipe.run_dir)
     return Plan(
         rows=rows,
-        problems=[*found.problems, *own, *short, *data.problems],
+        problems=[*found.problems, *own, *short, *data.problems, *misplaced],
         warnings=[*found.warnings, *estimate.warnings, *data.warnings],
         notes=found.notes,
         unchecked=[*estimate.unchecked, *data.unchecked, *missing],

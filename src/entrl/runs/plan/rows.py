@@ -10,7 +10,7 @@ from typing import Any
 
 from entrl.models.load import load_config, tokenizer_of
 from entrl.runs.plan.checks import Prepared, column_problems, first_line, opening_problems, required_names
-from entrl.runs.plan.trial import trial_problems
+from entrl.runs.plan.trial import tag_problems, trial_problems
 from entrl.runs.recipe import Recipe
 from entrl.runs.specs import EvalSpec
 from entrl.tasks import is_endless
@@ -92,10 +92,21 @@ def check_training_rows(recipe: Recipe, prepared: Prepared, rows: Any, found: Fo
         for name in sorted(required_names(reward.value) & set(rows.column_names)):
             _check_nulls(rows, name, reward.source, "data", found)
     _check_repeats(rows, found)
+    _check_tags(recipe, prepared, found)
     if prepared.args is not None:
         if count is not None:
             found.problems += too_few_prompts(count, prepared.args)
         _check_texts(recipe, prepared, rows, prepared.args.max_completion_length, "data", found)
+
+
+def _check_tags(recipe: Recipe, prepared: Prepared, found: Found) -> None:
+    if prepared.args is None or prepared.problems:
+        return
+    try:
+        tokenizer = tokenizer_of(recipe.model)
+    except (OSError, ValueError):  # said where lengths are counted
+        return
+    found.problems += tag_problems(prepared, tokenizer)
 
 
 def check_evaluation_rows(recipe: Recipe, prepared: Prepared, rows: Any, found: Found) -> None:

@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
-from entrl.maths.phases import ThinkTags
 from entrl.runs.plan.checks import Prepared
 from entrl.runs.recipe import Recipe
-from entrl.trainers.shared.rewards import RewardError, guarded
+from entrl.trainers.shared.first_look import think_tags_of
+from entrl.trainers.shared.rewards import RewardError, guarded, needed_signals
 
 TEXTS = ("1", "2 + 2")  # completions, in turn
 
@@ -26,8 +26,19 @@ def trial_problems(recipe: Recipe, prepared: Prepared, rows: Any, tokenizer: Any
     if not own:
         return []
     signals = _signals(prepared.args.num_generations, rows, tokenizer)
-    shared = {"gather": list, "training": True, "tokenizer": tokenizer, "think_tags": _tags(prepared.args, tokenizer)}
+    tags = think_tags_of(tokenizer, prepared.args, needed=False, warn=lambda _: None)
+    shared = {"gather": list, "training": True, "tokenizer": tokenizer, "think_tags": tags}
     return [problem for guard in guarded(own, **shared) if (problem := _tried(guard, signals)) is not None]
+
+
+def tag_problems(prepared: Prepared, tokenizer: Any) -> list[str]:
+    """Tags that a reward needs and the tokenizer cannot spell or tell apart, in the trainer's own words."""
+    try:
+        if any("think_tags" in needed_signals(r) for r in prepared.reward_funcs):
+            think_tags_of(tokenizer, prepared.args, needed=True, warn=lambda _: None)
+    except ValueError as error:
+        return [f"trainer: {error}"]
+    return []
 
 
 def _tried(guard: Any, signals: dict[str, Any]) -> str | None:
@@ -42,13 +53,6 @@ def _tried(guard: Any, signals: dict[str, Any]) -> str | None:
 
 async def _awaited(answer: Any) -> Any:
     return await answer
-
-
-def _tags(args: Any, tokenizer: Any) -> ThinkTags | None:
-    try:
-        return ThinkTags.from_tokenizer(tokenizer, open=args.think_open, close=args.think_close)
-    except ValueError:  # said where a reward needs them
-        return None
 
 
 def _signals(count: int, rows: Any, tokenizer: Any) -> dict[str, Any]:

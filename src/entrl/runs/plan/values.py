@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from entrl.models.load import on_meta
 from entrl.runs.recipe import Recipe
 from entrl.settings.names import Loaded
 
@@ -33,6 +34,12 @@ RANGES: dict[str, tuple[float, float, bool]] = {
     "seed": (0, 2**32 - 1, True),
     "data_seed": (0, 2**32 - 1, True),
     "dataloader_num_workers": (0, math.inf, True),
+    "ref_model_sync_steps": (1, math.inf, True),
+    "pad_to_multiple_of": (1, math.inf, True),
+    "vllm_tensor_parallel_size": (1, math.inf, True),
+    "vllm_gpu_memory_utilization": (0, 1, False),
+    "vllm_server_port": (1, 65535, True),
+    "vllm_group_port": (1, 65535, True),
 }
 # words that TRL 1.16 compares at its first step and nowhere before
 CHOICES: dict[str, tuple[Any, ...]] = {
@@ -101,6 +108,34 @@ def reference_problems(args: Any, lora: Any) -> list[str]:
 
 
 # --- legal, and rarely meant --------------------------------------------------------------------------------------
+
+
+def adapter_warnings(lora: Any, config: Any) -> list[str]:
+    """Names of an adapter that the model has no module for, beside others it has, which peft takes in silence.
+
+    config: of the model, built here without memory
+    """
+    if lora is None:
+        return []
+    modules = [name for name, _ in on_meta(config).named_modules()]
+    out = []
+    for option in ("target_modules", "exclude_modules", "modules_to_save"):
+        given = getattr(lora, option, None) or ()
+        idle = [] if isinstance(given, str) else sorted(n for n in given if not _names_any(n, modules))
+        if idle:
+            out.append(f"lora.{option} names {', '.join(idle)}, which no module of the model is called; correct it")
+    layers, count = getattr(lora, "layers_to_transform", None), config.get_text_config().num_hidden_layers
+    beyond = [i for i in ([layers] if isinstance(layers, int) else layers or []) if i >= count]
+    if beyond:
+        out.append(f"lora.layers_to_transform names {beyond}, and the model's layers are 0 to {count - 1}; correct it")
+    if getattr(lora, "lora_alpha", None) == 0:
+        out.append("lora.lora_alpha is 0, which the adapter is multiplied by: nothing will be trained; set it above 0")
+    return out
+
+
+def _names_any(name: str, modules: Sequence[str]) -> bool:
+    """By peft's rule: the whole dotted name, or its last parts."""
+    return any(module == name or module.endswith(f".{name}") for module in modules)
 
 
 def value_warnings(recipe: Recipe, args: Any, rewards: Sequence[Loaded]) -> list[str]:

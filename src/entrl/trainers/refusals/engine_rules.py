@@ -6,6 +6,7 @@ trainer and controllers are those of p. Under vLLM the difference can be undone,
 
 from typing import Any
 
+from entrl.engines.servers import checked_url, checked_urls
 from entrl.trainers.refusals.sampling import reshaping, without
 
 CORRECTABLE = ("top_p", "top_k", "top_h")  # what the recorder in the engine sees or can reconstruct
@@ -16,7 +17,7 @@ def vllm_problems(args: Any, *, entropy_aware: bool) -> list[str]:
     """Everything about engine and sampler that would train something else than it says; empty = all right."""
     found = reshaping(args)
     correction = getattr(args, "truncation_correction", None)
-    out = _source_problems(args)
+    out = _source_problems(args) + _address_problems(args)
     if correction is not None:
         out += _correction_problems(args, found, correction)
     elif found and entropy_aware and not getattr(args, "allow_truncated_sampling", False):
@@ -88,6 +89,19 @@ def _source_problems(args: Any) -> list[str]:
             "vllm_replicas with a LoRA adapter, or vllm_mode: colocate"
         )
     return out
+
+
+def _address_problems(args: Any) -> list[str]:
+    """Servers that nobody could call."""
+    replicas, own = getattr(args, "vllm_replicas", None), getattr(args, "vllm_server_base_url", None)
+    try:
+        if replicas:
+            checked_urls(replicas)
+        if own is not None and args.use_vllm and args.vllm_mode == "server" and not replicas:
+            checked_url(own, key="trainer.vllm_server_base_url")
+    except ValueError as error:
+        return [str(error)]
+    return []
 
 
 def _correction_problems(args: Any, found: dict[str, Any], correction: str) -> list[str]:
