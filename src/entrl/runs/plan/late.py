@@ -4,6 +4,7 @@ Optimiser, schedule, data loader, compiler backend, checkpointing of activations
 """
 
 import contextlib
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -54,8 +55,9 @@ def _checkpointed(args: Any) -> None:
     from torch.utils.checkpoint import checkpoint
 
     if args.gradient_checkpointing:
-        options = {"use_reentrant": False, **(args.gradient_checkpointing_kwargs or {})}
-        checkpoint(torch.sin, torch.zeros(1, requires_grad=True), **options)
+        options = args.gradient_checkpointing_kwargs or {"use_reentrant": False}
+        with warnings.catch_warnings(action="ignore"):  # torch's, on options without use_reentrant; said by training
+            checkpoint(torch.sin, torch.zeros(1, requires_grad=True), **options)
 
 
 def _layout_problems(args: Any, world_size: int) -> list[str]:
