@@ -102,6 +102,8 @@ def test_evaluation_says_the_same_for_every_spelling(models):
         assert {k: result[k] for k in tags} == tags
         gone = ("seconds", "commit", *tags)
         found[name] = {k: v for k, v in result.items() if k not in gone}
+        for example in found[name]["examples"]:  # the tags' own text is what differs
+            example["text"] = [part for part in example["text"] if part[0] in ("think", "answer")]
     assert found["plain"]["sampled_accuracy"] > 0.1
     for name in SPELLINGS:
         assert found[name] == found["plain"], name

@@ -132,7 +132,7 @@ class RunFolder:
         """Delete what a run writes, nothing else; the manifest last, so that a kill in here leaves a run folder."""
         self.path.mkdir(parents=True, exist_ok=True)
         write_json(self.path / "manifest.json", {"entrl": __version__, "config_hash": None, "status": STARTING})
-        if left := clear(self.path, sorted(set(OURS) - set(keep), key=lambda name: name == "manifest.json")):
+        if left := clear(self.path, sorted(set(OURS) - set(keep), key=lambda name: (name == "manifest.json", name))):
             print(f"left in {self.path}, not written by a run: {', '.join(left)}", file=sys.stderr)
 
     def _resumed(self, recipe: Recipe, manifest: dict[str, Any], ranks: int, say: Callable[[str], None]) -> Path | None:
