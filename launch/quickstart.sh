@@ -34,13 +34,15 @@ done
 export HF_HUB_OFFLINE="${HF_HUB_OFFLINE:-1}" TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 # 4 samples of each of the 202 test problems instead of the study's 16
 common=(eval.samples=4 "eval.k=[1,4]" ${again[@]+"${again[@]}"} ${words[@]+"${words[@]}"})
+with=(trainer.output_dir="$run" "${common[@]}")
+without=(trainer.output_dir="$run-grpo" "${common[@]}")
 
 mkdir -p "$(dirname "$run")"
 log="$run-grpo.log"
-entrl train recipes/overthinker/grpo.yaml trainer.output_dir="$run-grpo" "${common[@]}" >"$log" 2>&1 &
+entrl train recipes/overthinker/grpo.yaml ${without[@]+"${without[@]}"} >"$log" 2>&1 &
 control=$!
 trap 'kill "$control" 2>/dev/null || true' EXIT
-entrl train recipes/overthinker/pear.yaml trainer.output_dir="$run" "${common[@]}"
+entrl train recipes/overthinker/pear.yaml ${with[@]+"${with[@]}"}
 
 echo
 if wait "$control"; then
