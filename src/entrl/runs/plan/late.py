@@ -55,7 +55,7 @@ def _checkpointed(args: Any) -> None:
     from torch.utils.checkpoint import checkpoint
 
     if args.gradient_checkpointing:
-        options = args.gradient_checkpointing_kwargs or {"use_reentrant": False}
+        options: dict[str, Any] = args.gradient_checkpointing_kwargs or {"use_reentrant": False}
         with warnings.catch_warnings(action="ignore"):  # torch's, on options without use_reentrant; said by training
             checkpoint(torch.sin, torch.zeros(1, requires_grad=True), **options)
 
