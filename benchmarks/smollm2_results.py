@@ -26,7 +26,7 @@ from entrl.settings.json_lines import json_lines
 from entrl.stats.intervals import bootstrap_interval, mean_interval
 from entrl.stats.pairing import paired_difference
 
-PHASES = ("think_entropy", "answer_entropy")  # not in evaluations of before 0a68027
+PHASES = ("think_entropy", "answer_entropy")  # evaluations of 0a68027 and before have none
 PAIRED = ("sampled_accuracy", "greedy_correct", "mean_length", *PHASES)
 SHARE = 6  # the first and the last sixth of the steps
 FEW = 5  # steps below which an interval over steps says nothing

@@ -59,21 +59,23 @@ def _broken(run: RunRecord) -> _Check | None:
 
 
 def _truncated(run: RunRecord) -> _Check | None:
-    share, when = _at_end(run, "completions/clipped_ratio", "truncation_rate")
-    if share is None:
-        return None
-    if share <= TRUNCATED_SHARE:
-        return _Check(value=f"{share:.0%} truncated")
-    return _Check(finding=f"{share:.0%} of completions truncated {when} (over {TRUNCATED_SHARE:.0%})")
+    found = _at_end(run, "completions/clipped_ratio", "truncation_rate")
+    return _share(found, TRUNCATED_SHARE, "truncated", "truncated")
 
 
 def _missing_tags(run: RunRecord) -> _Check | None:
-    share, when = _at_end(run, "pear/missing_close", "missing_close_rate")
+    found = _at_end(run, "pear/missing_close", "missing_close_rate")
+    return _share(found, MISSING_TAGS, "without a closing tag", "never close their thinking")
+
+
+def _share(found: tuple[float | None, str], most: float, is_so: str, too_many: str) -> _Check | None:
+    """A share of completions that is fine up to `most`."""
+    share, when = found
     if share is None:
         return None
-    if share <= MISSING_TAGS:
-        return _Check(value=f"{share:.0%} without a closing tag")
-    return _Check(finding=f"{share:.0%} of completions never close their thinking {when} (over {MISSING_TAGS:.0%})")
+    if share <= most:
+        return _Check(value=f"{share:.0%} {is_so}")
+    return _Check(finding=f"{share:.0%} of completions {too_many} {when} (over {most:.0%})")
 
 
 def _at_end(run: RunRecord, metric: str, key: str) -> tuple[float | None, str]:
