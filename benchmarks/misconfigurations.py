@@ -264,7 +264,7 @@ def main() -> None:
     content = json.loads(options.out.read_text()) if options.out.is_file() else {"results": {}}
     results: dict[str, dict[str, Any]] = content["results"]
     if not options.table:
-        content["commit"] = git_state(ROOT)
+        commit = git_state(ROOT)  # of each result: a file that is gone on with may hold those of an earlier one
         with tempfile.TemporaryDirectory(prefix="misconfig-model-") as model:
             saved_model(Path(model))
             for module in ("plan", "train"):  # before the forks
@@ -278,7 +278,7 @@ def main() -> None:
                     )
                     if (options.only and options.only not in name) or (known and not options.only):
                         continue
-                    results[name] = run_case(group, case, Path(model))
+                    results[name] = run_case(group, case, Path(model)) | {"commit": commit}
                     print(f"{results[name]['verdict']:<24} {name}  {results[name]['line'][:150]}", flush=True)
                     options.out.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
     print(table(results))
