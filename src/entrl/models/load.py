@@ -54,7 +54,7 @@ class Adapter:
 
     @property
     def _merge_with_base(self) -> str:
-        return f"`entrl merge {self.where} --base MODEL --out FOLDER` takes its base from elsewhere"
+        return f"run `entrl merge {self.where} --base MODEL --out FOLDER` to take its base from elsewhere"
 
     @property
     def merge(self) -> str:

@@ -3,7 +3,7 @@
 import functools
 import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any
 
 from torch import nn
@@ -66,7 +66,7 @@ class GuardedReward:
         kwargs = self._arguments(kwargs)
         try:
             values = self.reward(**kwargs)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise RewardError(f"reward {self.__name__!r} raised {type(error).__name__}: {error}") from error
         return self._checked(values, kwargs)
 
@@ -97,7 +97,7 @@ class GuardedReward:
 
     def _checked(self, values: Any, kwargs: dict[str, Any]) -> list[float | None]:
         rows = len(kwargs["prompts"])
-        if values is None or not hasattr(values, "__len__"):
+        if values is None or not hasattr(values, "__len__") or isinstance(values, (Mapping, Set, str)):
             raise RewardError(
                 f"reward {self.__name__!r} returned {type(values).__name__}; return a list of {rows} floats"
             )
@@ -131,7 +131,7 @@ class GuardedAsyncReward(GuardedReward):
         kwargs = self._arguments(kwargs)
         try:
             values = await self.reward(**kwargs)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise RewardError(f"reward {self.__name__!r} raised {type(error).__name__}: {error}") from error
         return self._checked(values, kwargs)
 
