@@ -92,7 +92,7 @@ def _weight_problems(path: Path) -> list[str]:
             return [
                 f"model.path: the folder {path} lacks {', '.join(lacking[:3])}, which its index names; copy it again"
             ]
-    return [f"model.path: {file} {why}; copy the model again" for file in files if (why := _torn(file)) is not None]
+    return [f"model.path: {file} {why}; put the whole file there" for file in files if (why := _torn(file)) is not None]
 
 
 def _torn(file: Path) -> str | None:
@@ -106,7 +106,7 @@ def _torn(file: Path) -> str | None:
     except (OSError, ValueError, struct.error, KeyError, TypeError, AttributeError):
         return "is no safetensors file, or cut short"
     wanted = 8 + length + max(ends, default=0)
-    return None if size == wanted else f"has {size:,} bytes instead of {wanted:,}"
+    return None if size == wanted else f"has {size:,} bytes instead of {wanted:,}: it was not written to its end"
 
 
 def _tokenizer_path_problems(spec: Any) -> list[str]:

@@ -39,6 +39,8 @@ def describe_model(recipe: Recipe, prepared: Prepared) -> Estimate:
     except OSError as error:  # transformers: not on disk and the hub does not answer
         why = f"model {recipe.model.path} could not be looked at from here ({first_line(error)})"
         return Estimate(unchecked=[f"{why}; {ELSEWHERE}, or name a folder in model.path. Memory is not estimated"])
+    except ValueError as error:  # a configuration of no architecture
+        return Estimate(problems=[f"model.path {recipe.model.path}: {first_line(error)}; take another folder"])
     try:
         total, trained = count_parameters(config, prepared.lora)
     except ValueError as error:  # peft: target modules that the model does not have

@@ -1,31 +1,35 @@
 """A time limit on somebody else's code that is tried: a template, a reward."""
 
+import signal
 import threading
 from collections.abc import Callable
-from typing import TypeVar
+from types import FrameType
+from typing import NoReturn, TypeVar
 
 T = TypeVar("T")
+
+
+class _TimeIsUp(BaseException):
+    """Not an Exception: the code that is tried must not catch it by accident."""
 
 
 def within(seconds: float, work: Callable[[], T], what: str) -> T:
     """What `work` returns or raises; ValueError after `seconds`.
 
-    A thread cannot be ended: what hangs goes on beside until the process ends, which it does not hold up.
+    An alarm ends loops and waits of Python. Beside the main thread, where there is none, `work` has no limit.
     """
-    done: list[T] = []
-    raised: list[BaseException] = []
+    if threading.current_thread() is not threading.main_thread():
+        return work()
 
-    def run() -> None:
-        try:
-            done.append(work())
-        except BaseException as error:
-            raised.append(error)
+    def ring(number: int, frame: FrameType | None) -> NoReturn:
+        raise _TimeIsUp
 
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if raised:
-        raise raised[0]
-    if thread.is_alive():
-        raise ValueError(f"{what} did not come back within {seconds:g} s; mend the loop or the wait in it")
-    return done[0]
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        return work()
+    except _TimeIsUp:
+        raise ValueError(f"{what} did not come back within {seconds:g} s; mend the loop or the wait in it") from None
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)

@@ -106,7 +106,8 @@ def check_training_rows(recipe: Recipe, prepared: Prepared, rows: Any, found: Fo
     for reward in prepared.rewards:
         for name in sorted(required_names(reward.value) & set(rows.column_names)):
             _check_nulls(rows, name, reward.source, "data", found)
-    found.warnings += content_warnings(rows, "data", from_file=_from_file(recipe))
+    if prepared.environment is None:  # games differ by what is to be found out, and are all asked alike
+        found.warnings += content_warnings(rows, "data", from_file=_from_file(recipe))
     _check_tags(recipe, prepared, found)
     if prepared.args is not None:
         if count is not None:
