@@ -89,7 +89,7 @@ class Usual(NamedTuple):
 
 USUAL: dict[str, Usual] = {  # the bounds are our choice: an order of magnitude beyond what is published, or more
     "learning_rate": Usual(
-        1e-9,
+        1e-8,
         1e-2,  # above it AdamW leaves any language model's weights behind
         "runs have about 1e-6 for all weights, 1e-5 to 1e-4 for adapters; far above the policy is lost in a few steps, "
         "far below it does not move",

@@ -178,7 +178,11 @@ def _check_nulls(rows: Any, name: str, reader: str, where: str, found: Found) ->
 
 def _check_golds(rows: Any, kind: str, where: str, effect: str, found: Found) -> None:
     """Golds that no verifier can read; rows without one are `_check_nulls`'s."""
-    golds = check_golds(rows, default=kind, nulls=False)
+    try:
+        golds = check_golds(rows, default=kind, nulls=False)
+    except (ValueError, TypeError) as error:  # a column `verifier` that is none
+        found.problems.append(f"{where}: {error}")
+        return
     found.problems += golds.problems(where)
     found.warnings += golds.warnings(where, effect.format(left=golds.rows - len(golds.bad)))
 
