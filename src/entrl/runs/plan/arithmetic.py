@@ -5,6 +5,7 @@ No model and no data; of the trainer's config and of what the recipe says.
 
 from typing import Any
 
+from entrl.models.load import load_config
 from entrl.runs.recipe import Recipe
 
 
@@ -14,7 +15,7 @@ def arithmetic_problems(recipe: Recipe, args: Any) -> list[str]:
     if args.use_adaptive_entropy and args.entropy_coef_min > args.entropy_coef_max:
         out.append(
             f"trainer.entropy_coef_min of {args.entropy_coef_min:g} is above entropy_coef_max of "
-            f"{args.entropy_coef_max:g}; swap them"
+            f"{args.entropy_coef_max:g}; set the smaller one as the minimum"
         )
     if args.fp16 and args.use_cpu:
         out.append("trainer.fp16 is for GPUs, and this run is on the CPU; set fp16: false")
@@ -35,7 +36,24 @@ def arithmetic_problems(recipe: Recipe, args: Any) -> list[str]:
             f"launch.backend {backend} is for GPUs, and this run is on the CPU; leave it out, or write gloo with "
             "several processes"
         )
-    return out
+    return out + _beyond_context(recipe)
+
+
+def _beyond_context(recipe: Recipe) -> list[str]:
+    """An evaluation that lets answers run on far beyond what the model can attend to; they would take for ever."""
+    longest = 0 if recipe.eval is None else max(part.max_new_tokens or 0 for part in recipe.eval.parts.values())
+    if not longest:
+        return []
+    try:
+        positions = getattr(load_config(recipe.model).get_text_config(), "max_position_embeddings", None)
+    except (OSError, ValueError):  # said where the model is looked at
+        return []
+    if positions is None or longest < 2 * positions:
+        return []
+    return [
+        f"eval.max_new_tokens of {longest:,} is twice the model's context of {positions:,} or more, which no answer "
+        "can fill; lower it"
+    ]
 
 
 def arithmetic_warnings(recipe: Recipe, args: Any) -> list[str]:
@@ -72,7 +90,8 @@ def _clip_warnings(args: Any) -> list[str]:
     if args.epsilon_high is not None and args.epsilon_high < args.epsilon:
         out.append(
             f"trainer.epsilon_high of {args.epsilon_high:g} is below epsilon of {args.epsilon:g}: tokens that become "
-            "likelier are clipped sooner than those that become rarer; published runs have it the other way round"
+            "likelier are clipped sooner than those that become rarer; published runs have it the other way round; "
+            "raise it"
         )
     if args.delta is not None and args.delta <= 1 + high:
         out.append(

@@ -24,6 +24,7 @@ from entrl.runs.plan.missing import name_problems
 from entrl.runs.plan.sampler_trial import sampler_problems
 from entrl.runs.plan.values import (
     nan_problems,
+    path_problems,
     reference_problems,
     size_problems,
     tasks_of,
@@ -132,6 +133,7 @@ def prepare(recipe: Recipe, *, world_size: int | None = None) -> Prepared:
     out.problems += nan_problems(recipe) + size_problems(recipe)
     out.problems += folder_problems(recipe.model)
     out.rewards = collect(recipe.build_rewards, [])
+    out.problems += path_problems(out.rewards)
     out.problems += best_problems(recipe, [reward_name(r.value) for r in out.rewards])
     out.args = collect(lambda: _named_args(recipe, world_size), None)
     out.controllers = collect(recipe.build_controllers, [])

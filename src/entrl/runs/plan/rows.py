@@ -245,11 +245,6 @@ def _check_texts(recipe: Recipe, prepared: Prepared, rows: Any, length: int, whe
     if positions is None:
         return
     limit = positions - length
-    if where == "eval" and length >= 2 * positions:
-        found.problems.append(
-            f"{key} of {length:,} is twice the context of {positions:,} or more, which no completion can fill; lower it"
-        )
-        return
     if limit < 1:  # legal, as few completions may get so long; prompts must fit at least
         found.warnings.append(f"{key} of {length} leaves no room for a prompt in the context of {positions}; lower it")
         limit, length = positions, 0

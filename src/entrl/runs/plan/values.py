@@ -46,6 +46,15 @@ def weight_problems(recipe: Recipe) -> list[str]:
     ]
 
 
+def path_problems(rewards: Sequence[Loaded]) -> list[str]:
+    """Rewards that are somebody's model, and no model is named."""
+    return [
+        f"rewards.{i}.args.path of {reward.source} is empty; name the folder or hub id of the model that scores"
+        for i, reward in enumerate(rewards)
+        if getattr(reward.value, "path", None) == ""
+    ]
+
+
 def nan_problems(recipe: Recipe) -> list[str]:
     """NaN anywhere but in `trainer` and weights, which say more of themselves."""
     return [
