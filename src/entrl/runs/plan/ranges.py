@@ -75,7 +75,9 @@ RANGES: dict[str, Range] = {
     "branch_roots": Range(2),
 }
 # Numbers without a range of their own: judged elsewhere (`empty_runs`), set by the launcher, or free.
-FREE = frozenset({"max_steps", "num_train_epochs", "local_rank", "entropy_coef", "expected_world_size"})
+FREE = frozenset(
+    {"max_steps", "num_train_epochs", "num_iterations", "local_rank", "entropy_coef", "expected_world_size"}
+)
 
 
 class Usual(NamedTuple):
