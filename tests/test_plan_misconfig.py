@@ -91,7 +91,7 @@ CASES = [
     ),
     Wrong(what="eval.max_new_tokens 0", changes={"eval.max_new_tokens": 0}, stops="max_new_tokens"),
     Wrong(what="eval.max_new_tokens -5", changes={"eval.max_new_tokens": -5}, stops="max_new_tokens"),
-    Wrong(what="constant reward", changes={"rewards": MINE}, reward="constant"),  # what it returns is not judged
+    Wrong(what="constant reward", changes={"rewards": MINE}, reward="constant", warns="returned 0.5 for all"),
     Wrong(what="reward reads a column", changes={"rewards": MINE}, reward="difficulty", stops="KeyError: 'difficulty'"),
     Wrong(what="reward of wrong length", changes={"rewards": MINE}, reward="length", stops="returned 1 rewards for"),
     Wrong(what="reward strings", changes={"rewards": MINE}, reward="strings", stops="returned 'good' (str)"),

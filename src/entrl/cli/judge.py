@@ -1,8 +1,10 @@
-"""`entrl report`, `entrl compare`: what came out of a run."""
+"""`entrl report`, `entrl compare`, `entrl try-reward`: what came out of a run."""
 
 import argparse
+from typing import Any
 
 from entrl.cli.parsers import Command, path
+from entrl.runs.wording import shown
 
 
 def report_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,6 +36,30 @@ def run_compare(options: argparse.Namespace) -> int:
     return 0
 
 
+def try_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("reward", metavar="FILE[:FUNCTION]", help="as `use` in a recipe: a file, a module, a bare name")
+    parser.add_argument("args", nargs="*", metavar="KEY=VALUE", help="arguments of the reward, such as alpha=0.5")
+    parser.add_argument("--on", type=path, required=True, metavar="RUN|FILE", help="a run folder, or completions.jsonl")
+    parser.add_argument("--limit", type=int, metavar="N", help="look at the first N completions alone")
+    parser.add_argument("--json", action="store_true", dest="as_json", help="print everything as JSON")
+
+
+def run_try(options: argparse.Namespace) -> int:
+    import json
+
+    from entrl.runs.stored import read_stored
+    from entrl.runs.try_reward import find_reward, try_reward
+    from entrl.settings.overrides import apply_override
+
+    args: dict[str, Any] = {}
+    for word in options.args:
+        apply_override(args, word)
+    loaded = find_reward(options.reward, args)
+    tried = try_reward(loaded, read_stored(options.on, limit=options.limit))
+    print(json.dumps(tried.to_json(), indent=2, ensure_ascii=False) if options.as_json else shown(tried.render()))
+    return 1 if tried.problems else 0
+
+
 COMMANDS = {
     "report": Command(
         help="Write one self-contained HTML page about one or several runs.",
@@ -46,5 +72,11 @@ COMMANDS = {
         group="judge",
         arguments=compare_arguments,
         run=run_compare,
+    ),
+    "try-reward": Command(
+        help="Call a reward on completions that were kept; exit 1 when training could not use it.",
+        group="judge",
+        arguments=try_arguments,
+        run=run_try,
     ),
 }

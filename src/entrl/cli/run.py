@@ -1,6 +1,7 @@
 """`entrl train`, `entrl plan`, `entrl serve`: a recipe's run."""
 
 import argparse
+import contextlib
 import os
 
 from entrl.cli.errors import USER_ERRORS, one_line
@@ -59,13 +60,14 @@ def rate(text: str) -> tuple[float, float]:
 
 
 def run_plan(options: argparse.Namespace) -> int:
+    from entrl.runs.folder import holds_run
     from entrl.runs.plan import Measured, plan
     from entrl.runs.recipe import load_recipe
 
     try:
         from entrl.settings.overrides import split_overrides
 
-        overrides, _ = split_overrides(options.overrides)
+        overrides, how = split_overrides(options.overrides)
         measured = Measured(
             device_gib=options.device_memory,
             generate=options.generate_rate,
@@ -81,6 +83,9 @@ def run_plan(options: argparse.Namespace) -> int:
             raise
         print(f"problem: {one_line(error)}")
         return 1
+    with contextlib.suppress(ValueError):  # of a folder that is not ours, said among the problems
+        if (held := holds_run(recipe.run_dir)) is not None and not any(how.values()):
+            found.warnings.append(held)
     print(shown(found.render()))
     return 0 if found.ok else 1
 

@@ -165,7 +165,7 @@ class Guard(Controller):
         if self.knob not in inner.options():
             raise ValueError(
                 f"guard: {inner.name} has no option {self.knob!r}; its knobs are {', '.join(inner.knobs) or 'none'} "
-                f"and its options {', '.join(inner.options())}"
+                f"and its options {', '.join(inner.options())}; name one of them"
             )
         if self.raises_entropy is not None:
             return 1 if self.raises_entropy else -1

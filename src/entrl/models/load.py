@@ -54,7 +54,7 @@ class Adapter:
 
     @property
     def _merge_with_base(self) -> str:
-        return f"`entrl merge {self.where} --base MODEL --out FOLDER` takes its base from elsewhere"
+        return f"run `entrl merge {self.where} --base MODEL --out FOLDER` to take its base from elsewhere"
 
     @property
     def merge(self) -> str:
@@ -193,10 +193,14 @@ def _has_tokenizer(where: str, revision: str | None) -> bool:
 
 def load_config(spec: Any) -> Any:
     """The architecture of a recipe's `model` group, of the base where it is an adapter."""
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
     where, revision = base_of(spec.path, revision=spec.revision)
-    return AutoConfig.from_pretrained(where, revision=revision, trust_remote_code=spec.trust_remote_code)
+    try:
+        return AutoConfig.from_pretrained(where, revision=revision, trust_remote_code=spec.trust_remote_code)
+    except StrictDataclassError as error:  # a kind of its own, of values that a configuration cannot have
+        raise ValueError(f"model.path {spec.path}: {' '.join(str(error).split())}; mend its config.json") from error
 
 
 def on_meta(config: Any) -> Any:

@@ -68,6 +68,19 @@ def append_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
             file.write(lines)
 
 
+def holds_run(path: Path) -> str | None:
+    """What to do about a folder in which a run lies, None for one where none does."""
+    manifest = read_manifest(path)
+    if manifest is None:
+        return None
+    finished = manifest.get("status") == "finished"
+    go_on = f"resume=true to {'train on with a larger trainer.max_steps' if finished else 'go on with it'}, "
+    return (
+        f"{path} holds a run already ({manifest.get('status')}); add {go_on}overwrite=true to delete it, or "
+        "trainer.output_dir=... to write elsewhere"
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunFolder:
     """The run folder of a recipe: where things are, and whether a run may start there."""
@@ -119,12 +132,7 @@ class RunFolder:
             refuse_linked_model(self.path)
             return self._resumed(recipe, manifest, ranks, say)
         elif not overwrite:
-            finished = manifest.get("status") == "finished"
-            go_on = f"resume=true to {'train on with a larger trainer.max_steps' if finished else 'go on with it'}, "
-            raise ValueError(
-                f"{self.path} holds a run already ({manifest.get('status')}); add {go_on}overwrite=true to delete it, "
-                "or trainer.output_dir=... to write elsewhere"
-            )
+            raise ValueError(holds_run(self.path))
         self._clear()
         return None
 

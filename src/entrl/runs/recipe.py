@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from entrl.runs.removed_keys import OWNED_TRAINER_KEYS, REMOVED_TRAINER_KEYS
+from entrl.runs.removed_keys import OTHER_TRAINER_KEYS, OWNED_TRAINER_KEYS, REMOVED_TRAINER_KEYS, ours
 from entrl.runs.specs import (
     ControllerSpec,
     DataSpec,
@@ -88,6 +88,7 @@ class Recipe(SettingsFile, Parts):
             defaults=defaults,
             removed=REMOVED_TRAINER_KEYS,
             owned=OWNED_TRAINER_KEYS,
+            elsewhere=lambda key: ours(key, OTHER_TRAINER_KEYS),
         )
         return {**groups, "lora": checked_lora(groups.get("lora")), "trainer": trainer}
 

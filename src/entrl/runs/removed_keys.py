@@ -1,5 +1,7 @@
 """Keys of a recipe that are gone, or that are set in another group, and the next move."""
 
+from collections.abc import Mapping
+
 # Keys people carry over from older TRL or transformers; none is a field in TRL 1.16 with transformers 5.17.
 REMOVED_TRAINER_KEYS = {
     "torch_dtype": "set model.dtype",
@@ -47,6 +49,42 @@ REMOVED_TRAINER_KEYS = {
     "response_length": "set trainer.max_completion_length",
     "mini_batch_size": "set trainer.per_device_train_batch_size",
 }
+# Words of other libraries, and short ones -> ours.
+OTHER_TRAINER_KEYS = {
+    "lr": "trainer.learning_rate",
+    "batch_size": "trainer.per_device_train_batch_size",
+    "train_batch_size": "trainer.per_device_train_batch_size",
+    "micro_batch_size": "trainer.per_device_train_batch_size",
+    "grad_accum": "trainer.gradient_accumulation_steps",
+    "gradient_accumulation": "trainer.gradient_accumulation_steps",
+    "epochs": "trainer.num_train_epochs",
+    "num_epochs": "trainer.num_train_epochs",
+    "steps": "trainer.max_steps",
+    "total_steps": "trainer.max_steps",
+    "max_tokens": "trainer.max_completion_length",
+    "max_new_tokens": "trainer.max_completion_length",
+    "max_response_length": "trainer.max_completion_length",
+    "group_size": "trainer.num_generations",
+    "rollout_n": "trainer.num_generations",
+    "kl_loss_coef": "trainer.beta",
+    "clip_ratio": "trainer.epsilon",
+    "clip_range": "trainer.epsilon",
+    "clip_ratio_high": "trainer.epsilon_high",
+    "grad_clip": "trainer.max_grad_norm",
+    "scheduler": "trainer.lr_scheduler_type",
+    "warmup": "trainer.warmup_steps",
+    "optimizer": "trainer.optim",
+    "entropy_coeff": "trainer.entropy_coef",
+}
+OTHER_LORA_KEYS = {
+    "rank": "lora.r",
+    "lora_r": "lora.r",
+    "alpha": "lora.lora_alpha",
+    "dropout": "lora.lora_dropout",
+    "targets": "lora.target_modules",
+    "lora_target_modules": "lora.target_modules",
+    "lora_modules_to_save": "lora.modules_to_save",
+}
 REMOVED_MODEL_KEYS = {
     "torch_dtype": "set model.dtype",
     "name": "set model.path",
@@ -65,3 +103,8 @@ OWNED_TRAINER_KEYS = {
     "fsdp": "remove it: start with `accelerate launch --config_file launch/fsdp2.yaml`",
     "fsdp_config": "remove it: start with `accelerate launch --config_file launch/fsdp2.yaml`",
 }
+
+
+def ours(key: str, others: Mapping[str, str]) -> str:
+    """' Set ...' for a word that is none of ours and has one that is, else ''."""
+    return f" Set {others[key]}" if key in others else ""

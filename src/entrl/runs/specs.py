@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from entrl.environments import load_environment
 from entrl.models.quantization import Quantization
-from entrl.runs.removed_keys import REMOVED_MODEL_KEYS
+from entrl.runs.removed_keys import OTHER_LORA_KEYS, REMOVED_MODEL_KEYS, ours
 from entrl.settings.arguments import configure
 from entrl.settings.groups import at_least_one, check, config_group, field_hints
 from entrl.settings.names import Loaded, find_file, load_object
@@ -20,6 +20,11 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 BACKENDS = ("gloo", "nccl", "mpi", "xccl", "hccl")  # of torch.distributed
 EVAL_ENGINES = ("transformers", "vllm")
 DIALOGUES_BY = "dialogues with an environment are evaluated by transformers; set eval.engine: transformers"
+
+
+def check_seed(name: str, value: int) -> None:
+    """What numpy, torch and random take alike."""
+    check(0 <= value < 2**32, f"{name} must be at least 0 and below 2**32, got {value}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +70,7 @@ class DataSpec:
 
     def __post_init__(self) -> None:
         at_least_one("data.train_size", self.train_size)
+        check_seed("data.seed", self.seed)
         one = (self.task is None) != (self.mixture is None)
         check(one, "data needs a 'task', or a 'mixture' of several: one of the two")
         if self.mixture is not None:
@@ -165,11 +171,12 @@ class EvalSpec:
         check(bool(self.task) != bool(self.tasks), "eval needs either a task or a list of tasks")
         for name in ("size", "samples", "max_new_tokens"):
             at_least_one(f"eval.{name}", getattr(self, name))
+        check_seed("eval.seed", self.seed)
         good = self.batch_size == "auto" or (isinstance(self.batch_size, int) and self.batch_size >= 1)
         check(good, f"eval.batch_size must be at least 1, or auto; got {self.batch_size!r}")
         check(
-            self.temperature > 0,
-            f"eval.temperature must be above 0, got {self.temperature}; greedy answers are written besides",
+            0 < self.temperature < math.inf,
+            f"eval.temperature must be above 0 and finite, got {self.temperature}; greedy answers are written besides",
         )
         check(0 < self.top_p <= 1, f"eval.top_p must be in (0, 1], got {self.top_p}")
         bad = [k for k in self.k if not 1 <= k <= self.samples]
@@ -292,7 +299,12 @@ def checked_lora(group: Any) -> dict[str, Any] | None:
     from peft import LoraConfig  # brings torch
 
     # peft's own annotation holds the words "pissa_niter_[number of iters]" where any number may stand
-    config_group(group, field_hints(LoraConfig) | {"init_lora_weights": bool | str}, "lora")
+    config_group(
+        group,
+        field_hints(LoraConfig) | {"init_lora_weights": bool | str},
+        "lora",
+        elsewhere=lambda key: ours(key, OTHER_LORA_KEYS),
+    )
     return dict(group)
 
 

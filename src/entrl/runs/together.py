@@ -47,7 +47,7 @@ def is_hushed(error: BaseException) -> bool:
 
 def rank_prefix() -> str:
     """'rank 1: ' under a launcher that started several processes, else ''."""
-    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    several = os.environ.get("WORLD_SIZE", "1") not in ("", "0", "1")
     return f"rank {os.environ.get('RANK', '0')}: " if several else ""
 
 
@@ -58,6 +58,12 @@ def refuse_left_over(environ: Mapping[str, str]) -> None:
         raise ValueError(
             f"WORLD_SIZE is {size} in the environment, without {', '.join(lacking)}, so no launcher started this "
             "process; `unset WORLD_SIZE`, or start it with `accelerate launch`"
+        )
+    left = [name for name in ("RANK", "LOCAL_RANK") if environ.get(name, "0") != "0"]
+    if left and len(lacking) > 0:
+        raise ValueError(
+            f"{' and '.join(left)} of another process are set in the environment, without {', '.join(lacking)}, so no "
+            f"launcher started this one; `unset {' '.join(left)}`, or start it with `accelerate launch`"
         )
 
 

@@ -26,10 +26,34 @@ def configure(target: Any, args: Mapping[str, Any], *, source: str) -> Any:
     if dataclasses.is_dataclass(target) and not isinstance(target, type):
         return _made_anew(target, args, source)
     if not callable(target):
-        raise TypeError(f"{source} is a {type(target).__name__}, neither callable nor a class")
+        raise TypeError(
+            f"{source} is a {type(target).__name__}, neither callable nor a class; name a function or a class"
+        )
     if inspect.isclass(target) or _is_factory(target):
-        return target(**_checked(args, argument_hints(target), source))
+        return _called(target, _checked(args, argument_hints(target), source), source)
     return _bind(target, args, source) if args else target
+
+
+def _called(target: Callable[..., Any], args: Mapping[str, Any], source: str) -> Any:
+    """What a class or a factory makes of `args`; TypeError naming those it lacks."""
+    try:
+        inspect.signature(target).bind(**args)
+    except TypeError:
+        lacking = [
+            p.name
+            for p in inspect.signature(target).parameters.values()
+            if p.default is p.empty and p.name not in args and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+        ]
+        taken = (
+            ""
+            if inspect.isclass(target)
+            else (
+                "; or, if it is a reward itself, name `completions` among its parameters: a reward is called once with "
+                "all completions of a batch"
+            )
+        )
+        raise TypeError(f"{source} needs {', '.join(lacking)}: write them into its args{taken}") from None
+    return target(**args)
 
 
 def argument_hints(target: Callable[..., Any]) -> dict[str, Any]:

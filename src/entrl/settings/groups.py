@@ -67,6 +67,8 @@ def check_keys(
             raise ValueError(f"{where}.{key} is gone: {removed[key]}")
         hint = (elsewhere(str(key)) if elsewhere is not None else "") or suggest(str(key), known)
         listing = f" Valid keys: {', '.join(known)}" if len(known) <= 30 else ""
+        if not hint and not listing:
+            hint = " Correct it, or leave it out"
         raise ValueError(f"unknown key {key!r} in {where}.{hint}{listing}")
 
 
@@ -253,7 +255,8 @@ class SettingsFile:
             raise FileNotFoundError(f"no {cls.WHAT} {path}{_nearby(path)}")
         content = parse_yaml(read_text(path), name=str(path))
         if not isinstance(content, dict):
-            raise ValueError(f"{path} holds a {type(content).__name__}, not a mapping of groups")
+            what = "is empty" if content is None else f"holds a {type(content).__name__}, not a mapping of groups"
+            raise ValueError(f"{path} {what}; write the groups that {cls.DOCS} describes, such as model: {{path: ...}}")
         for override in overrides:
             apply_override(content, override)
         return dataclasses.replace(cls.make(content, name=path.stem, base=path.resolve().parent), file=path)

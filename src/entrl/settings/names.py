@@ -60,8 +60,8 @@ def import_file(path: Path) -> ModuleType:
         spec.loader.exec_module(module)
     except BaseException as error:
         del sys.modules[name]
-        if isinstance(error, Exception) and not isinstance(error, ImportError):
-            raise ValueError(f"{path} cannot be imported: {type(error).__name__}: {error}") from error
+        if isinstance(error, SystemExit) or (isinstance(error, Exception) and not isinstance(error, ImportError)):
+            raise ValueError(f"{path} cannot be imported: {type(error).__name__}: {error}; mend that file") from error
         raise
     return module
 
@@ -116,6 +116,9 @@ def _attribute(module: ModuleType, wanted: str) -> Any:
     for part in wanted.split("."):
         if not hasattr(value, part):
             public = [n for n in vars(value) if not n.startswith("_")] if hasattr(value, "__dict__") else []
-            raise ValueError(f"{module.__name__} ({module.__file__}) has no {wanted!r}.{suggest(part, public)}")
+            raise ValueError(
+                f"{module.__name__} ({module.__file__}) has no "
+                f"{wanted!r}.{suggest(part, public) or ' Name something it has'}"
+            )
         value = getattr(value, part)
     return value

@@ -16,7 +16,9 @@ class Loader(yaml.SafeLoader):
         for key_node, _ in node.value:
             key = str(key_node.value)
             if key in seen and key != "<<":
-                raise ValueError(f"{self.name}: line {key_node.start_mark.line + 1}: key {key!r} is written twice")
+                raise ValueError(
+                    f"{self.name}: line {key_node.start_mark.line + 1}: key {key!r} is written twice; keep one"
+                )
             seen.add(key)
         return super().construct_mapping(node, deep)
 
@@ -67,9 +69,21 @@ def parse_yaml(text: str, *, name: str = "recipe") -> Any:
     except RecursionError:
         raise ValueError(f"{name} is nested too deeply; a recipe has a handful of levels") from None
     except yaml.YAMLError as error:
-        raise ValueError(f"{name} is not valid YAML: {' '.join(str(error).split())}") from error
+        raise ValueError(f"{name} is not valid YAML: {' '.join(str(error).split())}; {_cure(error)}") from error
     finally:
         loader.dispose()
+
+
+def _cure(error: yaml.YAMLError) -> str:
+    """What to do about text that is no YAML."""
+    why = str(error)
+    if "single document" in why:
+        return "write one recipe a file, without ---"
+    if "found character '\\t'" in why:
+        return "indent by spaces, not tabs"
+    if "constructor" in why:
+        return "write plain values, without tags (!...)"
+    return "mend the line before, or quote what holds a colon, bracket or quote"
 
 
 def count_values(node: yaml.Node, known: dict[int, int], name: str) -> int:

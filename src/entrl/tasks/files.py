@@ -58,6 +58,11 @@ def file_rows(
     if not file.is_file():
         what = "is a folder; name one file" if file.is_dir() else "does not exist"
         raise FileNotFoundError(f"task file {path!r} {what} (looked at {file.resolve()})")
+    if test_every < 0 or test_every == 1:
+        raise ValueError(
+            f"task file {path!r}: test_every must be 0 (no split) or at least 2 (one problem in so many is held out), "
+            f"got {test_every}"
+        )
     records = read_records(kind, file, path)
     columns = {"prompt": prompt_column, "answer": answer_column}
     file_verifier(verifier, "option verifier of the task")

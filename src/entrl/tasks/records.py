@@ -118,7 +118,9 @@ def _parquet(file: Path, shown: str) -> Iterator[Record]:
     try:
         table = ParquetFile(file).read()
     except pyarrow.ArrowException as error:
-        raise ValueError(f"{shown} is no parquet file: {error}") from error
+        raise ValueError(
+            f"{shown} is no parquet file: {error}; name its kind as the task, such as jsonl:PATH"
+        ) from error
     for number, values in enumerate(table.to_pylist(), start=1):
         yield Record(where=f"{shown}, row {number},", name=f"row-{number}", values=values)
 

@@ -25,7 +25,7 @@ class Row(TypedDict):
 def as_dataset(rows: Sequence[Row], *, name: str) -> "Dataset":
     """A table with every column in every row; ids must be unique, or paired comparisons would mispair."""
     if not rows:
-        raise ValueError(f"task {name!r} yields no rows")
+        raise ValueError(f"task {name!r} yields no rows; give it some, or check its split and options (test_every)")
     ids = [row["problem_id"] for row in rows]
     if len(set(ids)) < len(ids):
         twice = next(i for i in ids if ids.count(i) > 1)

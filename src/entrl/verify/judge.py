@@ -63,7 +63,13 @@ def gold_problem(kind: str, gold: str, spec: Mapping[str, Any]) -> str | None:
 
 def read_verifier(column: Any, row: int, *, default: str = "auto") -> tuple[str, dict[str, Any]]:
     """(kind, options) of a row's `verifier` column; `default` other than auto overrules the column's kind."""
-    spec = json.loads(column) if isinstance(column, str) else dict(column or {})
+    try:
+        spec = json.loads(column) if isinstance(column, str) else dict(column or {})
+    except ValueError:
+        why = "is empty, as of a game, which its environment judges" if not column else f"is no JSON: {column[:40]!r}"
+        raise ValueError(
+            f"row {row}: the column 'verifier' {why}; take another task, or leave the rewards out that judge answers"
+        ) from None
     kind = default if default != "auto" else spec.get("kind", "math")
     if kind not in KINDS:
         raise ValueError(f"row {row}: verifier kind must be one of {', '.join(KINDS)}, got {kind!r}")
@@ -110,7 +116,8 @@ def file_verifier(column: Any, where: str, *, default: str = "math") -> str:
     if kind not in FILE_KINDS:
         other = "; write the task as reasoning_gym:NAME instead" if kind == "reasoning_gym" else ""
         raise ValueError(
-            f"{where}: a row of a file may ask for the verifiers {known}, its column 'verifier' says {kind!r}{other}"
+            f"{where}: a row of a file may ask for the verifiers {known}, its column 'verifier' says "
+            f"{kind!r}{other or '; write one of them'}"
         )
     takes = KIND_FIELDS.get(kind, ())
     if odd := sorted(set(spec) - {"kind", *takes}):

@@ -12,17 +12,31 @@ from typing import Any
 from entrl.engines.adapters import check_servable_config
 from entrl.engines.servers import checked_urls
 from entrl.evaluation.scoring import counters
+from entrl.models.folder import folder_problems
 from entrl.models.load import generation_defaults, load_config, model_problems, on_meta
 from entrl.runs.best import best_notes, best_problems
 from entrl.runs.law_watch import evaluation_steps
+from entrl.runs.plan.adapter import adapter_problems
+from entrl.runs.plan.arithmetic import arithmetic_problems
+from entrl.runs.plan.environment import variable_problems
 from entrl.runs.plan.late import late_problems
 from entrl.runs.plan.missing import name_problems
-from entrl.runs.plan.values import adapter_problems, reference_problems, value_problems, weight_problems
+from entrl.runs.plan.sampler_trial import sampler_problems
+from entrl.runs.plan.values import (
+    nan_problems,
+    path_problems,
+    reference_problems,
+    size_problems,
+    tasks_of,
+    value_problems,
+    weight_problems,
+)
 from entrl.runs.recipe import Recipe
 from entrl.runs.specs import BACKENDS, DIALOGUES_BY
 from entrl.runs.together import refuse_left_over
 from entrl.settings.arguments import TRL_KEYWORDS
 from entrl.settings.names import Loaded, suggest
+from entrl.tasks import INQUIRIES
 from entrl.trainers.config import EntropyGRPOConfig
 from entrl.trainers.grpo import trainer as _trainer  # noqa: F401  what it stands on in TRL is checked at import
 from entrl.trainers.refusals.checks import check_schedule, reads_policy, wants_no_dropout
@@ -85,6 +99,18 @@ def build_args(recipe: Recipe, world_size: int | None = None) -> Any:
     return PlannedConfig(**kwargs)
 
 
+def _named_args(recipe: Recipe, world_size: int | None) -> Any:
+    """`build_args`, its errors with the group they are of: TRL and transformers name a field alone, or none."""
+    try:
+        return build_args(recipe, world_size)
+    except (ValueError, TypeError, ImportError) as error:
+        why = str(error).strip().rstrip(".")
+        if why.startswith(("trainer.", "WORLD_SIZE", "RANK", "LOCAL_RANK")):
+            raise
+        key = ".accelerator_config" if "AcceleratorConfig" in why else ""
+        raise ValueError(f"trainer{key}: {why}; correct the keys that it names") from error
+
+
 def has_accelerator() -> bool:
     """True when torch sees a GPU or another accelerator."""
     import torch
@@ -103,10 +129,13 @@ def prepare(recipe: Recipe, *, world_size: int | None = None) -> Prepared:
             out.problems.append(str(error) or type(error).__name__)
             return default
 
-    out.problems += value_problems(recipe.trainer) + weight_problems(recipe)
+    out.problems += variable_problems() + value_problems(recipe.trainer) + weight_problems(recipe)
+    out.problems += nan_problems(recipe) + size_problems(recipe)
+    out.problems += folder_problems(recipe.model)
     out.rewards = collect(recipe.build_rewards, [])
+    out.problems += path_problems(out.rewards)
     out.problems += best_problems(recipe, [reward_name(r.value) for r in out.rewards])
-    out.args = collect(lambda: build_args(recipe, world_size), None)
+    out.args = collect(lambda: _named_args(recipe, world_size), None)
     out.controllers = collect(recipe.build_controllers, [])
     out.lora = collect(recipe.build_lora, None)
     out.environment = collect(recipe.build_environment, None)
@@ -129,6 +158,7 @@ def prepare(recipe: Recipe, *, world_size: int | None = None) -> Prepared:
         out.problems += collect(lambda: schedule_problems(out, size), []) + launch_problems(recipe, size)
         out.problems += evaluation_problems(recipe, out.args) + reference_problems(out.args, out.lora)
         out.problems += name_problems(recipe, out.args) + late_problems(out.args, size) + dropout_problems(recipe, out)
+        out.problems += arithmetic_problems(recipe, out.args) + sampler_problems(out.args)
         if recipe.environment is not None:
             out.problems += tool_problems(out.args)
         if world_size is None:
@@ -147,10 +177,15 @@ def same_names(rewards: Sequence[Loaded]) -> list[str]:
 
 
 def environment_problems(recipe: Recipe, rewards: Sequence[Loaded]) -> list[str]:
-    """Rewards that read what an environment remembers, in a recipe without one."""
+    """Rewards that read what an environment remembers, and games, in a recipe without one."""
     if recipe.environment is not None:
         return []
+    played = [task for task in tasks_of(recipe) if task in INQUIRIES]
     return [
+        f"data.task {task} is played with an environment, and the recipe has none; add environment: {{use: ...}}, as "
+        "in recipes/twenty-questions"
+        for task in dict.fromkeys(played)
+    ] + [
         f"reward {r.source} reads an environment's events, and the recipe has none; add environment: "
         "{use: twenty_questions}, or a class of your own"
         for r in rewards
@@ -291,6 +326,10 @@ def required_names(reward: Callable) -> set[str]:
     return {p.name for p in parameters if p.default is p.empty and p.kind in named} | set(
         getattr(reward, "columns", ())
     )
+
+
+# how a thing of the hub, which cannot be had from here, is had
+ELSEWHERE = "plan again where there is a network, unset HF_HUB_OFFLINE"
 
 
 def first_line(error: BaseException) -> str:

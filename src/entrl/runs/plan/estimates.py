@@ -5,13 +5,13 @@ from typing import Any
 
 from entrl.models.load import load_config, on_meta
 from entrl.models.shape import ModelShape, model_shape
-from entrl.runs.plan.checks import Prepared, first_line
+from entrl.runs.plan.adapter import adapter_warnings, target_problem
+from entrl.runs.plan.checks import ELSEWHERE, Prepared, first_line
 from entrl.runs.plan.device import Device
 from entrl.runs.plan.disk import checkpoint_count, disk_needed, free_disk
 from entrl.runs.plan.machines import Machines
 from entrl.runs.plan.memory import GIB, Training
 from entrl.runs.plan.peaks import explained, gib, least_training, prompt_tokens, run_peaks, shortages, told, training_of
-from entrl.runs.plan.values import adapter_warnings
 from entrl.runs.recipe import Recipe
 
 Rows = list[tuple[str, str]]
@@ -38,11 +38,13 @@ def describe_model(recipe: Recipe, prepared: Prepared) -> Estimate:
         return Estimate(problems=[str(error)])
     except OSError as error:  # transformers: not on disk and the hub does not answer
         why = f"model {recipe.model.path} could not be looked at from here ({first_line(error)})"
-        return Estimate(unchecked=[f"{why}; memory not estimated"])
+        return Estimate(unchecked=[f"{why}; {ELSEWHERE}, or name a folder in model.path. Memory is not estimated"])
+    except ValueError as error:  # a configuration of no architecture
+        return Estimate(problems=[f"model.path {recipe.model.path}: {first_line(error)}; take another folder"])
     try:
         total, trained = count_parameters(config, prepared.lora)
     except ValueError as error:  # peft: target modules that the model does not have
-        return Estimate(problems=[f"lora: {first_line(error)}"])
+        return Estimate(problems=[target_problem(prepared.lora, config, error)])
     shape = model_shape(config, parameters=total, trained=trained)
     rows = [("parameters", f"{total:,}, trained {trained:,} ({trained / total:.1%})")]
     return Estimate(shape=shape, rows=rows, warnings=adapter_warnings(prepared.lora, config))

@@ -7,6 +7,7 @@ import importlib.util
 from typing import Any
 
 from entrl.engines.local import missing as missing_vllm
+from entrl.models.folder import missing_weights
 from entrl.models.quantization import missing_bitsandbytes
 from entrl.runs.recipe import Recipe
 
@@ -37,6 +38,7 @@ KNOWN_ATTENTION = ("eager", "sdpa", "flex_attention", *KERNELS)
 def missing_here(recipe: Recipe, args: Any) -> list[str]:
     """Each with the package and the way around it."""
     found = [
+        missing_weights(recipe.model),
         _missing_engine(args),
         _missing_evaluator(recipe),
         missing_bitsandbytes(recipe.model.quantization),
@@ -74,7 +76,7 @@ def _missing_hub(args: Any) -> str | None:
 
 
 def _missing_kernel(name: str | None) -> str | None:
-    package = KERNELS.get(name or "")
+    package = "kernels" if "/" in (name or "") else KERNELS.get(name or "")
     if package is None or importlib.util.find_spec(package) is not None:
         return None
     return f"model.attn_implementation {name} needs {package}, which is not installed here; install it, or take sdpa"

@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from entrl.models.folder import folder_warnings
 from entrl.runs.law_watch import evaluation_steps
+from entrl.runs.plan.arithmetic import arithmetic_warnings
 from entrl.runs.plan.checks import Prepared, evaluation_problems, has_accelerator, prepare
 from entrl.runs.plan.device import SAY, Device, find_device
 from entrl.runs.plan.disk import place_problems, unwritable
@@ -98,7 +100,8 @@ def plan(
         rows += _describe_evaluations(recipe, prepared.args)
         rows += _describe_controllers(prepared, size)
         found.warnings += _warnings(recipe, prepared, size)
-        found.warnings += value_warnings(recipe, prepared.args, prepared.rewards)
+        found.warnings += value_warnings(recipe, prepared.args, prepared)
+        found.warnings += arithmetic_warnings(recipe, prepared.args) + folder_warnings(recipe.model)
         found.notes += _machine_notes(recipe, prepared.args)
     data = check_data(recipe, prepared)
     device = find_device(recipe, machines, measured.device_gib)

@@ -4,22 +4,27 @@
 problems a few are made.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from entrl.models.load import load_config, tokenizer_of
-from entrl.runs.plan.checks import Prepared, column_problems, first_line, opening_problems, required_names
-from entrl.runs.plan.trial import tag_problems, trial_problems
+from entrl.runs.plan.checks import ELSEWHERE, Prepared, column_problems, first_line, opening_problems, required_names
+from entrl.runs.plan.contents import content_warnings, control_warnings, overlap_warnings, some, template_warnings
+from entrl.runs.plan.limits import within
+from entrl.runs.plan.trial import tag_problems, try_rewards
+from entrl.runs.plan.values import tasks_of
 from entrl.runs.recipe import Recipe
 from entrl.runs.specs import EvalSpec
-from entrl.tasks import is_endless
+from entrl.tasks import FILE_TASKS, is_endless
 from entrl.trainers.refusals.schedule import describe_schedule
 from entrl.verify.golds import check_golds, gold_kind
 
 PROBE_ROWS = 4  # made of a task that generates its problems
-NAMED = 3  # rows named in a message about many
+USUAL_SIZE = EvalSpec(task="any").size  # nobody's wish
 LONGEST = 64  # texts of most bytes, among which the one of most tokens is looked for
+TEMPLATE_S = 5.0  # seconds for one prompt
 ROOMY = 64  # tokens of a completion from which on answers are taken to fit
 SPECIAL = 4  # tokens a tokenizer may put around a text, beside those of its bytes
 
@@ -37,18 +42,19 @@ class Found:
 
 def check_data(recipe: Recipe, prepared: Prepared) -> Found:
     """What `plan` says about the training set and the evaluation set."""
-    found = Found()
+    found, trained = Found(), None
     endless = recipe.data.endless
     size = recipe.data.probe(PROBE_ROWS) if endless else None
     if rows := _loaded(lambda: recipe.load_data(size=size), "data", found):
         found.count = recipe.data.train_size if endless else len(rows)
+        trained = rows
         check_training_rows(recipe, prepared, rows, found, count=found.count)
         _try_rewards(recipe, prepared, rows, found)
     if (spec := recipe.eval) is not None:
         for part in spec.parts.values():
             probe = replace(recipe, eval=replace(part, size=PROBE_ROWS) if is_endless(part.task) else part)
             if rows := _loaded(probe.load_eval_data, "eval", found):
-                check_evaluation_rows(probe, prepared, rows, found)
+                check_evaluation_rows(probe, prepared, rows, found, trained)
     return found
 
 
@@ -59,7 +65,7 @@ def check_rows(recipe: Recipe, prepared: Prepared, rows: Any) -> Found:
     for part in [] if recipe.eval is None else recipe.eval.parts.values():
         if not is_endless(part.task):
             one = replace(recipe, eval=part)
-            check_evaluation_rows(one, prepared, one.load_eval_data(), found)
+            check_evaluation_rows(one, prepared, one.load_eval_data(), found, rows)
     return found
 
 
@@ -70,14 +76,18 @@ def _try_rewards(recipe: Recipe, prepared: Prepared, rows: Any, found: Found) ->
         tokenizer = tokenizer_of(recipe.model)
     except (OSError, ValueError):  # said where lengths are counted
         return
-    found.problems += trial_problems(recipe, prepared, rows, tokenizer)
+    trial = try_rewards(recipe, prepared, rows, tokenizer)
+    found.problems += trial.problems
+    found.warnings += trial.warnings
 
 
 def _loaded(load: Callable[[], Any], what: str, found: Found) -> Any:
     try:
         return load()
     except ConnectionError as error:
-        found.unchecked.append(f"the rows of {what!r} could not be looked at from here ({first_line(error)})")
+        found.unchecked.append(
+            f"the rows of {what!r} could not be looked at from here ({first_line(error)}); {ELSEWHERE}"
+        )
     except (ValueError, TypeError, OSError) as error:
         found.problems.append(f"{what}: {error}")
     return None
@@ -86,17 +96,27 @@ def _loaded(load: Callable[[], Any], what: str, found: Found) -> Any:
 def check_training_rows(recipe: Recipe, prepared: Prepared, rows: Any, found: Found, *, count: int | None) -> None:
     """count: rows the run will have, of which `rows` may be a few; None where the task has not said."""
     found.problems += column_problems(prepared.rewards, rows.column_names) + opening_problems(prepared, rows)
+    if count is not None and not recipe.data.endless and (recipe.data.train_size or 0) > count:
+        found.warnings.append(
+            f"data.train_size of {recipe.data.train_size:,} is more than the {count:,} problems that "
+            f"{recipe.data.shown} has; lower it, or leave it out for all of them"
+        )
     if (kind := gold_kind(prepared.reward_funcs)) is not None:
         _check_golds(rows, kind, "data", "so their completions get no reward from a verifier", found)
     for reward in prepared.rewards:
         for name in sorted(required_names(reward.value) & set(rows.column_names)):
             _check_nulls(rows, name, reward.source, "data", found)
-    _check_repeats(rows, found)
+    if prepared.environment is None:  # games differ by what is to be found out, and are all asked alike
+        found.warnings += content_warnings(rows, "data", from_file=_from_file(recipe))
     _check_tags(recipe, prepared, found)
     if prepared.args is not None:
         if count is not None:
             found.problems += too_few_prompts(count, prepared.args)
         _check_texts(recipe, prepared, rows, prepared.args.max_completion_length, "data", found)
+
+
+def _from_file(recipe: Recipe) -> bool:
+    return all(task.partition(":")[0] in FILE_TASKS for task in tasks_of(recipe))
 
 
 def _check_tags(recipe: Recipe, prepared: Prepared, found: Found) -> None:
@@ -109,9 +129,17 @@ def _check_tags(recipe: Recipe, prepared: Prepared, found: Found) -> None:
     found.problems += tag_problems(prepared, tokenizer)
 
 
-def check_evaluation_rows(recipe: Recipe, prepared: Prepared, rows: Any, found: Found) -> None:
+def check_evaluation_rows(recipe: Recipe, prepared: Prepared, rows: Any, found: Found, trained: Any = None) -> None:
+    """trained: the training set, or a few of its rows, where it could be loaded"""
     spec = recipe.eval
     assert isinstance(spec, EvalSpec)
+    found.problems += [f"eval: {problem}" for problem in opening_problems(prepared, rows)]
+    if spec.size not in (None, USUAL_SIZE) and not is_endless(spec.task) and len(rows) < spec.size:
+        found.warnings.append(
+            f"eval.size of {spec.size:,} is more than the {len(rows):,} problems that {spec.task} has; lower it"
+        )
+    if trained is not None and prepared.environment is None:
+        found.warnings += overlap_warnings(trained, rows, spec.task)
     if prepared.environment is None:
         _check_nulls(rows, "answer", "the evaluation", "eval", found)
         _check_golds(rows, "auto", "eval", "so it is scored over {left:,} problems", found)
@@ -143,42 +171,20 @@ def _check_nulls(rows: Any, name: str, reader: str, where: str, found: Found) ->
         found.problems.append(f"{where}: none of the {len(rows)} rows has a {what}, which {reader} needs{column}")
     elif without:
         found.warnings.append(
-            f"{where}: {len(without)} of {len(rows)} rows have no {what} ({_some(without)}), which {reader} needs; it "
+            f"{where}: {len(without)} of {len(rows)} rows have no {what} ({some(without)}), which {reader} needs; it "
             "cannot judge them: give them one or leave them out"
         )
 
 
 def _check_golds(rows: Any, kind: str, where: str, effect: str, found: Found) -> None:
     """Golds that no verifier can read; rows without one are `_check_nulls`'s."""
-    golds = check_golds(rows, default=kind, nulls=False)
+    try:
+        golds = check_golds(rows, default=kind, nulls=False)
+    except (ValueError, TypeError) as error:  # a column `verifier` that is none
+        found.problems.append(f"{where}: {error}")
+        return
     found.problems += golds.problems(where)
     found.warnings += golds.warnings(where, effect.format(left=golds.rows - len(golds.bad)))
-
-
-def _check_repeats(rows: Any, found: Found) -> None:
-    first: dict[str, str] = {}
-    again = [
-        f"{row_id} as {first[str(prompt)]}"
-        for row_id, prompt in zip(rows["problem_id"], rows["prompt"], strict=True)
-        if first.setdefault(str(prompt), row_id) != row_id
-    ]
-    if again:
-        found.warnings.append(f"data: {len(again)} of {len(rows)} prompts occur before ({_some(again)})")
-
-
-def _check_control_tokens(tokenizer: Any, rows: Any, where: str, found: Found) -> None:
-    """Text of a row that the tokenizer reads as a control token: it could end the prompt or play another role."""
-    control = [token for token in tokenizer.all_special_tokens if len(token) > 1]
-    held = []
-    for row_id, prompt in zip(rows["problem_id"], rows["prompt"], strict=True):
-        contents = [prompt] if isinstance(prompt, str) else [str(message["content"]) for message in prompt]
-        if token := next((t for t in control if any(t in content for content in contents)), None):
-            held.append(f"{row_id}: {token}")
-    if held:
-        found.warnings.append(
-            f"{where}: {len(held)} of {len(rows)} prompts hold control tokens of the tokenizer ({_some(held)}), which "
-            "it reads as such; take them out, unless you wrote the template into the prompts yourself"
-        )
 
 
 def _check_answers_fit(tokenizer: Any, rows: Any, length: int, key: str, masked: bool, found: Found) -> None:
@@ -206,12 +212,14 @@ def _check_texts(recipe: Recipe, prepared: Prepared, rows: Any, length: int, whe
     try:
         tokenizer, positions = tokenizer_of(recipe.model), context(recipe, prepared.args)
     except (OSError, ValueError) as error:
-        found.unchecked.append(f"{where}: lengths of prompts, for want of the model's tokenizer ({first_line(error)})")
+        found.unchecked.append(
+            f"{where}: lengths of prompts, for want of the model's tokenizer ({first_line(error)}); {ELSEWHERE}"
+        )
         return
-    if tokenizer.eos_token_id is None and tokenizer.pad_token_id is None:
+    if tokenizer.eos_token_id is None:
+        other = "neither an end token nor a pad token" if tokenizer.pad_token_id is None else "no end token"
         found.problems.append(
-            f"{where}: the tokenizer has neither an end token nor a pad token, so no completion would end; set "
-            "tokenizer.eos_token and save it"
+            f"{where}: the tokenizer has {other}, so no completion would end; set tokenizer.eos_token and save it"
         )
         return
     spec = recipe.eval
@@ -225,7 +233,10 @@ def _check_texts(recipe: Recipe, prepared: Prepared, rows: Any, length: int, whe
     except ValueError as error:
         found.problems.append(f"{where}: {error}")
         return
-    _check_control_tokens(tokenizer, rows, where, found)
+    tags = (prepared.args.think_open, prepared.args.think_close)
+    found.warnings += control_warnings(tokenizer, rows, where, tags)
+    if where == "data":
+        found.warnings += template_warnings(tokenizer, rows, prepared.args.chat_template_kwargs or {})
     key = "trainer.max_completion_length" if where == "data" else "eval.max_new_tokens"
     masked = where == "data" and prepared.args.mask_truncated_completions
     _check_answers_fit(tokenizer, rows, length, f"{where}: {key}", masked, found)
@@ -242,7 +253,7 @@ def _check_texts(recipe: Recipe, prepared: Prepared, rows: Any, length: int, whe
         (found.problems if len(long) == len(rows) else found.warnings).append(
             f"{where}: {len(long)} of {len(rows)} prompts are longer than the {limit} tokens that the context of "
             f"{positions} leaves beside {length} to generate; the longest has {max(long)[0]} "
-            f"({_some([row_id for _, row_id in long])}). Leave them out, or lower {key}"
+            f"({some([row_id for _, row_id in long])}). Leave them out, or lower {key}"
         )
 
 
@@ -254,22 +265,30 @@ def context(recipe: Recipe, args: Any) -> int | None:
 
 
 def as_shown(tokenizer: Any, rows: Any, template_kwargs: dict[str, Any]) -> list[str]:
-    """Prompts as text, messages through the chat template; ValueError for what the template refuses."""
-    from jinja2 import TemplateError
+    """Prompts as text, messages through the chat template; ValueError for what the template refuses.
 
+    The first is rendered under a time limit: a template may loop.
+    """
     texts = []
-    for row_id, prompt in zip(rows["problem_id"], rows["prompt"], strict=True):
+    for i, (row_id, prompt) in enumerate(zip(rows["problem_id"], rows["prompt"], strict=True)):
         if not isinstance(prompt, str):
-            try:
-                prompt = tokenizer.apply_chat_template(
-                    prompt, add_generation_prompt=True, tokenize=False, **template_kwargs
-                )
-            except (ValueError, TypeError, ArithmeticError, RecursionError, TemplateError) as error:
-                raise ValueError(
-                    f"the chat template cannot take the prompt of {row_id}: {first_line(error)}"
-                ) from error
+            render = functools.partial(_rendered, tokenizer, prompt, row_id, template_kwargs)
+            prompt = (
+                within(TEMPLATE_S, render, f"the chat template, on the prompt of {row_id},") if i == 0 else render()
+            )
         texts.append(prompt)
     return texts
+
+
+def _rendered(tokenizer: Any, prompt: Any, row_id: str, template_kwargs: dict[str, Any]) -> str:
+    from jinja2 import TemplateError
+
+    try:
+        return tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False, **template_kwargs)
+    except (ValueError, TypeError, ArithmeticError, RecursionError, TemplateError) as error:
+        raise ValueError(
+            f"the chat template cannot take the prompt of {row_id}: {first_line(error)}; mend chat_template"
+        ) from error
 
 
 def lengths(tokenizer: Any, texts: Sequence[str], limit: int, *, special: bool) -> list[int]:
@@ -290,8 +309,3 @@ def longest_prompt(tokenizer: Any, texts: Sequence[str], *, special: bool) -> in
     """Tokens of the longest text, looked for among those of most bytes."""
     most = sorted(texts, key=lambda text: -len(text.encode()))[:LONGEST]
     return max(map(len, tokenizer(most, add_special_tokens=special, verbose=False)["input_ids"]))
-
-
-def _some(names: Sequence[str]) -> str:
-    more = ", ..." if len(names) > NAMED else ""
-    return ", ".join(names[:NAMED]) + more

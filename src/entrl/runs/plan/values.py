@@ -7,40 +7,12 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from entrl.models.load import on_meta
+from entrl.runs.plan.ranges import range_problems, unusual
 from entrl.runs.recipe import Recipe
+from entrl.settings.groups import flat
 from entrl.settings.names import Loaded
+from entrl.tasks import is_endless
 
-# trainer key -> (lowest, highest, lowest is allowed); from the meaning of each, and from what transformers samples with
-RANGES: dict[str, tuple[float, float, bool]] = {
-    "learning_rate": (0, 1, True),  # 1e4 for 1e-4: the sign of an exponent lost
-    "weight_decay": (0, math.inf, True),
-    "max_grad_norm": (0, math.inf, True),
-    "beta": (0, math.inf, True),
-    "epsilon": (0, math.inf, True),
-    "epsilon_high": (0, math.inf, True),
-    "delta": (0, math.inf, False),
-    "top_entropy_quantile": (0, 1, True),
-    "temperature": (0, math.inf, False),
-    "top_p": (0, 1, False),
-    "top_k": (0, math.inf, True),
-    "min_p": (0, 1, True),
-    "repetition_penalty": (0, math.inf, False),
-    "max_completion_length": (1, math.inf, True),
-    "per_device_train_batch_size": (1, math.inf, True),
-    "gradient_accumulation_steps": (1, math.inf, True),
-    "steps_per_generation": (1, math.inf, True),
-    "num_generations": (2, math.inf, True),
-    "seed": (0, 2**32 - 1, True),
-    "data_seed": (0, 2**32 - 1, True),
-    "dataloader_num_workers": (0, math.inf, True),
-    "ref_model_sync_steps": (1, math.inf, True),
-    "pad_to_multiple_of": (1, math.inf, True),
-    "vllm_tensor_parallel_size": (1, math.inf, True),
-    "vllm_gpu_memory_utilization": (0, 1, False),
-    "vllm_server_port": (1, 65535, True),
-    "vllm_group_port": (1, 65535, True),
-}
 # words that TRL 1.16 compares at its first step and nowhere before
 CHOICES: dict[str, tuple[Any, ...]] = {
     "scale_rewards": ("group", "batch", "none", True, False),
@@ -48,9 +20,12 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "importance_sampling_level": ("token", "sequence"),
     "vllm_mode": ("colocate", "server"),
 }
-HIGH_RATE = 1e-2  # learning rate above which AdamW leaves any language model's weights behind; our choice
+SLOWEST_S = 300  # seconds of a verifier for one answer; our choice
+HOTTEST = 5  # sampling temperature of an evaluation; our choice
+HIGHEST_BAND = 10  # times the starting entropy, of which a band's lower edge is a share; our choice
+LARGEST_GIB = 1024  # of one device; an accelerator of today has up to 288
+SIZES = ("alpha", "bonus", "a")  # of terms of our rewards
 QUICKEST_S = 0.1  # seconds of a verifier's child for one answer, some milliseconds where nobody else works; our choice
-TRL_PEFT_TASK = "CAUSAL_LM"
 
 
 def value_problems(trainer: dict[str, Any]) -> list[str]:
@@ -60,17 +35,7 @@ def value_problems(trainer: dict[str, Any]) -> list[str]:
         for name, known in CHOICES.items()
         if name in trainer and trainer[name] not in known
     ]
-    for name, value in trainer.items():
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            continue
-        low, high, closed = RANGES.get(name, (-math.inf, math.inf, True))
-        unbounded = name not in RANGES or name in ("max_grad_norm", "delta")
-        good = not math.isnan(value) and low <= value <= high and (closed or value > low)
-        if not good or (math.isinf(value) and not unbounded):
-            upper = f" and at most {high:g}" if high < math.inf else ""
-            rule = f"{'at least' if closed else 'above'} {low:g}{upper}" if name in RANGES else "a number"
-            out.append(f"trainer.{name} must be {rule}, and finite; got {value}")
-    return out
+    return out + range_problems(trainer)
 
 
 def weight_problems(recipe: Recipe) -> list[str]:
@@ -81,21 +46,37 @@ def weight_problems(recipe: Recipe) -> list[str]:
     ]
 
 
-def adapter_problems(lora: Any) -> list[str]:
-    """What TRL or peft would stop at, or train nothing with."""
-    if lora is None:
-        return []
+def path_problems(rewards: Sequence[Loaded]) -> list[str]:
+    """Rewards that are somebody's model, and no model is named."""
+    return [
+        f"rewards.{i}.args.path of {reward.source} is empty; name the folder or hub id of the model that scores"
+        for i, reward in enumerate(rewards)
+        if getattr(reward.value, "path", None) == ""
+    ]
+
+
+def nan_problems(recipe: Recipe) -> list[str]:
+    """NaN anywhere but in `trainer` and weights, which say more of themselves."""
+    return [
+        f"{name} is NaN; write a number, or leave it out"
+        for name, value in flat(recipe.resolved()).items()
+        if isinstance(value, float) and math.isnan(value) and not name.startswith("trainer.") and "weight" not in name
+    ]
+
+
+def tasks_of(recipe: Recipe) -> list[str]:
+    """What is trained on."""
+    return [str(data.task) for data in recipe.data.mixture or [recipe.data]]
+
+
+def size_problems(recipe: Recipe) -> list[str]:
+    """Tasks that generate problems without end, and no number of them."""
     out = []
-    if lora.task_type != TRL_PEFT_TASK:
-        out.append(f"lora.task_type must be {TRL_PEFT_TASK}, got {lora.task_type!r}; leave it out")
-    if getattr(lora, "r", 1) < 1:
-        out.append(f"lora.r must be at least 1, got {lora.r}")
-    targets = getattr(lora, "target_modules", None) or ()
-    if not isinstance(targets, str) and "lm_head" in targets:
-        out.append(
-            "lora.target_modules names lm_head, whose adapter TRL would never train (it reads lm_head.weight "
-            "directly); leave it out, or set lora.modules_to_save: [lm_head]"
-        )
+    if recipe.data.mixture is None and recipe.data.train_size is None and recipe.data.endless:
+        out.append(f"data.train_size is not set, and {recipe.data.task} generates problems without end; set it")
+    for name, part in ({} if recipe.eval is None else recipe.eval.parts).items():
+        if part.size is None and is_endless(part.task):
+            out.append(f"eval.size is null, and {name} generates problems without end; set it")
     return out
 
 
@@ -110,65 +91,60 @@ def reference_problems(args: Any, lora: Any) -> list[str]:
 # --- legal, and rarely meant --------------------------------------------------------------------------------------
 
 
-def adapter_warnings(lora: Any, config: Any) -> list[str]:
-    """Names of an adapter that the model has no module for, beside others it has, which peft takes in silence.
+def value_warnings(recipe: Recipe, args: Any, prepared: Any) -> list[str]:
+    """prepared: the rewards and controllers that the recipe made (`entrl.runs.plan.checks.Prepared`)"""
+    return [
+        *unusual(recipe.trainer),
+        *_weight_warnings(recipe),
+        *_reward_warnings(recipe, args, prepared.rewards),
+        *_controller_warnings(recipe, prepared.controllers),
+        *_evaluation_warnings(recipe, args),
+        *_launch_warnings(recipe),
+    ]
 
-    config: of the model, built here without memory
-    """
-    if lora is None:
-        return []
-    modules = [name for name, _ in on_meta(config).named_modules()]
+
+def _weight_warnings(recipe: Recipe) -> list[str]:
+    weights = [spec.weight for spec in recipe.rewards]
+    if not any(weights):
+        return ["every rewards.*.weight is 0: the policy is paid for nothing; give one of them a weight above 0"]
     out = []
-    for option in ("target_modules", "exclude_modules", "modules_to_save"):
-        given = getattr(lora, option, None) or ()
-        idle = [] if isinstance(given, str) else sorted(n for n in given if not _names_any(n, modules))
-        if idle:
-            out.append(f"lora.{option} names {', '.join(idle)}, which no module of the model is called; correct it")
-    layers, count = getattr(lora, "layers_to_transform", None), config.get_text_config().num_hidden_layers
-    beyond = [i for i in ([layers] if isinstance(layers, int) else layers or []) if i >= count]
-    if beyond:
-        out.append(f"lora.layers_to_transform names {beyond}, and the model's layers are 0 to {count - 1}; correct it")
-    if getattr(lora, "lora_alpha", None) == 0:
-        out.append("lora.lora_alpha is 0, which the adapter is multiplied by: nothing will be trained; set it above 0")
+    for i, spec in enumerate(recipe.rewards):
+        if spec.weight < 0:
+            out.append(f"rewards.{i}.weight of {spec.use} is {spec.weight:g}: the policy is paid for less of it")
+        if spec.weight == 0 and not recipe.trainer.get("filter_on"):  # which may read its verdicts
+            out.append(
+                f"rewards.{i}.weight of {spec.use} is 0: it is logged and pays nothing; leave it out, unless meant"
+            )
     return out
 
 
-def _names_any(name: str, modules: Sequence[str]) -> bool:
-    """By peft's rule: the whole dotted name, or its last parts."""
-    return any(module == name or module.endswith(f".{name}") for module in modules)
-
-
-def value_warnings(recipe: Recipe, args: Any, rewards: Sequence[Loaded]) -> list[str]:
-    return [
-        *_rate_warnings(args),
-        *_reward_warnings(recipe, rewards),
-        *_evaluation_warnings(recipe, args),
-    ]
-
-
-def _rate_warnings(args: Any) -> list[str]:
-    if args.learning_rate == 0:
-        return ["trainer.learning_rate is 0: nothing will be trained"]
-    if args.learning_rate > HIGH_RATE:
-        return [
-            f"trainer.learning_rate of {args.learning_rate:g} is far above what models train with (about 1e-6 for all "
-            "weights, 1e-5 to 1e-4 for adapters): the policy will be lost in a few steps"
-        ]
-    return []
-
-
-def _reward_warnings(recipe: Recipe, rewards: Sequence[Loaded]) -> list[str]:
-    out = [
-        f"rewards.{i}.weight of {spec.use} is {spec.weight:g}: the policy is paid for less of it"
-        for i, spec in enumerate(recipe.rewards)
-        if spec.weight < 0
-    ]
-    out += [
-        f"rewards.{i}.args.timeout_s of {spec.use} is {limit:g}: checks by a child process take longer on a busy "
-        f"machine, and what is not checked in time gets no reward; set it to {QUICKEST_S:g} at least"
-        for i, (reward, spec) in enumerate(zip(rewards, recipe.rewards, strict=False))
-        if (limit := getattr(reward.value, "timeout_s", None)) is not None and limit < QUICKEST_S
-    ]
+def _reward_warnings(recipe: Recipe, args: Any, rewards: Sequence[Loaded]) -> list[str]:
+    out = []
+    for i, (reward, spec) in enumerate(zip(rewards, recipe.rewards, strict=False)):
+        where, value = f"rewards.{i}.args", reward.value
+        limit = getattr(value, "timeout_s", None)
+        if limit is not None and limit < QUICKEST_S:
+            out.append(
+                f"{where}.timeout_s of {spec.use} is {limit:g}: checks by a child process take longer on a busy "
+                f"machine, and what is not checked in time gets no reward; set it to {QUICKEST_S:g} at least"
+            )
+        if limit is not None and limit > SLOWEST_S:
+            out.append(
+                f"{where}.timeout_s of {spec.use} is {limit:g} seconds for one answer, which a rollout waits for; is "
+                "it in milliseconds? Set it to about 5"
+            )
+        longest = getattr(value, "max_length", None)
+        if isinstance(longest, int) and longest > args.max_completion_length:
+            out.append(
+                f"{where}.max_length of {spec.use} is {longest:,}, and no completion is longer than "
+                f"trainer.max_completion_length of {args.max_completion_length:,}; set both to the same"
+            )
+        for name in SIZES:
+            size = getattr(value, name, None)
+            if reward.source.startswith("entrl_rewards.") and isinstance(size, int | float) and size < 0:
+                out.append(
+                    f"{where}.{name} of {spec.use} is {size:g}: below 0 the term pays for what it fines; set it >= 0"
+                )
     paying = [
         r.source for r, spec in zip(rewards, recipe.rewards, strict=False) if spec.weight and _pays_correctness(r)
     ]
@@ -178,7 +154,38 @@ def _reward_warnings(recipe: Recipe, rewards: Sequence[Loaded]) -> list[str]:
 
 
 def _pays_correctness(reward: Loaded) -> bool:
-    return getattr(reward.value, "judges", None) is not None
+    theirs = reward.source.startswith("trl.rewards") and "accuracy" in reward.source
+    return theirs or getattr(reward.value, "judges", None) is not None
+
+
+def _controller_warnings(recipe: Recipe, controllers: Sequence[Loaded]) -> list[str]:
+    out = []
+    for i, (controller, spec) in enumerate(zip(controllers, recipe.controllers, strict=False)):
+        where, value = f"controllers.{i}.args", controller.value
+        out += [
+            f"{where}.{name} of {spec.use} is 0, which switches it off; leave the controller out, or set it above 0"
+            for name in ("coef", "strength")
+            if getattr(value, name, None) == 0
+        ]
+        if (floor := getattr(value, "floor", None)) is not None and floor > 1:
+            out.append(
+                f"{where}.floor of {spec.use} is {floor:g} in reward units, above the spread that rewards of 0 and 1 "
+                "can have (0.5): every advantage is divided by it; set it near 0.05"
+            )
+        band = getattr(value, "band", None)
+        if band is not None and band[0] > HIGHEST_BAND:
+            out.append(
+                f"{where}.band of {spec.use} is {list(band)}, as shares of the starting entropy; is it in percent? "
+                f"Write [{band[0] / 100:g}, {band[1] / 100:g}]"
+            )
+    return out
+
+
+def _launch_warnings(recipe: Recipe) -> list[str]:
+    gib = recipe.launch.device_memory_gib
+    if gib is None or gib <= LARGEST_GIB:
+        return []
+    return [f"launch.device_memory_gib of {gib:g} is more than any device has; is it in MiB? Write {gib / 1024:g}"]
 
 
 def _evaluation_warnings(recipe: Recipe, args: Any) -> list[str]:
@@ -189,6 +196,15 @@ def _evaluation_warnings(recipe: Recipe, args: Any) -> list[str]:
             out.append(
                 f"eval reads the split that is trained on ({spec.task}, {spec.split}): its numbers are no test; set "
                 "eval.split or eval.task"
+            )
+        if spec.counts and recipe.environment is not None:
+            out.append(
+                "eval.counts counts in texts, and with an environment the evaluation is of dialogues, where it does "
+                "nothing; leave it out"
+            )
+        if spec.temperature > HOTTEST:
+            out.append(
+                f"eval.temperature of {spec.temperature:g} samples little but noise; runs have 0.6 to 1.2, set it there"
             )
         if spec.max_new_tokens is not None and 2 * spec.max_new_tokens < args.max_completion_length:
             out.append(

@@ -27,7 +27,7 @@ def check_schedule(
         return problems  # without a step there is no arithmetic
     schedule = describe_schedule(args, world_size)
     if args.loss_type not in TRL_LOSSES:
-        problems.append(f"loss_type={args.loss_type!r} is not one of TRL's: {', '.join(TRL_LOSSES)}")
+        problems.append(f"loss_type={args.loss_type!r} is not one of TRL's: {', '.join(TRL_LOSSES)}; set one of them")
     if not 0 < args.temperature < math.inf:
         problems.append(f"temperature must be > 0 and finite to sample rollouts, got {args.temperature}")
     for controller in controllers:

@@ -3,7 +3,7 @@
 import functools
 import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any
 
 from torch import nn
@@ -63,12 +63,15 @@ class GuardedReward:
         self.shared = {k: v for k, v in shared.items() if k in wanted}
 
     def __call__(self, **kwargs: Any) -> list[float | None]:
+        return self.checked(self.called(**kwargs), rows=len(kwargs["prompts"]))
+
+    def called(self, **kwargs: Any) -> Any:
+        """What the reward returns, whatever it is."""
         kwargs = self._arguments(kwargs)
         try:
-            values = self.reward(**kwargs)
-        except Exception as error:
+            return self.reward(**kwargs)
+        except (Exception, SystemExit) as error:
             raise RewardError(f"reward {self.__name__!r} raised {type(error).__name__}: {error}") from error
-        return self._checked(values, kwargs)
 
     def _arguments(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         """What the reward is called with: its shared signals besides, and nothing unasked that it does not take."""
@@ -95,9 +98,9 @@ class GuardedReward:
                 f"{columns}. Add the column to the data set or rename the parameter"
             )
 
-    def _checked(self, values: Any, kwargs: dict[str, Any]) -> list[float | None]:
-        rows = len(kwargs["prompts"])
-        if values is None or not hasattr(values, "__len__"):
+    def sized(self, values: Any, *, rows: int) -> Sequence[Any]:
+        """The values, if they are as many as the completions; RewardError else."""
+        if values is None or not hasattr(values, "__len__") or isinstance(values, (Mapping, Set, str)):
             raise RewardError(
                 f"reward {self.__name__!r} returned {type(values).__name__}; return a list of {rows} floats"
             )
@@ -106,7 +109,11 @@ class GuardedReward:
                 f"reward {self.__name__!r} returned {len(values)} rewards for {rows} completions; return one per "
                 "completion, None where the reward does not apply"
             )
-        for row, value in enumerate(values):
+        return values
+
+    def checked(self, values: Any, *, rows: int) -> list[float | None]:
+        """One finite number, or None, for each completion; RewardError for anything else."""
+        for row, value in enumerate(self.sized(values, rows=rows)):
             if value is None:
                 continue
             try:
@@ -128,12 +135,14 @@ class GuardedAsyncReward(GuardedReward):
     """`GuardedReward` for a coroutine function; TRL awaits several of them together."""
 
     async def __call__(self, **kwargs: Any) -> list[float | None]:
+        return self.checked(await self.called(**kwargs), rows=len(kwargs["prompts"]))
+
+    async def called(self, **kwargs: Any) -> Any:
         kwargs = self._arguments(kwargs)
         try:
-            values = await self.reward(**kwargs)
-        except Exception as error:
+            return await self.reward(**kwargs)
+        except (Exception, SystemExit) as error:
             raise RewardError(f"reward {self.__name__!r} raised {type(error).__name__}: {error}") from error
-        return self._checked(values, kwargs)
 
 
 def guarded(rewards: Sequence[Any], **shared: Any) -> list[Any]:

@@ -1,0 +1,144 @@
+"""What a model's folder lacks: said from its files alone, before weights are loaded.
+
+Looked at: the configuration (readable, of a causal language model), weight files (all there, whole), the tokenizer
+(there, with no more tokens than the model has embeddings). A hub id is looked at by whoever loads it.
+"""
+
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+from entrl.models.shipped import bare_names
+
+INDEX = "model.safetensors.index.json"
+WEIGHTS = ("model.safetensors", INDEX, "pytorch_model.bin", "pytorch_model.bin.index.json")
+TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
+
+
+def folder_problems(spec: Any) -> list[str]:
+    """Of a recipe's `model` group; empty for bare names and hub ids."""
+    path = Path(spec.path).expanduser()
+    if spec.path in bare_names() or not path.exists():
+        return _tokenizer_path_problems(spec)
+    if path.is_file():
+        return [f"model.path {spec.path} is a file; name the folder that save_pretrained wrote (with config.json)"]
+    if not (path / "config.json").is_file():  # an adapter, or no model: said where it is looked for
+        return _tokenizer_path_problems(spec)
+    return _config_problems(spec, path) or [
+        *_weight_problems(path),
+        *_tokenizer_path_problems(spec),
+        *_tokenizer_problems(spec, path),
+    ]
+
+
+def missing_weights(spec: Any) -> str | None:
+    """Of a folder with a configuration alone, which is enough to plan with."""
+    path = Path(spec.path).expanduser()
+    if spec.path in bare_names() or not (path / "config.json").is_file():
+        return None
+    if any((path / name).is_file() for name in WEIGHTS):
+        return None
+    return f"model.path: the folder {path} holds no weights ({WEIGHTS[0]}); name the folder that save_pretrained wrote"
+
+
+def folder_warnings(spec: Any) -> list[str]:
+    if spec.revision is not None and (spec.path in bare_names() or Path(spec.path).expanduser().is_dir()):
+        return [
+            f"model.revision {spec.revision!r} is of the hub, and model.path {spec.path} is a folder here, which is "
+            "read as it is; leave it out"
+        ]
+    return []
+
+
+def _config_problems(spec: Any, path: Path) -> list[str]:
+    file = path / "config.json"
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        kind = content["model_type"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        why = "has no model_type" if isinstance(error, (KeyError, TypeError)) else f"cannot be read ({error})"
+        return [f"model.path: {file} {why}; take the folder that save_pretrained wrote"]
+    from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING
+
+    if "auto_map" in content and spec.trust_remote_code:
+        return []
+    if kind not in CONFIG_MAPPING:
+        return [
+            f"model.path: {file} says model_type {kind!r}, which transformers does not know; take another model, or "
+            "set model.trust_remote_code: true where it brings its own code"
+        ]
+    if CONFIG_MAPPING[kind] not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        return [
+            f"model.path: {file} says model_type {kind!r}, which is no causal language model; take one that writes text"
+        ]
+    try:
+        CONFIG_MAPPING[kind].from_pretrained(path)
+    except Exception as error:  # huggingface_hub's strict dataclasses raise kinds of their own
+        return [
+            f"model.path: {file} is no configuration of {kind}: {' '.join(str(error).split())[:160]}; mend that file"
+        ]
+    return []
+
+
+def _weight_problems(path: Path) -> list[str]:
+    files = sorted(path.glob("*.safetensors"))
+    if (path / INDEX).is_file():
+        try:
+            named = set(json.loads((path / INDEX).read_text(encoding="utf-8"))["weight_map"].values())
+        except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+            return [f"model.path: {path / INDEX} cannot be read ({error!r}); copy the model again"]
+        if lacking := sorted(named - {file.name for file in files}):
+            return [
+                f"model.path: the folder {path} lacks {', '.join(lacking[:3])}, which its index names; copy it again"
+            ]
+    return [f"model.path: {file} {why}; put the whole file there" for file in files if (why := _torn(file)) is not None]
+
+
+def _torn(file: Path) -> str | None:
+    """Why a safetensors file is not whole: 8 bytes of length, a header in JSON, and what the header counts."""
+    size = file.stat().st_size
+    try:
+        with file.open("rb") as opened:
+            (length,) = struct.unpack("<Q", opened.read(8))
+            header = json.loads(opened.read(min(length, size)))
+        ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+    except (OSError, ValueError, struct.error, KeyError, TypeError, AttributeError):
+        return "is no safetensors file, or cut short"
+    wanted = 8 + length + max(ends, default=0)
+    return None if size == wanted else f"has {size:,} bytes instead of {wanted:,}: it was not written to its end"
+
+
+def _tokenizer_path_problems(spec: Any) -> list[str]:
+    given = spec.tokenizer
+    if given is None or given in bare_names() or not (given.startswith((".", "/", "~")) or given.count("/") > 1):
+        return []
+    path = Path(given).expanduser()
+    if path.is_dir() and any((path / name).is_file() for name in TOKENIZERS):
+        return []
+    what = "holds no tokenizer" if path.is_dir() else "does not exist"
+    return [f"model.tokenizer: the folder {given} {what}; correct it, or leave it out for the model's own"]
+
+
+def _tokenizer_problems(spec: Any, path: Path) -> list[str]:
+    """Of the tokenizer that will be read: the model's own, or the one that model.tokenizer names."""
+    if spec.tokenizer is None and not any((path / name).is_file() for name in TOKENIZERS):
+        return [
+            f"model.path: the folder {path} holds no tokenizer ({TOKENIZERS[0]}); save the tokenizer there, or name "
+            "one in model.tokenizer"
+        ]
+    from entrl.models.load import load_config, tokenizer_of
+
+    try:
+        tokenizer, config = tokenizer_of(spec), load_config(spec).get_text_config()
+    except Exception as error:  # whatever a damaged file makes tokenizers, or a foreign tokenizer's code, raise
+        where = "model.path" if spec.tokenizer is None else "model.tokenizer"
+        return [f"{where}: its tokenizer cannot be loaded ({' '.join(str(error).split())[:160]}); mend or replace it"]
+    size, largest = config.vocab_size, max(tokenizer.get_vocab().values(), default=0)
+    if largest < size:
+        return []
+    which = "the tokenizer" if spec.tokenizer is None else f"model.tokenizer {spec.tokenizer}"
+    return [
+        f"{which} has ids up to {largest:,}, and the model's embeddings (vocab_size) end at {size - 1:,}: take the "
+        "model's own tokenizer, or enlarge its embeddings (resize_token_embeddings) and save it"
+    ]

@@ -1,0 +1,151 @@
+"""What every number of the `trainer` group may be, and from where on it is legal and rarely meant.
+
+A test holds the numeric fields of the trainer's config against this table: a key that TRL adds must be looked at.
+Source of the bounds: what each means (a share, a count, a rate), and what transformers, TRL and torch divide by.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+
+class Range(NamedTuple):
+    """Closed; `above` leaves the lower end out, `infinite` takes .inf as well."""
+
+    low: float = 0
+    high: float = math.inf
+    above: bool = False
+    infinite: bool = False
+
+    def holds(self, value: float) -> bool:
+        if math.isnan(value) or (math.isinf(value) and not self.infinite):
+            return False
+        return self.low <= value <= self.high and not (self.above and value == self.low)
+
+    @property
+    def rule(self) -> str:
+        upper = f" and at most {self.high:g}" if self.high < math.inf else ""
+        return f"{'above' if self.above else 'at least'} {self.low:g}{upper}, and finite"
+
+
+COUNT, NATURAL, POSITIVE, SHARE = Range(1), Range(0), Range(0, above=True), Range(0, 1)
+SEED = Range(0, 2**32 - 1)
+BELOW_ONE = Range(0, math.nextafter(1, 0))
+PORT = Range(1, 65535)
+RANGES: dict[str, Range] = {
+    **dict.fromkeys(
+        (
+            *("max_completion_length", "per_device_train_batch_size", "per_device_eval_batch_size"),
+            *("gradient_accumulation_steps", "steps_per_generation", "generation_batch_size", "num_generations_eval"),
+            *("ref_model_sync_steps", "pad_to_multiple_of", "eval_accumulation_steps", "torch_empty_cache_steps"),
+            *("vllm_tensor_parallel_size", "vllm_max_model_length", "max_tool_calling_iterations", "ddp_timeout"),
+            *("ddp_bucket_cap_mb", "num_completions_to_print", "probe_rows", "dataloader_prefetch_factor"),
+            *("save_total_limit", "branch_window", "branch_attempts", "branch_token_budget", "filter_max_tries"),
+        ),
+        COUNT,
+    ),
+    **dict.fromkeys(
+        (
+            *("weight_decay", "beta", "epsilon", "epsilon_high", "top_k", "adam_epsilon", "neftune_noise_alpha"),
+            *("dataloader_num_workers", "warmup_steps", "eval_delay", "router_aux_loss_coef", "entropy_coef_min"),
+            *("entropy_coef_max", "entropy_target", "vllm_importance_sampling_clip_min", "probe_every"),
+            *("sample_completions", "vllm_retries", "turn_credit_weight", "filter_min_std"),
+        ),
+        NATURAL,
+    ),
+    **dict.fromkeys(
+        (
+            *("temperature", "repetition_penalty", "sapo_temperature_neg", "sapo_temperature_pos", "vespo_k_pos"),
+            *("vespo_lambda_pos", "vespo_k_neg", "vespo_lambda_neg", "entropy_coef_delta", "vllm_server_timeout"),
+            *("vllm_importance_sampling_clip_max", "vllm_importance_sampling_cap", "off_policy_mask_threshold"),
+            *("logging_steps", "save_steps", "eval_steps", "vllm_request_timeout", "vllm_gap_alarm"),
+        ),
+        POSITIVE,
+    ),
+    **dict.fromkeys(("top_entropy_quantile", "min_p", "ref_model_mixup_alpha", "turn_credit_discount"), SHARE),
+    **dict.fromkeys(("filter_low", "filter_high", "branch_quantile"), SHARE),
+    **dict.fromkeys(("adam_beta1", "adam_beta2", "label_smoothing_factor"), BELOW_ONE),
+    **dict.fromkeys(("top_p", "vllm_gpu_memory_utilization", "top_h"), Range(0, 1, above=True)),
+    **dict.fromkeys(("seed", "data_seed"), SEED),
+    **dict.fromkeys(("vllm_server_port", "vllm_group_port"), PORT),
+    "learning_rate": SHARE,  # 1e4 for 1e-4: the sign of an exponent lost
+    "max_grad_norm": Range(0, infinite=True),
+    "delta": Range(0, above=True, infinite=True),
+    "num_generations": Range(2),
+    "branch_roots": Range(2),
+}
+# Numbers without a range of their own: judged elsewhere (`empty_runs`), set by the launcher, or free.
+FREE = frozenset(
+    {"max_steps", "num_train_epochs", "num_iterations", "local_rank", "entropy_coef", "expected_world_size"}
+)
+
+
+class Usual(NamedTuple):
+    """Where runs lie; beyond it `why` is said. 0 is judged apart, where it switches something off."""
+
+    low: float
+    high: float
+    why: str
+    zero: str | None = None  # what 0 does, None where it is ordinary
+
+
+USUAL: dict[str, Usual] = {  # the bounds are our choice: an order of magnitude beyond what is published, or more
+    "learning_rate": Usual(
+        1e-8,
+        1e-2,  # above it AdamW leaves any language model's weights behind
+        "runs have about 1e-6 for all weights, 1e-5 to 1e-4 for adapters; far above the policy is lost in a few steps, "
+        "far below it does not move",
+        "nothing will be trained",
+    ),
+    "weight_decay": Usual(0, 1, "runs have 0 to 0.1; is it in percent?"),
+    "adam_epsilon": Usual(0, 1e-3, "it is added to the root of squared gradients, which it would outweigh"),
+    "max_grad_norm": Usual(1e-3, math.inf, "every step would be scaled down to almost nothing; runs have 0.1 to 1"),
+    "epsilon": Usual(
+        1e-4, 1, "it is a distance from the ratio 1; runs have 0.2", "every token whose ratio has moved is clipped"
+    ),
+    "epsilon_high": Usual(1e-4, 20, "it is a distance from the ratio 1; runs have 0.2 to 0.3 (CISPO up to 5)"),
+    "beta": Usual(0, 1, "runs have 0 to 0.1; the policy would be held to the reference and learn nothing else"),
+    "temperature": Usual(
+        0.05, 5, "runs have 0.6 to 1.2; far above tokens are noise, far below all completions are alike"
+    ),
+    "repetition_penalty": Usual(1, 2, "below 1 repetition is rewarded, far above 1 text falls apart; 1 is off"),
+    "entropy_coef": Usual(0, 1, "runs have 0 to 0.01; below 0 entropy is fined, far above it is all that is paid"),
+    "top_entropy_quantile": Usual(0.01, 1, "it is the share of tokens trained on; 1 is all", "no token is trained on"),
+    "num_iterations": Usual(
+        1, 32, "it is the updates made of one rollout, of which the last learn from a foreign policy"
+    ),
+    "num_train_epochs": Usual(0, 1e4, "so many passes over the data do not end; set trainer.max_steps"),
+    "neftune_noise_alpha": Usual(0, 100, "runs have 5 to 15"),
+    "dataloader_num_workers": Usual(0, 128, "each is a process of its own"),
+    "ref_model_mixup_alpha": Usual(1e-6, 1, "it is the share of the policy in the new reference", "it never moves"),
+}
+
+
+def range_problems(numbers: Mapping[str, Any], *, where: str = "trainer") -> list[str]:
+    """Of a group as it is written: numbers that their keys cannot mean, NaN and infinity for any key."""
+    out = []
+    for name, value in numbers.items():
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            continue
+        allowed = RANGES.get(name)
+        if allowed is None and math.isfinite(value):
+            continue
+        if allowed is None or not allowed.holds(value):
+            percent = "; a share is written 0.2, not 20" if allowed is not None and allowed.high <= 1 < value else ""
+            rule = "a number" if allowed is None else allowed.rule
+            out.append(f"{where}.{name} must be {rule}; got {value}{percent}")
+    return out
+
+
+def unusual(numbers: Mapping[str, Any], *, where: str = "trainer") -> list[str]:
+    """Of a group as it is written: numbers that are legal and rarely meant."""
+    out = []
+    for name, usual in USUAL.items():
+        value = numbers.get(name)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            continue
+        if value == 0:
+            out += [] if usual.zero is None else [f"{where}.{name} is 0: {usual.zero}; set it above 0"]
+        elif not usual.low <= value <= usual.high:
+            out.append(f"{where}.{name} of {value:g} is rarely meant: {usual.why}; set it nearer, unless it is meant")
+    return out

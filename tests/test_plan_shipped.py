@@ -1,0 +1,34 @@
+"""No false alarm: of every recipe that is shipped, plan says neither a problem nor a warning.
+
+What this machine lacks (a hub, vLLM, a GPU) stands among the things not checked. A recipe that trains what an earlier
+command made is given a shipped model in its place.
+"""
+
+from pathlib import Path
+
+import pytest
+from test_recipe import RECIPES
+
+from entrl.models.packaged import PACKAGED, NotFetched, packaged_path
+from entrl.runs.plan import plan
+from entrl.runs.recipe import load_recipe
+
+QUICK = ("tiny-reasoner/pear-kl-cov", "overthinker/pear", "diagram/entropy", "qwen3/pear-kl-cov")
+NAMED = {f"{path.parent.name}/{path.stem}": path for path in RECIPES}
+MADE = "runs/"  # where an earlier command puts a model
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in NAMED])
+def test_a_shipped_recipe_raises_no_alarm(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.chdir(tmp_path)
+    recipe = load_recipe(NAMED[name])
+    if recipe.model.path in PACKAGED:
+        try:
+            packaged_path(recipe.model.path)
+        except NotFetched:
+            pytest.skip(f"`entrl fetch {recipe.model.path}` has not been run")
+    if recipe.model.path.startswith(MADE):
+        recipe = load_recipe(NAMED[name], ["model.path=tiny-reasoner"])
+    found = plan(recipe)
+    assert (found.problems, found.warnings) == ([], [])
