@@ -125,8 +125,8 @@ for path in (secret, f"/usr/../{secret}", f"/proc/self/root{secret}", f"/proc/{S
              f"/proc/self/cwd{secret}", "/etc/passwd", "/etc/shadow", os.path.expanduser("~/.bashrc")):
     data = tries("read " + path, read, path) or b""
     print(data)
-for way, flags in (("write", os.O_WRONLY), ("append", os.O_WRONLY | os.O_APPEND), ("truncate", os.O_WRONLY | os.O_TRUNC)):
-    tries(way, os.open, secret, flags)
+for way, more in (("write", 0), ("append", os.O_APPEND), ("truncate", os.O_TRUNC)):
+    tries(way, os.open, secret, os.O_WRONLY | more)
 tries("create", os.open, folder + "/new", os.O_CREAT | os.O_WRONLY)
 tries("create through /proc", os.open, f"/proc/{SCENE['parent']}/root{folder}/new", os.O_CREAT | os.O_WRONLY)
 tries("truncate by path", os.truncate, secret, 0)
@@ -137,7 +137,6 @@ tries("mkdir", os.mkdir, folder + "/d")
 tries("utime", os.utime, secret, (0, 0))
 tries("setxattr", os.setxattr, secret, "user.x", b"1")
 tries("list", os.listdir, folder)
-tries("list home", os.listdir, "/root")
 handle = ctypes.create_string_buffer(b"\\x08\\0\\0\\0\\x01\\0\\0\\0" + b"\\0" * 128)
 tries("open_by_handle_at", call, 304, -100, handle, 0)
 tries("chroot", os.chroot, folder)
@@ -314,7 +313,8 @@ for name, number, *args in (
     ("reboot", 169, 0xFEE1DEAD, 672274793, 0), ("swapoff", 168, b"/x"), ("sethostname", 170, b"x", 1),
     ("settimeofday", 164, ctypes.create_string_buffer(16), 0), ("acct", 163, b"/tmp/x"), ("iopl", 172, 3),
     ("syslog", 103, 2, ctypes.create_string_buffer(64), 64), ("shmget", 29, 0, 4096, 0o1777), ("msgget", 68, 0, 0o1777),
-    ("mq_open", 240, b"x", 0o102, 0o777, 0), ("inotify_init", 253), ("fanotify_init", 300, 0, 0), ("mknod", 133, b"x", 0o666, 0),
+    ("mq_open", 240, b"x", 0o102, 0o777, 0), ("inotify_init", 253), ("fanotify_init", 300, 0, 0),
+    ("mknod", 133, b"x", 0o666, 0),
     ("name_to_handle_at", 303, -100, b"/", ctypes.create_string_buffer(136), ctypes.create_string_buffer(8), 0),
     ("landlock_create_ruleset", 444, 0, 0, 1), ("fsopen", 430, b"tmpfs", 0), ("open_tree", 428, -100, b"/", 0),
     ("execveat", 322, -100, b"/bin/true", 0, 0, 0), ("memfd_secret", 447, 0), ("quotactl", 179, 0, 0, 0, 0),

@@ -1,28 +1,27 @@
 """First lines of every sandboxed interpreter: `python -c` this text. Never imported; knows only the standard library.
 
-Standard input is the length of a JSON object (8 bytes, big endian), the object, then what the program reads itself.
+Standard input is the length of a dictionary in marshal's form (8 bytes, big endian), the dictionary, then what the
+program reads itself. Both ends are the same interpreter; json, base64, types and signal would double its start.
 Everything the object asks for is taken before the marker is written to standard error; the parent starts the clock
 there, and takes an end without a marker for a fault of the sandbox, not of the program. The order is forced: setting a
 user id loses the signal of the parent's death, Landlock and the filter need no_new_privs, and after the filter nothing
 else can be set.
 
     program   Python source               rlimits  [[name, soft, hard], ...]
-    filter    BPF, base64, "" for none    read     paths that may be read, null for no Landlock
-    uid       user and group id to take, null to stay      keep_read   whether Python can only be read as root
+    filter    BPF, empty for none         read     paths that may be read, None for no Landlock
+    uid       user and group id to take, None to stay      keep_read   whether Python can only be read as root
     users     whether to enter a user namespace            marker      what says ready
 """
 
-import base64
 import ctypes
-import json
+import marshal
 import os
 import resource
-import signal
 import sys
-import types
 
 SET_PDEATHSIG, SET_KEEPCAPS, SET_SECCOMP, SET_NO_NEW_PRIVS = 1, 8, 22, 38  # prctl
 FILTER_MODE = 2
+SIGKILL = 9
 NEW_USER = 0x10000000  # CLONE_NEWUSER
 CREATE_RULESET, ADD_RULE, RESTRICT_SELF = 444, 445, 446  # Landlock's calls, the same on every architecture
 PATH_BENEATH = 1
@@ -36,7 +35,7 @@ libc = ctypes.CDLL(None, use_errno=True)
 
 
 def main():
-    order = json.loads(_exactly(int.from_bytes(_exactly(8), "big")))
+    order = marshal.loads(_exactly(int.from_bytes(_exactly(8), "big")))
     parent = os.getppid()
     for name, soft, hard in order["rlimits"]:
         kind = getattr(resource, name)
@@ -48,17 +47,17 @@ def main():
     if order["users"]:
         _checked(libc.unshare(NEW_USER), "unshare")
         _keep_capabilities(0)  # a new namespace comes with all of its own
-    _prctl(SET_PDEATHSIG, signal.SIGKILL)
+    _prctl(SET_PDEATHSIG, SIGKILL)
     if os.getppid() != parent:
         raise SystemExit("the parent is gone")
     _prctl(SET_NO_NEW_PRIVS, 1)
     if order["read"] is not None:
         _landlock(order["read"])
     if order["filter"]:
-        _filter(base64.b64decode(order["filter"]))
-    source, marker = order["program"], order["marker"].encode()
+        _filter(order["filter"])
+    source, marker = order["program"], order["marker"]
     order.clear()
-    main_module = types.ModuleType("__main__")
+    main_module = type(sys)("__main__")
     sys.modules["__main__"], sys.argv = main_module, ["program.py"]
     os.write(2, marker)
     exec(compile(source, "program.py", "exec", dont_inherit=True), main_module.__dict__)

@@ -14,7 +14,6 @@ from entrl.sandbox.tiers import ENVIRONMENT, MARKER, command, order
 
 START_S = 60.0  # seconds an interpreter may take to start on a machine that is busy with training
 CHUNK = 1 << 16
-READY = MARKER.encode()
 
 
 def run_program(program: str, stdin: bytes, *, tier: Tier, limits: Limits) -> Outcome:
@@ -137,10 +136,10 @@ class _Watch:
         return bool(data)
 
     def _marked(self) -> bool:
-        at = self.stderr.find(READY)
+        at = self.stderr.find(MARKER)
         if at < 0:
             return False
-        del self.stderr[: at + len(READY)]
+        del self.stderr[: at + len(MARKER)]
         return True
 
     def _too_much(self) -> bool:

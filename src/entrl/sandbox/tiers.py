@@ -7,9 +7,8 @@ filter leaves it no fork, no exec, no socket and no signal to others; as root, a
 unsafe: the limits alone. Nothing keeps such a program from reading your files or killing your run.
 """
 
-import base64
 import functools
-import json
+import marshal
 import os
 import shutil
 import stat
@@ -29,7 +28,7 @@ FIRST_UID = 61184  # from here to 65519 are users for passing services, of which
 UIDS = 4096
 THREADS = 64  # that one program may have
 STACK = 64 * MIB  # bytes, for deep recursion
-MARKER = "entrl-sandbox-ready\n"
+MARKER = b"entrl-sandbox-ready\n"
 SYSTEM = ("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/etc/ld.so.cache", "/usr/share/zoneinfo")
 DEVICES = ("/dev/null", "/dev/zero", "/dev/urandom")
 
@@ -97,21 +96,21 @@ def order(tier: Tier, limits: Limits, program: str) -> bytes:
         "program": program,
         "marker": MARKER,
         "rlimits": _rlimits(tier, limits),
-        "filter": "",
+        "filter": b"",
         "read": None,
         "uid": None,
         "keep_read": False,
         "users": False,
     }
     if tier != "unsafe":
-        content["filter"] = _filter(writes=tier == "bubblewrap")
+        content["filter"] = system_call_filter(writes=tier == "bubblewrap")
     if tier == "landlock":
         content["read"] = [*SYSTEM, *python_paths(), *DEVICES]
     if tier != "unsafe" and os.geteuid() == 0:
         content["uid"] = FIRST_UID + int.from_bytes(os.urandom(2), "big") % UIDS
         content["keep_read"] = tier == "landlock" and not everybody_reads_python()
         content["users"] = tier == "bubblewrap"
-    text = json.dumps(content).encode()
+    text = marshal.dumps(content)
     return len(text).to_bytes(8, "big") + text
 
 
@@ -125,11 +124,6 @@ def everybody_reads_python() -> bool:
 @functools.cache
 def _boot() -> str:
     return (Path(__file__).parent / "boot.py").read_text(encoding="utf-8")
-
-
-@functools.cache
-def _filter(*, writes: bool) -> str:
-    return base64.b64encode(system_call_filter(writes=writes)).decode()
 
 
 def _rlimits(tier: Tier, limits: Limits) -> list[tuple[str, int, int]]:
