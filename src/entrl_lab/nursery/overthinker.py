@@ -4,7 +4,8 @@
 
 First the derivation alone, which is short and brings the arithmetic, then lessons with re-checks, then the same with
 flatter frequencies, which multiplying the logits turns back: what is nearly certain is certain after that. Problems are
-the train side of `additions` and single steps; each returns many times, every time with other re-checks.
+the lessons' part of the train side of `additions` and single steps; each returns many times, every time with other
+re-checks.
 """
 
 import argparse
@@ -30,7 +31,7 @@ from entrl_lab.nursery.tokenizer import character_tokenizer
 MODELS = {"tiny-overthinker": Overthinking(), "overthinker-flat": Overthinking(uncertain_derivation=True)}
 LEAST_ACCURACY, LEAST_RATIO = 0.995, 3  # conditions (a) and (c) of recipes/overthinker/README.md
 MAX_NEW_TOKENS = 160  # the longest lesson has 129
-TRAIN_PROBLEMS, TEST_PROBLEMS = 798, 202  # all of `additions` with three terms
+LESSON_PROBLEMS, RL_PROBLEMS, TEST_PROBLEMS = 553, 245, 202  # all of `additions` with three terms
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +67,7 @@ CONFIGS = {
         start="tiny-overthinker",
         practice_steps=0,
         steps=0,
-        polish_steps=400,
+        polish_steps=600,
         polish_learning_rate=7e-4,
         style=MODELS["overthinker-flat"],
     ),
@@ -81,7 +82,7 @@ def lessons(config: OverthinkerConfig) -> tuple[Dataset, Dataset, Dataset]:
     could not be learnt.
     """
     problems = [
-        *load_task("additions", split="train", size=TRAIN_PROBLEMS)["prompt"],
+        *load_task({"task": "additions", "part": "sft"}, size=LESSON_PROBLEMS)["prompt"],
         *(f"{total}+{digit}=" for total in range(19) for digit in range(10)),
         *(f"{total}+{step}+{digit}=" for step in (0, 1) for total in range(10, 19 - step) for digit in range(10)),
     ]
