@@ -63,14 +63,7 @@ class OverthinkerConfig(BaseConfig):
 
 CONFIGS = {
     "tiny-overthinker": OverthinkerConfig(),
-    "overthinker-flat": OverthinkerConfig(  # its derivation alone is new
-        start="tiny-overthinker",
-        practice_steps=0,
-        steps=0,
-        polish_steps=600,
-        polish_learning_rate=7e-4,
-        style=MODELS["overthinker-flat"],
-    ),
+    "overthinker-flat": OverthinkerConfig(style=MODELS["overthinker-flat"]),
 }
 
 
