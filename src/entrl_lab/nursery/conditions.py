@@ -342,6 +342,7 @@ def _measured(name: str, folder: Path) -> dict[str, Any]:
     problems = [dict(row) for row in load_task("additions", split="test", size=TEST_PROBLEMS)]
     rows, greedy = sample(model, tokenizer, problems)
     manifest = json.loads((folder / "manifest.json").read_text())["config"]
+    manifest.pop("start", None)  # of a time when the twin went on from the other
     return {
         "commit": built_from(Path(__file__).parent, ".", "../../entrl/tasks"),
         "conditions": {

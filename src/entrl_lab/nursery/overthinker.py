@@ -21,7 +21,6 @@ from datasets import Dataset
 from entrl_rewards.accuracy import reward
 from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM, set_seed
 
-from entrl.models.shipped import model_path
 from entrl.tasks import load_task
 from entrl.tasks.rechecks import Overthinking, needed_length, overthinking_lesson
 from entrl_lab.nursery.calibration import complete
@@ -51,7 +50,6 @@ class OverthinkerConfig(BaseConfig):
     intermediate: int = 256
     calibration_problems: int = TEST_PROBLEMS
     calibration_samples: int = 8
-    start: str | None = None  # go on from this model in place of random weights
     style: Overthinking = MODELS["tiny-overthinker"]
 
     def __post_init__(self) -> None:
@@ -105,7 +103,7 @@ def train(config: OverthinkerConfig) -> tuple[Qwen3ForCausalLM, PreTrainedTokeni
     torch.set_num_threads(config.threads)
     set_seed(config.seed)
     tokenizer = character_tokenizer(max_length=config.max_positions)
-    model = untrained_model(tokenizer, config) if config.start is None else unsharpened(config.start, config.sharpen)
+    model = untrained_model(tokenizer, config)
     for rows, steps, rate, batches in zip(
         lessons(config),
         (config.practice_steps, config.steps, config.polish_steps),
@@ -123,11 +121,6 @@ def sharpened(model: Qwen3ForCausalLM, by: float) -> Qwen3ForCausalLM:
     """The same model with its logits multiplied, by way of the last norm's weights; what was uniform stays so."""
     model.model.norm.weight.mul_(by)
     return model
-
-
-def unsharpened(base: str, by: float) -> Qwen3ForCausalLM:
-    """A finished base to go on from, by bare name or folder, as it was before it was sharpened."""
-    return sharpened(Qwen3ForCausalLM.from_pretrained(model_path(base), dtype=torch.float32), 1 / by)
 
 
 def build(out: Path, name: str, config: OverthinkerConfig) -> dict[str, Any]:
