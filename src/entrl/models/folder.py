@@ -25,7 +25,7 @@ def folder_problems(spec: Any) -> list[str]:
         return [f"model.path {spec.path} is a file; name the folder that save_pretrained wrote (with config.json)"]
     if not (path / "config.json").is_file():  # an adapter, or no model: said where it is looked for
         return _tokenizer_path_problems(spec)
-    return _config_problems(spec, path) or [
+    return config_problems(spec) or [
         *_weight_problems(path),
         *_tokenizer_path_problems(spec),
         *_tokenizer_problems(spec, path),
@@ -51,8 +51,12 @@ def folder_warnings(spec: Any) -> list[str]:
     return []
 
 
-def _config_problems(spec: Any, path: Path) -> list[str]:
+def config_problems(spec: Any) -> list[str]:
+    """Of the folder's configuration alone: nothing of the model can be reckoned with where there are any."""
+    path = Path(spec.path).expanduser()
     file = path / "config.json"
+    if spec.path in bare_names() or not file.is_file():
+        return []
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
         kind = content["model_type"]
