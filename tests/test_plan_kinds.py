@@ -111,6 +111,10 @@ def test_a_whole_folder_has_no_problem(model: Path):
         (changed(model_type="t5"), "no causal language model"),
         (changed(model_type="nosuch"), "which transformers does not know"),
         (changed(vocab_size=10), "embeddings (vocab_size) end at 9"),
+        (changed(intermediate_size=48), "the weights in"),
+        (changed(hidden_size="32"), "is no configuration of qwen3"),
+        (lambda f: (f / "generation_config.json").write_text("[]"), "generation_config.json holds no mapping"),
+        (lambda f: (f / "tokenizer.json").write_text('{"version": "1"}'), "its tokenizer cannot be loaded"),
         (lambda f: [p.unlink() for p in f.glob("tokenizer*")], "holds no tokenizer"),
         (lambda f: (f / "tokenizer.json").write_text("{"), "its tokenizer cannot be loaded"),
         (

@@ -93,16 +93,19 @@ def test_a_server_that_fails_and_recovers_is_asked_again(serve: Any):
 
 
 def test_one_that_is_too_slow_for_one_of_them_costs_that_one(serve: Any):
+    over = threading.Event()
+
     def slow(number: int, body: dict[str, Any]) -> Reply:
         if body["completion"] == "three":
-            time.sleep(0.4)
+            over.wait(30)
         return by_length(number, body)
 
     logged: dict[str, float] = {}
-    reward = RemoteScore(url=serve(slow).url, timeout_s=0.15, retries=1, pause_s=0.0)
+    reward = RemoteScore(url=serve(slow).url, timeout_s=0.5, retries=1, pause_s=0.0)
     assert called(reward, log_metric=logged.__setitem__) == [3.0, 7.0, None]
+    over.set()
     assert logged["remote/failed"] == 1.0
-    assert logged["remote/seconds"] < 0.4  # two tries of 0.15 s, not one of 0.4
+    assert logged["remote/seconds"] < 30  # two tries of 0.5 s, none of which waited for the server
 
 
 def test_too_many_failures_stop_the_run(serve: Any):
@@ -146,14 +149,17 @@ def test_nothing_is_asked_twice_and_a_file_outlasts_the_run(serve: Any, tmp_path
 
 
 def test_no_more_are_under_way_than_asked_for(serve: Any):
-    under_way, most, lock = 0, 0, threading.Lock()
+    under_way, most, lock, three = 0, 0, threading.Lock(), threading.Event()
 
     def counted(number: int, body: dict[str, Any]) -> Reply:
         nonlocal under_way, most
         with lock:
             under_way += 1
             most = max(most, under_way)
-        time.sleep(0.02)
+            if most == 3:
+                three.set()
+        three.wait(10)
+        time.sleep(0.02)  # for a fourth, which must not come
         with lock:
             under_way -= 1
         return by_length(number, body)

@@ -1,6 +1,7 @@
 """entrl try-reward: what it says of rewards that work and of those that do not, on a file and on a real run."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,12 @@ def of_the_prompt(prompts, completions, **_):
 
 def lacks(completions, difficulty, **_):
     return difficulty
+
+def entropies(completions, token_entropies, **_):
+    return [0.0] * len(completions)
+
+def log_probabilities(completions, token_logprobs, **_):
+    return [0.0] * len(completions)
 
 async def waits(completions, **_):
     return [float(len(c)) for c in completions]
@@ -94,10 +101,13 @@ def test_an_async_reward(here: Path):
         ("constant", "it returned 0.5 for every completion"),
         ("of_the_prompt", "is the same for all completions of a prompt, in each of 3 groups"),
         ("lacks", "needs difficulty, which the stored completions have not (columns: answer, group_index)"),
+        ("entropies", "needs token_entropies, which .* where one of its rewards or controllers reads them"),
+        ("log_probabilities", "needs token_logprobs, which .* log-probabilities are not kept"),
     ],
 )
 def test_what_training_could_not_use(here: Path, name: str, problem: str):
-    assert any(problem in p for p in tried(here, name).problems)
+    found = tried(here, name).problems
+    assert any(problem in p or re.search(problem, p) for p in found), found
 
 
 def test_values_that_are_none(here: Path):
@@ -122,6 +132,11 @@ def test_the_command(here: Path, capsys: pytest.CaptureFixture[str]):
     assert found["problems"]
     assert main(["try-reward", "entrl_rewards.accuracy:reward", "kind=exact", "--on", "kept.jsonl"]) == 0
     assert main(["try-reward", "mine.py:length", "--on", "nothing"]) == 2
+    assert main(["try-reward", "pear", "--on", "kept.jsonl"]) == 1  # by what its options need, not its signature
+    assert "needs token_entropies" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(["try-reward", "mine.py:length", "--on", "kept.jsonl", "--limit", "0"])
+    assert "write 1 or more" in capsys.readouterr().err
 
 
 def test_a_file_that_holds_none(here: Path):

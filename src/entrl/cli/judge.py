@@ -36,11 +36,17 @@ def run_compare(options: argparse.Namespace) -> int:
     return 0
 
 
+def count(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of completions; write 1 or more")
+    return int(text)
+
+
 def try_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("reward", metavar="FILE[:FUNCTION]", help="as `use` in a recipe: a file, a module, a bare name")
     parser.add_argument("args", nargs="*", metavar="KEY=VALUE", help="arguments of the reward, such as alpha=0.5")
     parser.add_argument("--on", type=path, required=True, metavar="RUN|FILE", help="a run folder, or completions.jsonl")
-    parser.add_argument("--limit", type=int, metavar="N", help="look at the first N completions alone")
+    parser.add_argument("--limit", type=count, metavar="N", help="look at the first N completions alone")
     parser.add_argument("--json", action="store_true", dest="as_json", help="print everything as JSON")
 
 

@@ -1,7 +1,8 @@
 """What a model's folder lacks: said from its files alone, before weights are loaded.
 
-Looked at: the configuration (readable, of a causal language model), weight files (all there, whole), the tokenizer
-(there, with no more tokens than the model has embeddings). A hub id is looked at by whoever loads it.
+Looked at: the configuration (readable, of a causal language model), weight files (all there, whole, of the sizes it
+says), the tokenizer (there, with no more tokens than the model has embeddings). A hub id is looked at by whoever loads
+it.
 """
 
 import json
@@ -25,11 +26,11 @@ def folder_problems(spec: Any) -> list[str]:
         return [f"model.path {spec.path} is a file; name the folder that save_pretrained wrote (with config.json)"]
     if not (path / "config.json").is_file():  # an adapter, or no model: said where it is looked for
         return _tokenizer_path_problems(spec)
-    return _config_problems(spec, path) or [
-        *_weight_problems(path),
-        *_tokenizer_path_problems(spec),
-        *_tokenizer_problems(spec, path),
-    ]
+    return (
+        config_problems(spec)
+        or [*_weight_problems(path), *_tokenizer_path_problems(spec), *_tokenizer_problems(spec, path)]
+        or _shape_problems(spec, path)
+    )
 
 
 def missing_weights(spec: Any) -> str | None:
@@ -51,8 +52,12 @@ def folder_warnings(spec: Any) -> list[str]:
     return []
 
 
-def _config_problems(spec: Any, path: Path) -> list[str]:
+def config_problems(spec: Any) -> list[str]:
+    """Of the folder's configuration alone: nothing of the model can be reckoned with where there are any."""
+    path = Path(spec.path).expanduser()
     file = path / "config.json"
+    if spec.path in bare_names() or not file.is_file():
+        return []
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
         kind = content["model_type"]
@@ -72,6 +77,8 @@ def _config_problems(spec: Any, path: Path) -> list[str]:
         return [
             f"model.path: {file} says model_type {kind!r}, which is no causal language model; take one that writes text"
         ]
+    if (problem := _generation_problem(path / "generation_config.json")) is not None:
+        return [problem]
     try:
         CONFIG_MAPPING[kind].from_pretrained(path)
     except Exception as error:  # huggingface_hub's strict dataclasses raise kinds of their own
@@ -79,6 +86,18 @@ def _config_problems(spec: Any, path: Path) -> list[str]:
             f"model.path: {file} is no configuration of {kind}: {' '.join(str(error).split())[:160]}; mend that file"
         ]
     return []
+
+
+def _generation_problem(file: Path) -> str | None:
+    if not file.is_file():
+        return None
+    try:
+        if isinstance(json.loads(file.read_text(encoding="utf-8")), dict):
+            return None
+        why = "holds no mapping"
+    except (OSError, ValueError) as error:
+        why = f"cannot be read ({error})"
+    return f"model.path: {file} {why}; mend it, or delete it for the model's defaults"
 
 
 def _weight_problems(path: Path) -> list[str]:
@@ -95,18 +114,51 @@ def _weight_problems(path: Path) -> list[str]:
     return [f"model.path: {file} {why}; put the whole file there" for file in files if (why := _torn(file)) is not None]
 
 
+def _header(file: Path) -> tuple[int, dict[str, Any]]:
+    """Of a safetensors file, 8 bytes of length and JSON: (bytes the file should have, entry of each tensor)."""
+    with file.open("rb") as opened:
+        (length,) = struct.unpack("<Q", opened.read(8))
+        header = json.loads(opened.read(min(length, file.stat().st_size)))
+    entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
+    return 8 + length + max((entry["data_offsets"][1] for entry in entries.values()), default=0), entries
+
+
 def _torn(file: Path) -> str | None:
-    """Why a safetensors file is not whole: 8 bytes of length, a header in JSON, and what the header counts."""
+    """Why a safetensors file is not whole, by what its header counts."""
     size = file.stat().st_size
     try:
-        with file.open("rb") as opened:
-            (length,) = struct.unpack("<Q", opened.read(8))
-            header = json.loads(opened.read(min(length, size)))
-        ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+        wanted, _ = _header(file)
     except (OSError, ValueError, struct.error, KeyError, TypeError, AttributeError):
         return "is no safetensors file, or cut short"
-    wanted = 8 + length + max(ends, default=0)
     return None if size == wanted else f"has {size:,} bytes instead of {wanted:,}: it was not written to its end"
+
+
+def _shape_problems(spec: Any, path: Path) -> list[str]:
+    """Weights of another configuration: sizes that differ. Packed ones (quantized) and foreign code are left alone."""
+    content = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    if "quantization_config" in content or "auto_map" in content:
+        return []
+    from entrl.models.load import load_config, on_meta
+
+    try:
+        model = on_meta(load_config(spec))
+    except (ValueError, TypeError, ArithmeticError, LookupError, RuntimeError) as error:
+        return [
+            f"model.path: no model can be made of {path / 'config.json'}: {' '.join(str(error).split())[:160]}; mend it"
+        ]
+    entries = [_header(file)[1] for file in sorted(path.glob("*.safetensors"))]
+    stored = {name: tuple(entry["shape"]) for one in entries for name, entry in one.items()}
+    wrong = [
+        f"{name} has {stored[name]} and should have {tuple(weight.shape)}"
+        for name, weight in model.state_dict().items()
+        if name in stored and stored[name] != tuple(weight.shape)
+    ]
+    if not wrong:
+        return []
+    return [
+        f"model.path: the weights in {path} are not of its config.json: {wrong[0]} ({len(wrong)} such); take both from "
+        "one model"
+    ]
 
 
 def _tokenizer_path_problems(spec: Any) -> list[str]:

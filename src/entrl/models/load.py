@@ -9,7 +9,9 @@ An adapter is never dropped. It is
 Needs:   peft, where there is an adapter
 """
 
+import contextlib
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -175,8 +177,9 @@ def load_tokenizer(path: str, *, revision: str | None = None, base: str | None =
     from transformers import AutoTokenizer
 
     if path not in bare_names() and Path(path).is_dir() and _has_tokenizer(path, None):
-        return AutoTokenizer.from_pretrained(path, **options)
-    with naming_model(path):
+        with _readable(path):
+            return AutoTokenizer.from_pretrained(path, **options)
+    with naming_model(path), _readable(path):
         found = find_adapter(path, revision=revision, base=base)
         if found is None or _has_tokenizer(found.where, revision):
             return AutoTokenizer.from_pretrained(model_path(path), revision=revision, **options)
@@ -193,14 +196,31 @@ def _has_tokenizer(where: str, revision: str | None) -> bool:
 
 def load_config(spec: Any) -> Any:
     """The architecture of a recipe's `model` group, of the base where it is an adapter."""
-    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
     where, revision = base_of(spec.path, revision=spec.revision)
-    try:
+    with _readable(spec.path):
         return AutoConfig.from_pretrained(where, revision=revision, trust_remote_code=spec.trust_remote_code)
-    except StrictDataclassError as error:  # a kind of its own, of values that a configuration cannot have
-        raise ValueError(f"model.path {spec.path}: {' '.join(str(error).split())}; mend its config.json") from error
+
+
+@contextlib.contextmanager
+def _readable(path: str) -> Iterator[None]:
+    """ValueError for what damaged files of a model make transformers and tokenizers raise."""
+    from huggingface_hub.errors import StrictDataclassError
+
+    try:
+        yield
+    except (OSError, ValueError, ImportError):
+        raise
+    except Exception as error:
+        # tokenizers raises Exception itself, and a file with keys or values that it cannot have the others
+        damaged = (StrictDataclassError, LookupError, TypeError, AttributeError, RecursionError)
+        if type(error) is not Exception and not isinstance(error, damaged):
+            raise
+        why = " ".join(str(error).split())[:200]
+        raise ValueError(
+            f"model.path {path}: its configuration or tokenizer cannot be read ({why}); mend it"
+        ) from error
 
 
 def on_meta(config: Any) -> Any:

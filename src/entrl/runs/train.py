@@ -32,7 +32,7 @@ from entrl.runs.folder import RunFolder, make_manifest, now, read_json, write_te
 from entrl.runs.law_watch import DenseEvaluation, LawWatch, evaluation_steps, interventions
 from entrl.runs.lock import FolderLock
 from entrl.runs.log import ProgressLine, RunLog, be_quiet, listen_first
-from entrl.runs.plan import Prepared, check_rows, missing_here, prepare
+from entrl.runs.plan import Prepared, check_rows, missing_here, prepare, recipe_warnings
 from entrl.runs.recipe import Recipe
 from entrl.runs.serve import find_api_key
 from entrl.runs.together import alone_on_main, failed_elsewhere, lost_ranks, main_first, refuse_left_over, together
@@ -188,13 +188,13 @@ def train_model(run: Run) -> None:
 
 
 def load_checked_data(recipe: Recipe, prepared: Prepared, console: Console) -> Any:
-    """The training set; rank 0 first, so that a download happens once. What the rows lack is said before training."""
+    """The training set; rank 0 first, so that a download happens once. What recipe and rows lack is said first."""
     with main_first():
         dataset = recipe.load_data()
     found = check_rows(recipe, prepared, dataset)
     if found.problems:
         raise ValueError(found.problems[0])
-    for warning in found.warnings:
+    for warning in (*recipe_warnings(recipe, prepared, prepared.args.world_size), *found.warnings):
         say(console, f"warning: {warning}")
     return dataset
 

@@ -21,7 +21,7 @@ from entrl.runs.stored import Stored, signals_of
 from entrl.settings.arguments import TRL_KEYWORDS
 from entrl.settings.names import Loaded, find_file, import_file
 from entrl.trainers.shared.first_look import think_tags_of
-from entrl.trainers.shared.rewards import SHARED_SIGNALS, RewardError, guarded
+from entrl.trainers.shared.rewards import SCORED_SIGNALS, SHARED_SIGNALS, RewardError, guarded
 
 SHOWN = 160  # characters of a completion
 
@@ -109,11 +109,12 @@ def try_reward(loaded: Loaded, stored: Stored) -> Tried:
     given = {*stored.columns, *TRL_KEYWORDS, *(name for name, value in shared.items() if value is not None)}
     asked = _asked(loaded.value)
     tried.asked = {name: name in given for name in sorted(asked - {"completions", "prompts"})}
-    if lacking := sorted(required_names(loaded.value) - given):
+    scored = set(getattr(loaded.value, "needs", ())) & set(SCORED_SIGNALS)
+    if lacking := sorted((required_names(loaded.value) | scored) - given):
         have = ", ".join(sorted(stored.columns)) or "none"
         tried.problems.append(
-            f"{loaded.source} needs {', '.join(lacking)}, which the stored completions have not (columns: {have}); add "
-            "the column to the file, or name a run whose data has it"
+            f"{loaded.source} needs {', '.join(lacking)}, which the stored completions have not (columns: {have}); "
+            f"{_cure(lacking)}"
         )
         return tried
     (guard,) = guarded([loaded.value], **shared)
@@ -121,6 +122,17 @@ def try_reward(loaded: Loaded, stored: Stored) -> Tried:
         _call(guard, rows, tried)
     _judge(tried, stored)
     return tried
+
+
+def _cure(lacking: list[str]) -> str:
+    if "token_logprobs" in lacking:
+        return "log-probabilities are not kept; look at this reward in a run of a few steps"
+    if "token_entropies" in lacking:
+        return (
+            "a run keeps entropies where one of its rewards or controllers reads them; take such a run, or train a few "
+            "steps with this reward"
+        )
+    return "add the column to the file, or name a run whose data has it"
 
 
 def _asked(reward: Any) -> set[str]:

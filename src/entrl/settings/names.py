@@ -29,6 +29,9 @@ class Loaded:
     file: str | None  # None: built in or frozen
 
 
+SHOWN = 12  # names of a module in an error
+
+
 def suggest(name: str, known: Iterable[str]) -> str:
     """' Did you mean ...?' when a known name is close, else ''."""
     near = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.6)
@@ -116,9 +119,9 @@ def _attribute(module: ModuleType, wanted: str) -> Any:
     for part in wanted.split("."):
         if not hasattr(value, part):
             public = [n for n in vars(value) if not n.startswith("_")] if hasattr(value, "__dict__") else []
-            raise ValueError(
-                f"{module.__name__} ({module.__file__}) has no "
-                f"{wanted!r}.{suggest(part, public) or ' Name something it has'}"
-            )
+            own = module.__name__.startswith("entrl_file_")
+            where = str(module.__file__) if own else f"{module.__name__} ({module.__file__})"
+            hint = suggest(part, public) or f" Name something it has: {', '.join(public[:SHOWN]) or 'it is empty'}"
+            raise ValueError(f"{where} has no {wanted!r}.{hint}")
         value = getattr(value, part)
     return value

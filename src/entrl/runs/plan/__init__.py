@@ -11,7 +11,7 @@ from entrl.runs.plan.checks import (
 from entrl.runs.plan.estimates import count_parameters
 from entrl.runs.plan.machines import Machines, read_machines
 from entrl.runs.plan.missing import missing_here
-from entrl.runs.plan.overview import Plan, plan
+from entrl.runs.plan.overview import Plan, plan, recipe_warnings
 from entrl.runs.plan.rows import check_rows
 from entrl.runs.plan.times import Measured
 
@@ -30,4 +30,5 @@ __all__ = [
     "plan",
     "prepare",
     "read_machines",
+    "recipe_warnings",
 ]

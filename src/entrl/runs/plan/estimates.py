@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from entrl.models.folder import config_problems
 from entrl.models.load import load_config, on_meta
 from entrl.models.shape import ModelShape, model_shape
 from entrl.runs.plan.adapter import adapter_warnings, target_problem
@@ -31,7 +32,9 @@ class Estimate:
 
 
 def describe_model(recipe: Recipe, prepared: Prepared) -> Estimate:
-    """Parameters, counted on the meta device."""
+    """Parameters, counted on the meta device; nothing of a configuration that is a problem already."""
+    if config_problems(recipe.model):
+        return Estimate()
     try:
         config = load_config(recipe.model)
     except FileNotFoundError as error:
@@ -43,7 +46,10 @@ def describe_model(recipe: Recipe, prepared: Prepared) -> Estimate:
         return Estimate(problems=[f"model.path {recipe.model.path}: {first_line(error)}; take another folder"])
     try:
         total, trained = count_parameters(config, prepared.lora)
-    except ValueError as error:  # peft: target modules that the model does not have
+    except ValueError as error:  # peft: target modules that the model does not have; else no causal language model
+        if prepared.lora is None:
+            why = first_line(error)
+            return Estimate(problems=[f"model.path {recipe.model.path}: {why}; take a causal language model"])
         return Estimate(problems=[target_problem(prepared.lora, config, error)])
     shape = model_shape(config, parameters=total, trained=trained)
     rows = [("parameters", f"{total:,}, trained {trained:,} ({trained / total:.1%})")]

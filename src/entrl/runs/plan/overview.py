@@ -99,9 +99,7 @@ def plan(
         rows += _describe_schedule(recipe, prepared, size)
         rows += _describe_evaluations(recipe, prepared.args)
         rows += _describe_controllers(prepared, size)
-        found.warnings += _warnings(recipe, prepared, size)
-        found.warnings += value_warnings(recipe, prepared.args, prepared)
-        found.warnings += arithmetic_warnings(recipe, prepared.args) + folder_warnings(recipe.model)
+        found.warnings += recipe_warnings(recipe, prepared, size)
         found.notes += _machine_notes(recipe, prepared.args)
     data = check_data(recipe, prepared)
     device = find_device(recipe, machines, measured.device_gib)
@@ -277,8 +275,18 @@ def _selected(controller: Any, schedule: Any, args: Any) -> str:
     )
 
 
+def recipe_warnings(recipe: Recipe, prepared: Prepared, world_size: int) -> list[str]:
+    """Legal settings that usually are not meant, by the recipe alone; `entrl train` says them at its start too."""
+    return [
+        *_warnings(recipe, prepared, world_size),
+        *value_warnings(recipe, prepared.args, prepared),
+        *arithmetic_warnings(recipe, prepared.args),
+        *folder_warnings(recipe.model),
+    ]
+
+
 def _warnings(recipe: Recipe, prepared: Prepared, world_size: int) -> list[str]:
-    """Legal settings that usually are not meant."""
+    """Of batches, losses, engines and checkpoints."""
     args, out = prepared.args, []
     if (reason := inexact_because(args)) is not None:
         out.append(f"a run that is stopped could not go on from a checkpoint: trainer.{reason}")

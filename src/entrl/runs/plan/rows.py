@@ -212,6 +212,8 @@ def _check_texts(recipe: Recipe, prepared: Prepared, rows: Any, length: int, whe
     try:
         tokenizer, positions = tokenizer_of(recipe.model), context(recipe, prepared.args)
     except (OSError, ValueError) as error:
+        if any(problem.startswith(("model.path", "model.tokenizer")) for problem in prepared.problems):
+            return  # and so said already
         found.unchecked.append(
             f"{where}: lengths of prompts, for want of the model's tokenizer ({first_line(error)}); {ELSEWHERE}"
         )
