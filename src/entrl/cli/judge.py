@@ -34,7 +34,37 @@ def run_compare(options: argparse.Namespace) -> int:
     return 0
 
 
+def advise_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", type=path, metavar="RUN", help="a run folder, of a run that is over or under way")
+    parser.add_argument("--json", action="store_true", dest="as_json", help="print the findings as JSON")
+
+
+def run_advise(options: argparse.Namespace) -> int:
+    import json
+
+    from entrl.diagnosis.rules import findings
+    from entrl.report.read import read_run
+    from entrl.runs.wording import shown
+
+    run = read_run(options.run)
+    found = findings(run.train)
+    if options.as_json:
+        print(json.dumps({"steps": len(run.train), "findings": [f.as_json() for f in found]}, indent=2))
+        return 0
+    for finding in found:
+        print(shown(finding.text))
+    if not found:
+        print(f"no symptom in {len(run.train)} logged steps" if run.train else "nothing was logged yet")
+    return 0
+
+
 COMMANDS = {
+    "advise": Command(
+        help="Say what a run's metrics show to be wrong, and which key of its recipe to change.",
+        group="judge",
+        arguments=advise_arguments,
+        run=run_advise,
+    ),
     "report": Command(
         help="Write one self-contained HTML page about one or several runs.",
         group="judge",

@@ -1,22 +1,19 @@
 """Is a run healthy: what went wrong or makes its curves mean something else, and the values that were looked at.
 
-Thresholds are ours; `docs/report.md` says what to do about each finding.
+Thresholds are those of the rule table (`entrl.diagnosis.rules`), which says what to change; here they are put into the
+report's words, with what was looked at and found well.
 """
 
-import math
 from typing import NamedTuple
 
+from entrl.diagnosis.rules import FEW, NUMBERS, asked_for_less, end_mean, entropy_ends, threshold
 from entrl.report.metrics import by_task
 from entrl.report.read import RunRecord, metric_names, series
 from entrl.settings.json_lines import is_number
 
-TRUNCATED_SHARE = 0.10  # above it, length and accuracy say more about the limit than about the policy
-MISSING_TAGS = 0.10  # above it, what is called thinking and answer is often neither
-ENTROPY_LEFT = 0.30  # below this share of the start, sampling has little left to explore
-FLAT_GROUPS = 0.80  # above it, most of the compute gives no gradient
-ALL_FLAT = 0.20  # share of rollouts without any gradient
-ENTROPY_METRICS = ("policy_entropy/token_mean", "policy_entropy/response_mean", "entropy")
-NUMBERS = {"loss": "loss", "grad_norm": "gradient norm", "reward": "reward"}  # of them NaN and infinity are told
+TRUNCATED_SHARE, MISSING_TAGS = threshold("truncated"), threshold("thinking not closed")
+ENTROPY_LEFT, ENTROPY_TIMES = threshold("entropy collapsed"), threshold("entropy surged")
+FLAT_GROUPS, ALL_FLAT = threshold("groups flat"), threshold("rewards equal")
 VERIFIER = {"verify_timeout": "timeouts", "verify_crash": "crashes"}
 
 
@@ -92,7 +89,7 @@ def _flat(run: RunRecord) -> _Check | None:
     if end is None:
         return None
     empty = sum(share >= 1 for share in shares) / len(shares)
-    if empty > ALL_FLAT:
+    if empty > ALL_FLAT and (empty == 1 or len(shares) >= FEW):
         return _Check(finding=f"in {empty:.0%} of rollouts every group had equal rewards: updates without any gradient")
     if end > FLAT_GROUPS:
         return _Check(finding=f"{end:.0%} of groups have equal rewards at the end: most samples give no gradient")
@@ -100,15 +97,17 @@ def _flat(run: RunRecord) -> _Check | None:
 
 
 def _entropy(run: RunRecord) -> _Check | None:
-    values = next((found for m in ENTROPY_METRICS if (found := series(run.train, m)[1])), [])
-    first, last = start_mean(values), end_mean(values)
-    if first is None or last is None or first <= 0 or len(values) <= 3:
+    ends = entropy_ends(run.train)
+    if ends is None:
         return None
+    first, last = ends
     left = last / first
+    if left > ENTROPY_TIMES:
+        return _Check(finding=f"entropy rose to {left:.1f} times its start ({first:.3f} → {last:.3f} nats)")
     if left >= ENTROPY_LEFT:
         return _Check(value=f"entropy at {left:.0%} of its start")
     text = f"entropy fell to {left:.0%} of its start ({first:.3f} → {last:.3f} nats)"
-    if any(row.get("pear/alpha") for row in run.train):
+    if asked_for_less(run.train):
         return _Check(note=f"{text}: PEAR asks for that; little is left to explore")
     return _Check(finding=f"{text}: little is left to explore")
 
@@ -140,14 +139,3 @@ def _controllers(run: RunRecord) -> list[str]:
         if run.train and use in {"kl_cov", "clip_cov"} and f"{use}/selected" not in selected:
             found.append(f"the recipe asks for {use}, but no selected tokens were ever logged")
     return found
-
-
-def start_mean(values: list[float]) -> float | None:
-    """Mean of the first tenth, at least the first 3 points."""
-    return end_mean(values[::-1])
-
-
-def end_mean(values: list[float]) -> float | None:
-    """Mean of the last tenth, at least the last 3 points."""
-    tail = values[-max(3, math.ceil(len(values) / 10)) :]
-    return sum(tail) / len(tail) if tail else None
