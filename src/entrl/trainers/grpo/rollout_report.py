@@ -16,7 +16,7 @@ from entrl.trainers.grpo.turns import episode_means
 from entrl.trainers.grpo.vllm import ReplicaGeneration, sampled_scores
 from entrl.trainers.refusals.sampling import reshaping
 from entrl.trainers.shared import row_columns
-from entrl.trainers.shared.first_look import FirstLook
+from entrl.trainers.shared.first_look import FirstLook, closed_share
 from entrl.trainers.shared.observation import Observation
 from entrl.trainers.shared.rollout import Rollout, completion_samples
 
@@ -51,6 +51,10 @@ class RolloutReport:
             self._sampler(batch.output, batch.rollout)
         self._groups_without_spread(rewards_N)
         rollout = batch.rollout
+        if self.facts.tags is not None:
+            mine = closed_share(rollout.prompt_ids, rollout.completion_ids, self.facts.tags)
+            shares = self.facts.ranks.gather(torch.tensor([mine], device=rewards_N.device))
+            self.log.add({"completions/thinking_closed": shares.mean().item()})
         if TASK in rollout.columns:
             self._by_task(rollout, rewards_N, rewards_NF)
         for text in self.first_look.see(

@@ -22,6 +22,14 @@ def think_tags_of(tokenizer: Any, args: Any, *, needed: bool, warn: Callable[[st
         return None
 
 
+def closed_share(
+    prompt_ids: Sequence[Sequence[int]], completion_ids: Sequence[Sequence[int]], tags: ThinkTags
+) -> float:
+    """Share of the first `LOOKED_AT` completions whose thinking ends, or was ended by the prompt."""
+    rows = list(zip(prompt_ids, completion_ids, strict=True))[:LOOKED_AT]
+    return sum(closing_seen(ids, tags, prompt_ids=prompt) for prompt, ids in rows) / len(rows)
+
+
 class FirstLook:
     """Counts over the first `LOOKED_AT` completions or a little more, then speaks, once."""
 
