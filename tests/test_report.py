@@ -287,7 +287,7 @@ def test_ages_of_tokens_are_a_table_where_a_run_has_them(tmp_path):
         ({"kl_cov/selected": None}, "the recipe asks for kl_cov, but no selected tokens were ever logged"),
         ({"groups/without_spread": 0.9}, "90% of groups have equal rewards"),
         ({"groups/without_spread": 1.0}, "in 100% of rollouts every group had equal rewards"),
-        ({"pear/missing_close": 0.2}, "20% of completions never close their thinking at the end of training"),
+        ({"pear/missing_close": 0.2}, "20% of completions never close their thinking in the last rollouts (over 10%)"),
         ({"loss": None}, "not a number: loss in 40 of 40 logged steps"),
     ],
 )

@@ -1,6 +1,7 @@
 """`entrl report`, `entrl compare`: what came out of a run."""
 
 import argparse
+import json
 
 from entrl.cli.parsers import Command, path
 
@@ -40,21 +41,21 @@ def advise_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run_advise(options: argparse.Namespace) -> int:
-    import json
-
-    from entrl.diagnosis.rules import findings
+    from entrl.diagnosis.rules import seen, values_of
     from entrl.report.read import read_run
     from entrl.runs.wording import shown
 
     run = read_run(options.run)
-    found = findings(run.train)
+    found = seen(run.train)
+    wrong = [one for one in found if not one.excuse]
     if options.as_json:
-        print(json.dumps({"steps": len(run.train), "findings": [f.as_json() for f in found]}, indent=2))
+        print(json.dumps({"steps": len(run.train), "findings": [one.as_json() for one in wrong]}, indent=2))
         return 0
-    for finding in found:
-        print(shown(finding.text))
-    if not found:
-        print(f"no symptom in {len(run.train)} logged steps" if run.train else "nothing was logged yet")
+    for one in found:
+        print(shown(f"note: {one.evidence}; {one.excuse}" if one.excuse else one.text))
+    if not wrong:
+        well = f" ({', '.join(values_of(run.train))})" if values_of(run.train) else ""
+        print(f"no symptom in {len(run.train)} logged steps{well}" if run.train else "nothing was logged yet")
     return 0
 
 

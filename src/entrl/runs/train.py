@@ -94,9 +94,8 @@ def train(
             run.say(f"{folder.path} is finished with these settings: nothing is left to do")
             return read_result(folder, folder.path / "report.html")
         run.manifest = make_manifest(recipe, prepared.args, run.start) | {"contents": files}
-        if run.start is not None:
-            kept = ("best", "warnings") if run.is_trained else ("warnings",)
-            run.manifest |= {k: v for k, v in (folder.manifest() or {}).items() if k in kept}
+        if run.is_trained:
+            run.manifest |= {k: v for k, v in (folder.manifest() or {}).items() if k in ("best", "warnings")}
         with run.ending.listening():
             return _noted(run)
     finally:
@@ -232,8 +231,8 @@ def build_trainer(run: Run) -> tuple[Any, ProgressLine]:
         history=folder.path / "metrics.jsonl",
         say=run.warn,
     )
-    given = lambda: run.manifest.get("warnings") or []  # noqa: E731
-    watchdog = Watchdog(history=folder.path / "metrics.jsonl", warn=run.warn, given=given)
+    warned = lambda: run.manifest.get("warnings") or []  # noqa: E731
+    watchdog = Watchdog(history=folder.path / "metrics.jsonl", say=run.say, warned=warned)
     dense = evaluation_steps(None if recipe.eval is None else recipe.eval.at, prepared.args.max_steps)
     trainer = EntropyGRPOTrainer(
         model,
