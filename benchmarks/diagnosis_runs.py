@@ -5,12 +5,12 @@ does not name one of them misses. `may`: further ones that follow from the same 
 are shipped recipes as they are, made short: any symptom named there is a false alarm.
 
 What was built need not come out: a run that was meant to surge and did not stays in the list as it was labelled. Four
-of the first list are gone, before any threshold was chosen: a learning rate of 1e30 or more, which is now refused before
-training (`nan-learning-rate-1e30`, `nan-lora-1e30`, `nan-pear-1e35`), and `nan-adam-epsilon-0`, in which no number was
-ever none.
+of the first list are gone, before any threshold was chosen: a learning rate of 1e30 or more, which is now refused
+before training (`nan-learning-rate-1e30`, `nan-lora-1e30`, `nan-pear-1e35`), and `nan-adam-epsilon-0`, in which no
+number was ever none.
 
-The machine is shared and slow, so that runs are recorded in rounds: the first of every label, then the second, ...; what
-is not recorded when time is up is not judged, and said to be so.
+The machine is shared and slow, so that runs are recorded in rounds: the first of every label, then the second, ...;
+what is not recorded when time is up is not judged, and said to be so.
 
 The split: within the runs of one label (the first of `shows`, or healthy) in the order of the SHA-256 of their names,
 every other one sets thresholds, beginning with the first; the rest judges.
@@ -61,13 +61,16 @@ NAN, ZERO, EQUAL, LONG, TAGS, STILL, LESS, MORE, FAR = ((symptom,) for symptom i
 STEPS_8 = ("trainer.per_device_train_batch_size=16", "trainer.steps_per_generation=8")  # updates of one rollout
 FEW, MANY, SMALL = "trainer.max_steps=10", "trainer.max_steps=24", "trainer.per_device_train_batch_size=32"
 ENDS = ("gradient zero",)
+HALF = ("model.dtype=float16", "trainer.learning_rate=1e-3")
+MASKED = (reward("digits"), "trainer.mask_truncated_completions=true", SMALL, FEW)
+WITHOUT_ALPHA = "lora={r: 4, lora_alpha: 0, target_modules: all-linear}"
 
 SICK = (
     # not a number
-    Run("nan-float16-weights", TINY, NAN, ("model.dtype=float16", "trainer.learning_rate=1e-3", "trainer.max_steps=12"), BROKEN),
-    Run("nan-float16-pear", PEAR, NAN, ("model.dtype=float16", "trainer.learning_rate=1e-3", SMALL, FEW), BROKEN),
+    Run("nan-float16-weights", TINY, NAN, (*HALF, "trainer.max_steps=12"), BROKEN),
+    Run("nan-float16-pear", PEAR, NAN, (*HALF, SMALL, FEW), BROKEN),
     Run("nan-float16-kl-cov", "tiny-reasoner/kl-cov", NAN,
-        ("model.dtype=float16", "trainer.learning_rate=1e-3", SMALL, FEW), BROKEN),
+        (*HALF, SMALL, FEW), BROKEN),
     Run("nan-reward-3e38", TINY, NAN, (reward("enormous"), "trainer.scale_rewards=none", SMALL, FEW), BROKEN),
     Run("nan-weight-1e38", TINY, NAN,
         ("rewards=[{use: accuracy, weight: 1e38}]", "trainer.scale_rewards=none", SMALL, FEW), BROKEN),
@@ -102,20 +105,20 @@ SICK = (
         ("no reward", "rewards equal", "thinking not closed", "gradient zero")),
     Run("tags-overthinker-pear", OVER_PEAR, TAGS, ("trainer.think_close='</thought>'", SMALL, FEW),
         ("no reward", "rewards equal", "thinking not closed", "gradient zero")),
-    Run("tags-overthinker", OVER, ("tags never seen", "rewards equal"), ("trainer.think_close='</thought>'", SMALL, FEW),
-        ("no reward", "gradient zero")),
+    Run("tags-overthinker", OVER, ("tags never seen", "rewards equal"),
+        ("trainer.think_close='</thought>'", SMALL, FEW), ("no reward", "gradient zero")),
     Run("tags-kl-cov", "tiny-reasoner/kl-cov", TAGS, ("trainer.think_close='[/THINK]'", SMALL, FEW)),
     # gradient zero
     Run("still-masked", TINY, ("gradient zero", "truncated"),
-        (reward("digits"), "trainer.mask_truncated_completions=true", "trainer.max_completion_length=4", SMALL, FEW), CUT),
+        (*MASKED, "trainer.max_completion_length=4"), CUT),
     Run("still-masked-overthinker", OVER, ("gradient zero", "truncated"),
-        (reward("digits"), "trainer.mask_truncated_completions=true", "trainer.max_completion_length=8", SMALL, FEW), CUT),
+        (*MASKED, "trainer.max_completion_length=8"), CUT),
     Run("still-masked-pear", PEAR, ("gradient zero", "truncated"),
-        (reward("digits"), "trainer.mask_truncated_completions=true", "trainer.max_completion_length=6", SMALL, FEW), CUT),
+        (*MASKED, "trainer.max_completion_length=6"), CUT),
     Run("still-lora-alpha-0", "tiny-reasoner/lora", STILL, ("lora.lora_alpha=0", SMALL, FEW)),
-    Run("still-lora-alpha-0-accuracy", TINY, STILL, ("lora={r: 4, lora_alpha: 0, target_modules: all-linear}", SMALL, FEW)),
+    Run("still-lora-alpha-0-accuracy", TINY, STILL, (WITHOUT_ALPHA, SMALL, FEW)),
     Run("still-lora-alpha-0-overthinker", OVER_PEAR, STILL,
-        ("lora={r: 4, lora_alpha: 0, target_modules: all-linear}", SMALL, FEW)),
+        (WITHOUT_ALPHA, SMALL, FEW)),
     # entropy collapsed
     Run("calm", TINY, LESS, (reward("calm"), "trainer.learning_rate=1e-3", SMALL, MANY), BROKEN),
     Run("calm-overthinker", OVER, LESS, (reward("calm"), "trainer.learning_rate=1e-3", SMALL, MANY), BROKEN),

@@ -24,6 +24,7 @@ WELL = {
     "groups/without_spread": 0.3,
     "completions/clipped_ratio": 0.01,
     "completions/thinking_closed": 0.98,
+    "pear/missing_close": 0.02,
     "policy_entropy/token_mean": 0.2,
     "clip_ratio/region_mean": 0.01,
 }

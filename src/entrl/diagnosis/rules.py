@@ -150,7 +150,7 @@ def _no_reward(rows: Rows, most: float) -> str:
 def _equal(rows: Rows, most: float) -> str:
     flat = newest(values(rows, "groups/without_spread"), FEW)
     empty = sum(share >= 1 for share in flat) / max(len(flat), 1)
-    if len(flat) < ENOUGH or empty <= most or (len(flat) < FEW and empty < 1):
+    if len(flat) < ENOUGH or empty <= most or (len(flat) < FEW and empty < 1) or max(newest(flat)) < 1:
         return ""
     last = "" if len(flat) < FEW else f"the last {len(flat)} "
     return f"in {empty:.0%} of {last}rollouts every group had equal rewards: updates without any gradient"
