@@ -4,6 +4,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -11,7 +12,6 @@ from entrl.errors import SandboxError
 from entrl.sandbox import Limits, boxes, open_sandbox, permit_unsafe, probe, processes
 from entrl.sandbox.probing import TIERS
 
-WORKING = [found.tier for found in probe() if found.works]
 SHORT = Limits(wall_s=1.5, cpu_s=1, memory_mib=256, output_kib=16)
 
 
@@ -93,15 +93,18 @@ def test_a_sandbox_that_fails_is_no_verdict_on_the_program(box, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif("landlock" not in WORKING, reason="landlock is not here")
-def test_a_killed_parent_takes_its_program_along(tmp_path):
-    code = "from entrl.sandbox import *; open_sandbox(tier='landlock').run('import time; print(1); time.sleep(60)')"
+def test_a_killed_parent_takes_its_program_along(box):
+    code = f"from entrl.sandbox import *; open_sandbox(tier={box.tier!r}).run('import time; time.sleep(60)')"
     parent = subprocess.Popen([sys.executable, "-c", code])
-    children = f"/proc/{parent.pid}/task"
-    child = _wait_for(lambda: [int(p) for t in _names(children) for p in _read(f"{children}/{t}/children").split()])
-    parent.kill()
-    parent.wait()
-    _wait_for(lambda: not _read(f"/proc/{child[0]}/cmdline"))
+    try:
+        # the probe's programs come and go before
+        _wait_for(lambda: _below(parent.pid) and (time.sleep(1.5) or _below(parent.pid)))
+        begun = _below(parent.pid)
+        assert begun
+    finally:
+        parent.kill()
+        parent.wait()
+    _wait_for(lambda: not any(_read(f"/proc/{process}/cmdline") for process in begun))
 
 
 def test_refused_where_nothing_works(monkeypatch):
@@ -139,18 +142,19 @@ def test_from_many_threads():
     assert found == [b"1\n"] * 4
 
 
-def _names(folder):
-    import os
-
-    return os.listdir(folder)
+def _below(process):
+    """Children of a process, and theirs."""
+    children = []
+    for task in Path(f"/proc/{process}/task").glob("*/children"):
+        children += [int(child) for child in _read(task).split()]
+    return children + [deeper for child in children for deeper in _below(child)]
 
 
 def _read(file):
     try:
-        with open(file) as opened:
-            return opened.read()
+        return Path(file).read_bytes()
     except (FileNotFoundError, ProcessLookupError):
-        return ""
+        return b""
 
 
 def _wait_for(found, seconds=20.0):

@@ -40,5 +40,5 @@ def test_the_attacks_can_get_through(attacks):
     from entrl.sandbox import Sandbox
 
     box = Sandbox(tier="unsafe", limits=attacks.LIMITS, workers=1)
-    for name in ("file escape", "symlink", "environment", "network", "/proc"):  # nothing that would harm the machine
+    for name in ("environment", "network", "/proc"):  # nothing that would harm the machine
         assert not attacks.attack(box, name)["held"], name

@@ -25,7 +25,7 @@ SIGKILL = 9
 NEW_USER = 0x10000000  # CLONE_NEWUSER
 CREATE_RULESET, ADD_RULE, RESTRICT_SELF = 444, 445, 446  # Landlock's calls, the same on every architecture
 PATH_BENEATH = 1
-READ_FILE, READ_DIR = 1 << 2, 1 << 3
+WRITE_FILE, READ_FILE, READ_DIR = 1 << 1, 1 << 2, 1 << 3
 # ABI -> how many rights over files there are from it on.
 RIGHTS = {1: 13, 2: 14, 3: 15, 5: 16}
 CAP_DAC_READ_SEARCH = 2
@@ -118,6 +118,7 @@ def _may_read(ruleset, path):
     except FileNotFoundError:
         return
     rights = READ_FILE | READ_DIR if os.path.isdir(path) else READ_FILE
+    rights |= WRITE_FILE if path == os.devnull else 0
     rule = rights.to_bytes(8, sys.byteorder) + place.to_bytes(4, sys.byteorder)
     _checked(libc.syscall(ADD_RULE, ruleset, PATH_BENEATH, rule, 0), f"Landlock, {path}")
     os.close(place)

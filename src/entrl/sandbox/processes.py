@@ -73,7 +73,7 @@ class _Watch:
             _end(self.process)
         code = self._exit_code()
         if status is None:
-            status = "timeout" if code == -signal.SIGXCPU else "error" if code else "ok"
+            status = "timeout" if self._out_of_cpu(code, seconds) else "error" if code else "ok"
         kept = self.limits.output_kib * 1024
         return Outcome(
             status=status,
@@ -153,6 +153,10 @@ class _Watch:
         except subprocess.TimeoutExpired:
             return False
         return True
+
+    def _out_of_cpu(self, code: int, seconds: float) -> bool:
+        """The first process of a namespace, as bubblewrap's is, is spared SIGXCPU and gets SIGKILL a second later."""
+        return code == -signal.SIGXCPU or (code == -signal.SIGKILL and seconds >= self.limits.cpu_s)
 
     def _exit_code(self) -> int:
         """Of the program that has ended, negative for a signal; bubblewrap tells signals as a shell does."""

@@ -64,9 +64,7 @@ def command(tier: Tier, limits: Limits) -> list[str]:
     found = shutil.which("bwrap")
     if found is None:
         raise SandboxError("bubblewrap is not installed; apt-get install bubblewrap")
-    words = [found, "--die-with-parent", "--new-session", *_namespaces(), "--hostname", "sandbox", "--cap-drop", "ALL"]
-    if os.geteuid() == 0:
-        words += ["--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"]  # for `boot` to leave root with, and them
+    words = [found, "--die-with-parent", "--new-session", "--hostname", "sandbox", "--cap-drop", "ALL", *_separate()]
     folders = {str(parent) for path in python_paths() for parent in Path(path).parents if str(parent) != "/"}
     for folder in sorted(folders):  # for everybody to pass: bubblewrap itself makes them for their owner
         words += ["--perms", "0755", "--dir", folder]
@@ -80,14 +78,18 @@ def command(tier: Tier, limits: Limits) -> list[str]:
     return [*words, "--remount-ro", "/", "--chdir", "/tmp", "--", *python]
 
 
-def _namespaces() -> list[str]:
-    """All of them; as root that of users is left to `boot`, once it is another user.
+def _separate() -> list[str]:
+    """Namespaces of every kind; who is process 1.
 
-    bubblewrap's own would leave the program root's number outside, to which the kernel applies no bound on threads.
+    For a user it is the program: bubblewrap's own would stand beside it, without the filter and with memory that the
+    same user may write. Root keeps bubblewrap's, which a killed parent takes along (the program is another user by
+    then, whom it may not signal), and leaves the namespace of users to `boot`: bubblewrap's would keep root's number
+    outside, to which the kernel applies no bound on threads. It has the capabilities to leave root with, and them.
     """
     if os.geteuid():
-        return ["--unshare-all"]
-    return [f"--unshare-{kind}" for kind in ("ipc", "pid", "net", "uts", "cgroup-try")]
+        return ["--unshare-all", "--as-pid-1"]
+    kinds = [f"--unshare-{kind}" for kind in ("ipc", "pid", "net", "uts", "cgroup-try")]
+    return [*kinds, "--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"]
 
 
 def order(tier: Tier, limits: Limits, program: str) -> bytes:
