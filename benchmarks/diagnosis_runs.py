@@ -9,8 +9,8 @@ of the first list are gone, before any threshold was chosen: a learning rate of 
 before training (`nan-learning-rate-1e30`, `nan-lora-1e30`, `nan-pear-1e35`), and `nan-adam-epsilon-0`, in which no
 number was ever none.
 
-The machine is shared and slow, so that runs are recorded in rounds: the first of every label, then the second, ...;
-what is not recorded when time is up is not judged, and said to be so.
+The machine is shared and slow, so that three runs of every label and ten healthy ones are recorded first, cheap ones
+before dear ones; what is not recorded when time is up is not judged, and said to be so.
 
 The split: within the runs of one label (the first of `shows`, or healthy) in the order of the SHA-256 of their names,
 every other one sets thresholds, beginning with the first; the rest judges.
@@ -165,12 +165,18 @@ def _by_label(label: str) -> list[Run]:
     return sorted(mine, key=lambda run: hashlib.sha256(run.name.encode()).hexdigest())
 
 
+def _cost(run: Run) -> int:
+    """About tokens of a completion times steps."""
+    named = dict(word.split("=", 1) for word in run.change if word.startswith("trainer."))
+    length = {"overthinker": 160, "twenty-questions": 160}.get(run.recipe.split("/")[0], 96)
+    return int(named["trainer.max_steps"]) * int(named.get("trainer.max_completion_length", length))
+
+
 def _rounds() -> list[Run]:
-    """One run of every label and three healthy ones a round."""
-    labelled = [_by_label(label) for label in SYMPTOMS]
-    well = _by_label(HEALTHY)
-    rounds = [[runs[i] for runs in labelled if i < len(runs)] + well[3 * i : 3 * i + 3] for i in range(len(well))]
-    return [run for one in rounds for run in one]
+    """Three runs of every label and ten healthy ones, then the others; cheap ones first."""
+    first = [run for label in (*SYMPTOMS, HEALTHY) for run in _by_label(label)[: 10 if label == HEALTHY else 3]]
+    rest = [run for run in (*SICK, *WELL) if run not in first]
+    return [*sorted(first, key=_cost), *sorted(rest, key=_cost)]
 
 
 RUNS = tuple(_rounds())
