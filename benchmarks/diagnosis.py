@@ -9,6 +9,8 @@ number; left out: not logged). A run is a fork of this process, which has the li
 """
 
 import argparse
+import contextlib
+import importlib
 import json
 import math
 import multiprocessing
@@ -37,6 +39,7 @@ METRICS = re.compile(
     r"|completions/(clipped_ratio|thinking_closed|mean_length)|pear/(missing_close|alpha)"
     r"|policy_entropy/(token|response)_mean|clip_ratio/region_mean|.*/abs_log_ratio"
 )
+OURS = ("entrl", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "scipy", "jinja2", "rich", "numpy")
 FIGURES = 5  # significant digits kept
 
 
@@ -73,6 +76,7 @@ def record_one(run: Run) -> dict[str, Any]:
         manifest = _json(folder / "run" / "manifest.json")
         rows = [json.loads(line) for line in _text(folder / "run" / "metrics.jsonl").splitlines()]
         said = _text(folder / "said").strip().splitlines()
+        import_what_it_did(_text(folder / "modules").split())
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     rows = [row for row in rows if row["kind"] == "train"]
@@ -95,7 +99,19 @@ def _train(run: Run, folder: Path) -> None:
     os.dup2(said, 1)
     os.dup2(said, 2)
     recipe = str(ROOT / "recipes" / f"{run.recipe}.yaml")
-    sys.exit(main(["train", recipe, "eval=null", f"trainer.output_dir={folder / 'run'}", *run.change]))
+    try:
+        code = main(["train", recipe, "eval=null", f"trainer.output_dir={folder / 'run'}", *run.change])
+    finally:
+        (folder / "modules").write_text(" ".join(sys.modules))
+    sys.exit(code)
+
+
+def import_what_it_did(names: list[str]) -> None:
+    """So that the next forks have it: imports are most of what a short run costs."""
+    for name in names:
+        if name not in sys.modules and name.startswith(OURS):
+            with contextlib.suppress(Exception):  # of a package's optional parts
+                importlib.import_module(name)
 
 
 def columns(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:

@@ -30,11 +30,11 @@ def test_the_key_takes_three_words_and_decides_no_number():
 
 
 def test_what_plan_refuses_is_an_error_and_nothing_is_sampled(capsys):
-    found = examine(recipe("tiny-reasoner", "data.train_size=1", "trainer.num_generations=2"))
-    assert not found.ok
-    assert found.sampled is None
-    assert main(["doctor", str(RECIPES / "tiny-reasoner" / "grpo.yaml"), "data.train_size=1"]) == 1
-    assert "error(s): do not train this" in capsys.readouterr().out
+    assert main(["doctor", str(RECIPES / "tiny-reasoner" / "grpo.yaml"), "data.train_size=1", "--json"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert found["sampled"] is None
+    assert len(found["errors"]) == 1
+    assert "data.train_size" in found["errors"][0]
     assert main(["doctor", str(RECIPES / "tiny-reasoner" / "grpo.yaml"), "--prompts", "0"]) == 2
 
 
@@ -78,7 +78,7 @@ def test_what_is_wrong_is_named_with_its_key(changes, warning):
 def test_rewards_meet_real_completions(tmp_path):
     zero = examine(recipe("tiny-reasoner", *LONG, own(tmp_path, "return [0.0] * len(completions)")), prompts=4)
     assert [t for t in zero.warnings if t.startswith("every reward of 16 sampled completions is 0. Look at")]
-    body = "return [1.0 if len(c) < 6 else 1 / 0 for c in completions]"  # plan tries it on short ones
+    body = """return [1.0 if c in ("1", "2 + 2") else 1 / 0 for c in completions]"""  # those that plan tries
     found = examine(recipe("tiny-reasoner", *LONG, own(tmp_path, body)), prompts=4)
     assert not found.ok
     assert "ZeroDivisionError" in found.errors[0]
