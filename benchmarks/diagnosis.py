@@ -9,6 +9,8 @@ number; left out: not logged). A run is a fork of this process, which has the li
 """
 
 import argparse
+import contextlib
+import importlib
 import json
 import math
 import multiprocessing
@@ -37,6 +39,7 @@ METRICS = re.compile(
     r"|completions/(clipped_ratio|thinking_closed|mean_length)|pear/(missing_close|alpha)"
     r"|policy_entropy/(token|response)_mean|clip_ratio/region_mean|.*/abs_log_ratio"
 )
+OURS = ("entrl", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "scipy", "jinja2", "rich", "numpy")
 FIGURES = 5  # significant digits kept
 
 
@@ -73,6 +76,7 @@ def record_one(run: Run) -> dict[str, Any]:
         manifest = _json(folder / "run" / "manifest.json")
         rows = [json.loads(line) for line in _text(folder / "run" / "metrics.jsonl").splitlines()]
         said = _text(folder / "said").strip().splitlines()
+        import_what_it_did(_text(folder / "modules").split())
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     rows = [row for row in rows if row["kind"] == "train"]
@@ -95,7 +99,19 @@ def _train(run: Run, folder: Path) -> None:
     os.dup2(said, 1)
     os.dup2(said, 2)
     recipe = str(ROOT / "recipes" / f"{run.recipe}.yaml")
-    sys.exit(main(["train", recipe, "eval=null", f"trainer.output_dir={folder / 'run'}", *run.change]))
+    try:
+        code = main(["train", recipe, "eval=null", f"trainer.output_dir={folder / 'run'}", *run.change])
+    finally:
+        (folder / "modules").write_text(" ".join(sys.modules))
+    sys.exit(code)
+
+
+def import_what_it_did(names: list[str]) -> None:
+    """So that the next forks have it: imports are most of what a short run costs."""
+    for name in names:
+        if name not in sys.modules and name.startswith(OURS):
+            with contextlib.suppress(Exception):  # of a package's optional parts
+                importlib.import_module(name)
 
 
 def columns(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:
@@ -127,37 +143,52 @@ def _json(path: Path) -> dict[str, Any]:
 # --- judging --------------------------------------------------------------------------------------------------------
 
 
-def named(row: dict[str, Any]) -> list[str]:
-    """Symptoms that the rule table sees in a recorded run."""
+def named(row: dict[str, Any]) -> tuple[dict[str, int], list[str]]:
+    """(what the watchdog would have said, symptom -> step; what `advise` and the report say afterwards)."""
     from entrl.diagnosis.rules import findings
 
-    return [found.rule.symptom for found in findings(rows_of(row))]
+    rows, said = rows_of(row), {}
+    for count in range(1, len(rows) + 1):
+        for found in findings(rows[:count]):
+            said.setdefault(found.rule.symptom, rows[count - 1]["step"])
+    return said, [found.rule.symptom for found in findings(rows)]
+
+
+def same(names: Any) -> set[str]:
+    return {SAME.get(name, name) for name in names}
 
 
 def judge(half: str) -> dict[str, Any]:
-    """Each run's labels and what was named; the table: of each label, how often each symptom was named."""
+    """Each run's labels and what was named of it; the table: of each label, how often each symptom was named, by the
+    watchdog at any step or afterwards."""
     known, held = recorded(), judges()
-    mine = [run for run in RUNS if (run.name in held) == (half == "judges") and run.name in known]
-    runs = {run.name: {"label": run.label, "shows": run.shows, "may": run.may, "named": named(known[run.name])}
-            for run in mine}  # fmt: skip
-    for found in runs.values():
-        said = {SAME.get(name, name) for name in found["named"]}
-        found["missed"] = sorted(set(found["shows"]) - said)
-        found["false"] = sorted(said - set(found["shows"]) - set(found["may"]))
-    matrix = {
-        label: {s: sum(s in (SAME.get(n, n) for n in r["named"]) for r in runs.values() if r["label"] == label)
-                for s in (*SYMPTOMS, "thinking not closed")}
-        | {"runs": sum(r["label"] == label for r in runs.values()),
-           "nothing": sum(not r["named"] for r in runs.values() if r["label"] == label)}
-        for label in (*SYMPTOMS, HEALTHY)
-    }  # fmt: skip
+    runs = {}
+    for run in (r for r in RUNS if (r.name in held) == (half == "judges") and r.name in known):
+        said, after = named(known[run.name])
+        names = same([*said, *after])
+        runs[run.name] = {
+            "label": run.label,
+            "said": said,
+            "after": after,
+            "missed": sorted(set(run.shows) - names),
+            "missed_after": sorted(set(run.shows) - same(after)),
+            "false": sorted(names - set(run.shows) - set(run.may)),
+            "late": sorted(
+                s for s in run.shows if min((at for n, at in said.items() if same([n]) == {s}), default=0) > 10
+            ),
+        }
     return {
         "half": half,
-        "missed": {name: r["missed"] for name, r in runs.items() if r["missed"]},
-        "false_alarms": {name: r["false"] for name, r in runs.items() if r["false"]},
-        "matrix": matrix,
+        "not_recorded": [r.name for r in RUNS if (r.name in held) == (half == "judges") and r.name not in known],
+        "matrix": {label: _counts([r for r in runs.values() if r["label"] == label]) for label in (*SYMPTOMS, HEALTHY)},
         "runs": runs,
     }
+
+
+def _counts(runs: list[dict[str, Any]]) -> dict[str, int]:
+    names = [same([*r["said"], *r["after"]]) for r in runs]
+    counts = {s: sum(s in found for found in names) for s in (*SYMPTOMS, "thinking not closed")}
+    return {"runs": len(runs), **counts, "nothing": sum(not found for found in names)}
 
 
 def table(found: dict[str, Any]) -> str:
@@ -166,9 +197,16 @@ def table(found: dict[str, Any]) -> str:
     lines = [f"| built to show | runs | {' | '.join(names)} |", "|---" * (len(names) + 2) + "|"]
     for label, row in found["matrix"].items():
         lines.append(f"| {label} | {row['runs']} | {' | '.join(str(row[n] or '') for n in names)} |")
-    missed = ", ".join(f"{name} ({', '.join(what)})" for name, what in found["missed"].items())
-    alarms = ", ".join(f"{name} ({', '.join(what)})" for name, what in found["false_alarms"].items())
-    return "\n".join([*lines, "", f"missed: {missed or 'none'}; false alarms: {alarms or 'none'}"])
+    told = [
+        f"{word}: " + (", ".join(f"{n} ({', '.join(r[key])})" for n, r in found["runs"].items() if r[key]) or "none")
+        for key, word in (
+            ("missed", "missed"),
+            ("missed_after", "not named any more afterwards"),
+            ("late", "named after step 10"),
+            ("false", "false alarms"),
+        )
+    ]
+    return "\n".join([*lines, "", *told, f"not recorded: {', '.join(found['not_recorded']) or 'none'}"])
 
 
 def main() -> None:

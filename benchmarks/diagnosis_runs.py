@@ -9,8 +9,14 @@ of the first list are gone, before any threshold was chosen: a learning rate of 
 before training (`nan-learning-rate-1e30`, `nan-lora-1e30`, `nan-pear-1e35`), and `nan-adam-epsilon-0`, in which no
 number was ever none.
 
-The machine is shared and slow, so that runs are recorded in rounds: the first of every label, then the second, ...;
-what is not recorded when time is up is not judged, and said to be so.
+The list was changed a second time, before any threshold was chosen, when nine runs of the setting half had been seen
+and none of the judging half: `calm` and its like moved entropy by less than half at a learning rate of 1e-3 (now
+`fall-*`, `rise-*`, at 3e-3 and more), `still-masked-pear` cut a third of its completions and not all, and
+`tags-overthinker` earns nothing where it was labelled as always right. What had been seen sets thresholds, whatever its
+hash says (`SEEN`).
+
+The machine is shared and slow, so that three runs of every label and ten healthy ones are recorded first, cheap ones
+before dear ones; what is not recorded when time is up is not judged, and said to be so.
 
 The split: within the runs of one label (the first of `shows`, or healthy) in the order of the SHA-256 of their names,
 every other one sets thresholds, beginning with the first; the rest judges.
@@ -59,7 +65,7 @@ TINY, OVER, PEAR = "tiny-reasoner/grpo", "overthinker/grpo", "tiny-reasoner/pear
 OVER_PEAR, ASKING = "overthinker/pear", "twenty-questions/outcome"
 NAN, ZERO, EQUAL, LONG, TAGS, STILL, LESS, MORE, FAR = ((symptom,) for symptom in SYMPTOMS)
 STEPS_8 = ("trainer.per_device_train_batch_size=16", "trainer.steps_per_generation=8")  # updates of one rollout
-FEW, MANY, SMALL = "trainer.max_steps=10", "trainer.max_steps=24", "trainer.per_device_train_batch_size=32"
+FEW, MANY, SMALL = "trainer.max_steps=10", "trainer.max_steps=16", "trainer.per_device_train_batch_size=32"
 ENDS = ("gradient zero",)
 HALF = ("model.dtype=float16", "trainer.learning_rate=1e-3")
 MASKED = (reward("digits"), "trainer.mask_truncated_completions=true", SMALL, FEW)
@@ -105,35 +111,30 @@ SICK = (
         ("no reward", "rewards equal", "thinking not closed", "gradient zero")),
     Run("tags-overthinker-pear", OVER_PEAR, TAGS, ("trainer.think_close='</thought>'", SMALL, FEW),
         ("no reward", "rewards equal", "thinking not closed", "gradient zero")),
-    Run("tags-overthinker", OVER, ("tags never seen", "rewards equal"),
-        ("trainer.think_close='</thought>'", SMALL, FEW), ("no reward", "gradient zero")),
+    Run("tags-overthinker", OVER, TAGS, ("trainer.think_close='</thought>'", SMALL, FEW),
+        ("no reward", "rewards equal", "gradient zero")),
     Run("tags-kl-cov", "tiny-reasoner/kl-cov", TAGS, ("trainer.think_close='[/THINK]'", SMALL, FEW)),
     # gradient zero
-    Run("still-masked", TINY, ("gradient zero", "truncated"),
-        (*MASKED, "trainer.max_completion_length=4"), CUT),
+    Run("still-masked-3", TINY, ("gradient zero", "truncated"),
+        (*MASKED, "trainer.max_completion_length=3"), CUT),
     Run("still-masked-overthinker", OVER, ("gradient zero", "truncated"),
         (*MASKED, "trainer.max_completion_length=8"), CUT),
-    Run("still-masked-pear", PEAR, ("gradient zero", "truncated"),
-        (*MASKED, "trainer.max_completion_length=6"), CUT),
+    Run("still-masked-pear-3", PEAR, ("gradient zero", "truncated"),
+        (*MASKED, "trainer.max_completion_length=3"), CUT),
     Run("still-lora-alpha-0", "tiny-reasoner/lora", STILL, ("lora.lora_alpha=0", SMALL, FEW)),
     Run("still-lora-alpha-0-accuracy", TINY, STILL, (WITHOUT_ALPHA, SMALL, FEW)),
     Run("still-lora-alpha-0-overthinker", OVER_PEAR, STILL,
         (WITHOUT_ALPHA, SMALL, FEW)),
     # entropy collapsed
-    Run("calm", TINY, LESS, (reward("calm"), "trainer.learning_rate=1e-3", SMALL, MANY), BROKEN),
-    Run("calm-overthinker", OVER, LESS, (reward("calm"), "trainer.learning_rate=1e-3", SMALL, MANY), BROKEN),
-    Run("calm-ones", TINY, LESS, (reward("ones"), "trainer.learning_rate=1e-3", SMALL, MANY), BROKEN),
-    Run("calm-ones-overthinker", OVER, LESS, (reward("ones"), "trainer.learning_rate=1e-3", SMALL, MANY), BROKEN),
-    Run("calm-short", TINY, LESS, (reward("short"), "trainer.learning_rate=1e-3", SMALL, MANY), BROKEN),
-    Run("calm-accuracy-1e-3", TINY, LESS, ("trainer.learning_rate=1e-3", SMALL, MANY), BROKEN),
+    *(Run(f"fall-{name}-{rate}", TINY, LESS, (reward(name), f"trainer.learning_rate={rate}", SMALL, MANY), BROKEN)
+      for name in ("ones", "short", "calm") for rate in ("3e-3", "5e-3")),
     # entropy surged
-    Run("restless", TINY, MORE, (reward("restless"), "trainer.learning_rate=5e-4", SMALL, MANY), BROKEN),
-    Run("restless-overthinker", OVER, MORE, (reward("restless"), "trainer.learning_rate=5e-4", SMALL, MANY), BROKEN),
-    Run("restless-bonus", TINY, MORE, ("trainer.entropy_coef=1.0", "trainer.learning_rate=5e-4", SMALL, MANY), BROKEN),
-    Run("restless-bonus-pear", OVER_PEAR, MORE,
-        ("trainer.entropy_coef=1.0", "trainer.learning_rate=5e-4", SMALL, MANY), BROKEN),
-    Run("restless-noise-1e-2", TINY, MORE, (reward("noise"), "trainer.learning_rate=1e-2", SMALL, MANY), BROKEN),
-    Run("restless-accuracy-3e-2", TINY, MORE, ("trainer.learning_rate=3e-2", SMALL, MANY), BROKEN),
+    *(Run(f"rise-{name}-1e-2", TINY, MORE, (reward(name), "trainer.learning_rate=1e-2", SMALL, MANY), BROKEN)
+      for name in ("restless", "noise", "digits")),
+    Run("rise-accuracy-3e-2", TINY, MORE, ("trainer.learning_rate=3e-2", SMALL, MANY), BROKEN),
+    Run("rise-bonus-1e-2", TINY, MORE,
+        ("trainer.entropy_coef=1.0", "trainer.learning_rate=1e-2", SMALL, MANY), BROKEN),
+    Run("rise-pear-3e-2", PEAR, MORE, ("trainer.learning_rate=3e-2", SMALL, MANY), BROKEN),
     # ratio exploding
     Run("far-3e-3", TINY, FAR, ("trainer.learning_rate=3e-3", "trainer.max_steps=16", *STEPS_8), BROKEN),
     Run("far-1e-2", TINY, FAR, ("trainer.learning_rate=1e-2", "trainer.max_steps=16", *STEPS_8), BROKEN),
@@ -165,17 +166,28 @@ def _by_label(label: str) -> list[Run]:
     return sorted(mine, key=lambda run: hashlib.sha256(run.name.encode()).hexdigest())
 
 
+def _cost(run: Run) -> int:
+    """About tokens of a completion times steps."""
+    named = dict(word.split("=", 1) for word in run.change if word.startswith("trainer."))
+    length = {"overthinker": 160, "twenty-questions": 160}.get(run.recipe.split("/")[0], 96)
+    return int(named["trainer.max_steps"]) * int(named.get("trainer.max_completion_length", length))
+
+
 def _rounds() -> list[Run]:
-    """One run of every label and three healthy ones a round."""
-    labelled = [_by_label(label) for label in SYMPTOMS]
-    well = _by_label(HEALTHY)
-    rounds = [[runs[i] for runs in labelled if i < len(runs)] + well[3 * i : 3 * i + 3] for i in range(len(well))]
-    return [run for one in rounds for run in one]
+    """Three runs of every label and ten healthy ones, then the others; cheap ones first."""
+    first = [run for label in (*SYMPTOMS, HEALTHY) for run in _by_label(label)[: 10 if label == HEALTHY else 3]]
+    rest = [run for run in (*SICK, *WELL) if run not in first]
+    return [*sorted(first, key=_cost), *sorted(rest, key=_cost)]
 
 
 RUNS = tuple(_rounds())
 
 
+SEEN = ("nan-float16-weights", "nan-float16-kl-cov", "zero-never", "equal-cold-sampling-pear", "cut-12",
+        "tags-overthinker")  # fmt: skip
+
+
 def judges() -> set[str]:
     """Names of the runs that judge."""
-    return {run.name for label in (*SYMPTOMS, HEALTHY) for run in _by_label(label)[1::2]}
+    names = {run.name for label in (*SYMPTOMS, HEALTHY) for run in _by_label(label)[1::2]}
+    return names - set(SEEN)

@@ -140,8 +140,8 @@ def test_a_real_training_is_told_within_ten_steps_and_the_report_says_it_once(tm
     with (tmp_path / "said").open("w") as file:
         train(recipe, console=Console(file=file, width=400, soft_wrap=True))
     lines = [line for line in (tmp_path / "said").read_text().splitlines() if ": warning: " in line]
-    assert len([line for line in lines if "every reward of the last" in line]) == 1
-    assert lines[0].startswith("step 2: warning: every reward of the last 2 rollouts is 0. Look at completions.jsonl")
+    (told,) = [line for line in lines if "every reward of the last" in line]  # a rollout lasts two steps
+    assert told.startswith("step 3: warning: every reward of the last 2 rollouts is 0. Look at completions.jsonl")
     found = health_of(read_run(tmp_path / "run")).findings
     assert len([text for text in found if "every reward" in text]) == 1
     assert main(["advise", str(tmp_path / "run")]) == 0

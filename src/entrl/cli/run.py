@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import json
 import os
 
 from entrl.cli.errors import USER_ERRORS, one_line
@@ -90,6 +91,31 @@ def run_plan(options: argparse.Namespace) -> int:
     return 0 if found.ok else 1
 
 
+def doctor_arguments(parser: argparse.ArgumentParser) -> None:
+    from entrl.runs.doctor.examination import PROMPTS
+
+    add_recipe(parser, "as for train")
+    parser.add_argument("--prompts", type=int, default=PROMPTS, help=f"prompts answered for real (default {PROMPTS})")
+    parser.add_argument("--seed", type=int, default=0, help="of which prompts, and of what is drawn (default 0)")
+    parser.add_argument("--json", action="store_true", dest="as_json", help="print everything as JSON")
+
+
+def run_doctor(options: argparse.Namespace) -> int:
+    from entrl.runs.doctor import examine
+    from entrl.runs.doctor.page import render
+    from entrl.runs.log import be_quiet
+    from entrl.runs.recipe import load_recipe
+    from entrl.settings.overrides import split_overrides
+
+    if options.prompts < 1:
+        raise ValueError(f"--prompts must be at least 1, got {options.prompts}")
+    overrides, _ = split_overrides(options.overrides)
+    be_quiet()
+    found = examine(load_recipe(options.recipe, overrides), prompts=options.prompts, seed=options.seed)
+    print(json.dumps(found.as_json(), indent=2) if options.as_json else shown(render(found)))
+    return 0 if found.ok else 1
+
+
 def serve_arguments(parser: argparse.ArgumentParser) -> None:
     add_recipe(parser, "as for train")
     parser.add_argument("--replica", type=int, default=0, help="which of trainer.vllm_replicas, from 0 on (default 0)")
@@ -133,6 +159,12 @@ COMMANDS = {
         group="run",
         arguments=plan_arguments,
         run=run_plan,
+    ),
+    "doctor": Command(
+        help="Answer a few prompts of a recipe for real and show what is wrong; exit 1 where it should not be trained.",
+        group="run",
+        arguments=doctor_arguments,
+        run=run_doctor,
     ),
     "serve": Command(
         help="Start a vLLM server that generates for a recipe; stays until it is ended.",

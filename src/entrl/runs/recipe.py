@@ -10,6 +10,7 @@
             or null
     launch: {world_size, backend}, refused when the real ones differ; {device_memory_gib, rates}, for `entrl plan`
     trainer: EntropyGRPOConfig (hence TRL GRPOConfig) fields verbatim
+    doctor: off, warn or strict
 
 Nothing is read from the environment but `~` and `$NAME` in paths (entrl.settings.paths). A key that is not known, is
 written twice or was removed from TRL stops the recipe with the next move. YAML is read as YAML 1.2 reads scalars:
@@ -40,6 +41,7 @@ from entrl.settings.groups import SettingsFile, check, config_group, content_has
 from entrl.settings.names import Loaded
 from entrl.settings.secrets import mask
 
+DOCTOR = ("off", "warn", "strict")
 NEVER = 10**9  # steps; beyond every run
 UNDECIDING = (("trainer", "output_dir"), *(("launch", name) for name in LaunchSpec.PLANNED))
 SERVERS = ("vllm_replicas", "vllm_server_base_url", "vllm_server_host", "vllm_server_port")
@@ -62,9 +64,11 @@ class Recipe(SettingsFile, Parts):
     eval: EvalSpec | None = None
     launch: LaunchSpec = field(default_factory=LaunchSpec)
     trainer: dict[str, Any] = field(default_factory=dict)
+    doctor: str = "off"  # or warn, strict: a few prompts are answered and looked at before the first step
 
     def __post_init__(self) -> None:
         check(bool(self.rewards), "rewards is empty; name at least one")
+        check(self.doctor in DOCTOR, f"doctor must be one of {', '.join(DOCTOR)}, got {self.doctor!r}")
         check(bool(self.trainer.get("output_dir", True)), "trainer.output_dir is empty; name a folder, or leave it out")
 
     @classmethod
@@ -149,6 +153,7 @@ def deciding(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Of a resolved recipe, masked, what decides the numbers: not where it is written or fits, nor where its servers
     listen, which a cluster decides anew at each start. Whether there are servers stays."""
     content = {group: dict(value) if isinstance(value, Mapping) else value for group, value in settings.items()}
+    content.pop("doctor", None)
     for group, name in UNDECIDING:
         (content.get(group) or {}).pop(name, None)
     for group, name in ADDRESSES:

@@ -26,6 +26,7 @@ from entrl.report.verdict import verdict_of
 from entrl.runs.best import BestCheckpoint, best_of
 from entrl.runs.card import draft_card, finish_run_card
 from entrl.runs.contents import contents, refuse_changed
+from entrl.runs.doctor import consult
 from entrl.runs.ending import Ending, launcher_patience
 from entrl.runs.evaluate import evaluate_into
 from entrl.runs.folder import RunFolder, make_manifest, now, read_json, write_text
@@ -110,6 +111,8 @@ def _noted(run: Run) -> RunResult:
             if PartialState().is_main_process:
                 write_text(run.folder.path / "recipe.yaml", run.recipe.to_yaml())
                 describe_start(run)
+            if run.recipe.doctor != "off" and run.start is None:
+                alone_on_main(lambda: consult(run.recipe, run.say), "doctor")
             with run.keeping_warnings():
                 return _train_in(run)
     except BaseException as error:
