@@ -107,7 +107,8 @@ def _named_args(recipe: Recipe, world_size: int | None) -> Any:
         why = str(error).strip().rstrip(".")
         if why.startswith(("trainer.", "WORLD_SIZE", "RANK", "LOCAL_RANK")):
             raise
-        key = ".accelerator_config" if "AcceleratorConfig" in why else ""
+        words = [name for name, value in recipe.trainer.items() if isinstance(value, str) and value and value in why]
+        key = ".accelerator_config" if "AcceleratorConfig" in why else f".{words[0]}" if len(words) == 1 else ""
         raise ValueError(f"trainer{key}: {why}; correct the keys that it names") from error
 
 
