@@ -18,6 +18,7 @@ from entrl_lab.nursery import conditions as measured
 from entrl_lab.nursery import main
 from entrl_lab.nursery.conditions import Sampled
 from entrl_lab.nursery.overthinker import (
+    LESSON_PROBLEMS,
     MODELS,
     OverthinkerConfig,
     calibrate,
@@ -47,7 +48,7 @@ def test_lessons_are_of_the_train_side_and_start_without_rechecks() -> None:
     asked = set(practice["prompt"])
     assert asked == set(full["prompt"]) == set(polish["prompt"])  # every round goes through all
     single = {prompt for prompt in asked if re.fullmatch(r"\d\+\d\+\d=", prompt)}
-    assert len(single) == 798
+    assert len(single) == LESSON_PROBLEMS
     assert not test & asked
     terms = [terms_of(prompt) for prompt in asked]
     firsts, seconds = {(a, b) for a, b, *_ in terms}, {(t[0] + t[1], t[2]) for t in terms if len(t) == 3}
@@ -180,7 +181,7 @@ def test_split_is_read_from_the_lessons(monkeypatch: pytest.MonkeyPatch) -> None
     config = OverthinkerConfig(practice_steps=1, steps=30, polish_steps=1)
     found = measured.split_condition(replace(config, practice_steps=0))  # as the twin, which has no practice
     assert found["holds"]
-    assert found["shared"] == {"lessons": 0, "rl": 0}
+    assert found["shared"] == {"lessons": 0, "rl": 0, "rl_lessons": 0}
     leaked, *kept = lessons(config)
     asked = load_task("additions", split="test", size=1)["prompt"][0]
     turned = asked[:-1][::-1] + "="  # the same problem in another order

@@ -281,13 +281,13 @@ def test_ages_of_tokens_are_a_table_where_a_run_has_them(tmp_path):
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        ({"completions/clipped_ratio": 0.11}, "11% of completions truncated at the end of training"),
+        ({"completions/clipped_ratio": 0.11}, "11% of completions truncated in the last rollouts (over 10%)"),
         ({"accuracy/verify_timeout": 2.0}, "verifier: timeouts in 40 of 40 logged steps"),
         ({"kl_cov/selected": 0}, "kl_cov selected 0 tokens in 40 of 40 logged steps"),
         ({"kl_cov/selected": None}, "the recipe asks for kl_cov, but no selected tokens were ever logged"),
         ({"groups/without_spread": 0.9}, "90% of groups have equal rewards"),
-        ({"groups/without_spread": 1.0}, "in 100% of rollouts every group had equal rewards"),
-        ({"pear/missing_close": 0.2}, "20% of completions never close their thinking at the end of training"),
+        ({"groups/without_spread": 1.0}, "in 100% of the last 10 rollouts every group had equal rewards"),
+        ({"pear/missing_close": 0.2}, "20% of completions never close their thinking in the last rollouts (over 10%)"),
         ({"loss": None}, "not a number: loss in 40 of 40 logged steps"),
     ],
 )

@@ -207,9 +207,9 @@ def test_runs_that_did_not_finish(status, error, tone, headline, said):
 @pytest.mark.parametrize(
     ("rows", "finding"),
     [
-        ({"completions/clipped_ratio": 0.4}, "40% of completions truncated at the end of training"),
-        ({"pear/missing_close": 0.3}, "30% of completions never close their thinking"),
-        ({"groups/without_spread": 1.0}, "in 100% of rollouts every group had equal rewards"),
+        ({"completions/clipped_ratio": 0.4}, "40% of completions truncated in the last rollouts (over 10%)"),
+        ({"pear/missing_close": 0.3}, "30% of completions never close their thinking in the last rollouts (over 10%)"),
+        ({"groups/without_spread": 1.0}, "in 100% of the last 10 rollouts every group had equal rewards"),
         ({"loss": None}, "not a number: loss in 60 of 60 logged steps"),
         ({"accuracy/verify_crash": 1.0}, "verifier: crashes in 60 of 60 logged steps"),
     ],

@@ -143,6 +143,16 @@ def test_the_sides_share_no_problem_in_any_order(terms: int, train: int, test: i
     assert not keys[0] & keys[1]
 
 
+def test_lessons_and_what_is_asked_later_share_no_problem_in_any_order() -> None:
+    parts = [
+        load_task({"task": "additions", "part": part}, size=size)["prompt"]
+        for part, size in (("sft", 553), ("rl", 245))
+    ]
+    assert len({*parts[0], *parts[1]}) == 798
+    keys = [{tuple(sorted(prompt)) for prompt in part} for part in parts]
+    assert not keys[0] & keys[1]
+
+
 def test_rows_of_additions() -> None:
     few, many = (load_task("additions", split="train", size=size, seed=3) for size in (5, 50))
     assert few["prompt"] == many["prompt"][:5]
@@ -155,5 +165,9 @@ def test_rows_of_additions() -> None:
 def test_additions_refuse() -> None:
     with pytest.raises(ValueError, match="has 202 test problems, asked for 203; ask for at most 202"):
         load_task("additions", split="test", size=203)
+    with pytest.raises(ValueError, match="245 train problems of part 'rl', asked for 246; ask for at most 245"):
+        load_task({"task": "additions", "part": "rl"}, split="train", size=246)
+    with pytest.raises(ValueError, match="part must be one of all, sft, rl, got 'lessons'"):
+        load_task({"task": "additions", "part": "lessons"}, split="train", size=1)
     with pytest.raises(ValueError, match="terms must be 2, 3 or 4, got 5"):
         load_task({"task": "additions", "terms": 5}, split="test", size=1)

@@ -98,6 +98,27 @@ def test_two_ranks_wait_beyond_the_timeout_of_their_group(tmp_path: Path):
     assert "ranks wait for each other: rank 0 at there/0, rank 1 at here/1." in first["apart"][1]
 
 
+BEATING = """
+import time
+import torch.distributed as dist
+from entrl.trainers.shared import waiting
+
+store = dist.TCPStore("127.0.0.1", 0, 1, True)
+dist.init_process_group("gloo", store=store, rank=0, world_size=1)
+waiting.BEAT_S = 0.0  # in the store all the time
+waiting._show_life(0)
+time.sleep(0.3)
+"""
+
+
+@pytest.mark.multiprocess
+def test_a_rank_that_beats_ends_in_peace():
+    """A beat under way when the interpreter ended took about every third such process with it (exit code -6)."""
+    for _ in range(6):
+        done = subprocess.run([sys.executable, "-c", BEATING], capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr[-2000:]
+
+
 def test_one_process_waits_for_nobody():
     assert together(lambda: 3) == alone_on_main(lambda: 3) == 3
     with main_first():

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from importlib.metadata import EntryPoint, entry_points
 from typing import NoReturn
 
-from entrl.cli import build, evaluate, judge, play, run
+from entrl.cli import build, evaluate, judge, play, run, sandbox
 from entrl.cli.errors import BrokenCommand
 from entrl.cli.parsers import Command
 from entrl.settings.names import suggest
@@ -29,6 +29,7 @@ BUILT_IN: dict[str, Command] = {
     **run.COMMANDS,
     **evaluate.COMMANDS,
     **judge.COMMANDS,
+    **sandbox.COMMANDS,
     **play.COMMANDS,
     **build.COMMANDS,
 }

@@ -4,7 +4,7 @@ import sys
 import traceback
 
 from entrl.engines.faults import RolloutError
-from entrl.errors import CannotWrite, UnsupportedTRL
+from entrl.errors import CannotWrite, SandboxError, UnsupportedTRL
 from entrl.runs.together import is_hushed, rank_prefix
 from entrl.runs.wording import shown
 
@@ -22,6 +22,7 @@ USER_ERRORS = (
     ConnectionError,
     CannotWrite,
     UnsupportedTRL,
+    SandboxError,
     BrokenCommand,
     RolloutError,
 )

@@ -1,6 +1,7 @@
-"""`entrl report`, `entrl compare`, `entrl try-reward`: what came out of a run."""
+"""`entrl report`, `entrl compare`, `entrl advise`, `entrl try-reward`: what came out of a run."""
 
 import argparse
+import json
 from typing import Any
 
 from entrl.cli.parsers import Command, path
@@ -51,8 +52,6 @@ def try_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run_try(options: argparse.Namespace) -> int:
-    import json
-
     from entrl.runs.stored import read_stored
     from entrl.runs.try_reward import find_reward, try_reward
     from entrl.settings.overrides import apply_override
@@ -66,7 +65,36 @@ def run_try(options: argparse.Namespace) -> int:
     return 1 if tried.problems else 0
 
 
+def advise_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", type=path, metavar="RUN", help="a run folder, of a run that is over or under way")
+    parser.add_argument("--json", action="store_true", dest="as_json", help="print the findings as JSON")
+
+
+def run_advise(options: argparse.Namespace) -> int:
+    from entrl.diagnosis.rules import seen, values_of
+    from entrl.report.read import read_run
+
+    run = read_run(options.run)
+    found = seen(run.train)
+    wrong = [one for one in found if not one.excuse]
+    if options.as_json:
+        print(json.dumps({"steps": len(run.train), "findings": [one.as_json() for one in wrong]}, indent=2))
+        return 0
+    for one in found:
+        print(shown(f"note: {one.evidence}; {one.excuse}" if one.excuse else one.text))
+    if not wrong:
+        well = f" ({', '.join(values_of(run.train))})" if values_of(run.train) else ""
+        print(f"no symptom in {len(run.train)} logged steps{well}" if run.train else "nothing was logged yet")
+    return 0
+
+
 COMMANDS = {
+    "advise": Command(
+        help="Say what a run's metrics show to be wrong, and which key of its recipe to change.",
+        group="judge",
+        arguments=advise_arguments,
+        run=run_advise,
+    ),
     "report": Command(
         help="Write one self-contained HTML page about one or several runs.",
         group="judge",

@@ -16,7 +16,7 @@ from entrl.cli.commands import find_command, overview
 from entrl.cli.errors import USER_ERRORS, one_line, print_error
 from entrl.cli.parsers import Command, add_global_options
 from entrl.errors import RunStopped
-from entrl.runs.together import is_hushed, lost_ranks, rank_prefix
+from entrl.runs.together import is_hushed, leave_ranks, lost_ranks, rank_prefix
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -48,7 +48,9 @@ def _run(argv: Sequence[str] | None) -> int:
         print(overview())
         return 0
     try:
-        return command.run(options)
+        code = command.run(options)
+        leave_ranks()
+        return code
     except BrokenPipeError:
         raise
     except USER_ERRORS as error:

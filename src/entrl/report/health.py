@@ -1,23 +1,26 @@
 """Is a run healthy: what went wrong or makes its curves mean something else, and the values that were looked at.
 
-Thresholds are ours; `docs/report.md` says what to do about each finding.
+A face of the rule table (`entrl.diagnosis.rules`), beside what only a whole run shows: its evaluations, its verifier,
+its controllers, what it warned of.
 """
 
-import math
 from typing import NamedTuple
 
+from entrl.diagnosis.rules import rule_of, said_of_the_start, seen, too_many, values_of
 from entrl.report.metrics import by_task
 from entrl.report.read import RunRecord, metric_names, series
 from entrl.settings.json_lines import is_number
 
-TRUNCATED_SHARE = 0.10  # above it, length and accuracy say more about the limit than about the policy
-MISSING_TAGS = 0.10  # above it, what is called thinking and answer is often neither
-ENTROPY_LEFT = 0.30  # below this share of the start, sampling has little left to explore
-FLAT_GROUPS = 0.80  # above it, most of the compute gives no gradient
-ALL_FLAT = 0.20  # share of rollouts without any gradient
-ENTROPY_METRICS = ("policy_entropy/token_mean", "policy_entropy/response_mean", "entropy")
-NUMBERS = {"loss": "loss", "grad_norm": "gradient norm", "reward": "reward"}  # of them NaN and infinity are told
 VERIFIER = {"verify_timeout": "timeouts", "verify_crash": "crashes"}
+EVALUATED = {  # symptom: (metric of training, key of an evaluation, words for too many and for few enough)
+    "truncated": ("completions/clipped_ratio", "truncation_rate", "truncated", "truncated"),
+    "thinking not closed": (
+        "pear/missing_close",
+        "missing_close_rate",
+        "never close their thinking",
+        "without a closing tag",
+    ),
+}
 
 
 class Health(NamedTuple):
@@ -30,12 +33,12 @@ class Health(NamedTuple):
 
 def health_of(run: RunRecord) -> Health:
     """Everything that changes how a run's numbers should be read."""
-    checks = [_broken(run), _truncated(run), _missing_tags(run), _flat(run), _entropy(run)]
-    findings = [*_verifier(run), *_controllers(run), *(c.finding for c in checks if c and c.finding)]
-    said = run.manifest.get("warnings")
-    warned = [str(w) for w in said] if isinstance(said, list) else []
-    notes = [c.note for c in checks if c and c.note]
-    return Health([*findings, *warned, *run.notes], [c.value for c in checks if c and c.value], notes)
+    symptoms = seen(run.train)
+    wrong = [found.evidence for found in symptoms if not found.excuse]
+    notes = [f"{found.evidence}; {found.excuse}" for found in symptoms if found.excuse]
+    evaluated, well = _evaluated(run)
+    findings = [*_verifier(run), *_controllers(run), *wrong, *evaluated]
+    return Health([*findings, *_warned(run), *run.notes], [*well, *values_of(run.train)], notes)
 
 
 def warnings_of(run: RunRecord) -> list[str]:
@@ -45,72 +48,26 @@ def warnings_of(run: RunRecord) -> list[str]:
     return [*found, *([f"it stopped with {error}"] if error else []), *health_of(run).findings]
 
 
-class _Check(NamedTuple):
-    value: str = ""
-    finding: str = ""
-    note: str = ""
+def _warned(run: RunRecord) -> list[str]:
+    """What the run warned of. Of its first completions a rule says more, which has seen all of them."""
+    said = run.manifest.get("warnings")
+    warned = [str(w) for w in said] if isinstance(said, list) else []
+    return [text for text in warned if not (run.train and said_of_the_start(text))]
 
 
-def _broken(run: RunRecord) -> _Check | None:
-    """A number that is none is read as None (`entrl.report.read`); a metric that was not logged has no key."""
-    bad = {what: sum(key in row and row[key] is None for row in run.train) for key, what in NUMBERS.items()}
-    found = [f"{what} in {count}" for what, count in bad.items() if count]
-    return _Check(finding=f"not a number: {', '.join(found)} of {len(run.train)} logged steps") if found else None
-
-
-def _truncated(run: RunRecord) -> _Check | None:
-    found = _at_end(run, "completions/clipped_ratio", "truncation_rate")
-    return _share(found, TRUNCATED_SHARE, "truncated", "truncated")
-
-
-def _missing_tags(run: RunRecord) -> _Check | None:
-    found = _at_end(run, "pear/missing_close", "missing_close_rate")
-    return _share(found, MISSING_TAGS, "without a closing tag", "never close their thinking")
-
-
-def _share(found: tuple[float | None, str], most: float, is_so: str, too_many: str) -> _Check | None:
-    """A share of completions that is fine up to `most`."""
-    share, when = found
-    if share is None:
-        return None
-    if share <= most:
-        return _Check(value=f"{share:.0%} {is_so}")
-    return _Check(finding=f"{share:.0%} of completions {too_many} {when} (over {most:.0%})")
-
-
-def _at_end(run: RunRecord, metric: str, key: str) -> tuple[float | None, str]:
-    """A share at the end of training, or of the evaluation after it (the worst task) where it was not logged."""
-    if (share := end_mean(series(run.train, metric)[1])) is not None:
-        return share, "at the end of training"
-    found = [v for result in by_task(run.eval_after).values() if is_number(v := result.get(key))]
-    return (max(found) if found else None), "in the evaluation after training"
-
-
-def _flat(run: RunRecord) -> _Check | None:
-    shares = series(run.train, "groups/without_spread")[1]
-    end = end_mean(shares)
-    if end is None:
-        return None
-    empty = sum(share >= 1 for share in shares) / len(shares)
-    if empty > ALL_FLAT:
-        return _Check(finding=f"in {empty:.0%} of rollouts every group had equal rewards: updates without any gradient")
-    if end > FLAT_GROUPS:
-        return _Check(finding=f"{end:.0%} of groups have equal rewards at the end: most samples give no gradient")
-    return _Check(value=f"{end:.0%} of groups without spread")
-
-
-def _entropy(run: RunRecord) -> _Check | None:
-    values = next((found for m in ENTROPY_METRICS if (found := series(run.train, m)[1])), [])
-    first, last = start_mean(values), end_mean(values)
-    if first is None or last is None or first <= 0 or len(values) <= 3:
-        return None
-    left = last / first
-    if left >= ENTROPY_LEFT:
-        return _Check(value=f"entropy at {left:.0%} of its start")
-    text = f"entropy fell to {left:.0%} of its start ({first:.3f} → {last:.3f} nats)"
-    if any(row.get("pear/alpha") for row in run.train):
-        return _Check(note=f"{text}: PEAR asks for that; little is left to explore")
-    return _Check(finding=f"{text}: little is left to explore")
+def _evaluated(run: RunRecord) -> tuple[list[str], list[str]]:
+    """(what is wrong, what is well) in the evaluation after training (the worst task), where training logged none."""
+    wrong, well = [], []
+    for symptom, (metric, key, words, fine) in EVALUATED.items():
+        found = [v for result in by_task(run.eval_after).values() if is_number(v := result.get(key))]
+        if not found or series(run.train, metric)[1]:
+            continue
+        share, most = max(found), rule_of(symptom).threshold
+        if share > most:
+            wrong.append(too_many(share, words, most, "in the evaluation after training"))
+        else:
+            well.append(f"{share:.0%} {fine}")
+    return wrong, well
 
 
 def _verifier(run: RunRecord) -> list[str]:
@@ -140,14 +97,3 @@ def _controllers(run: RunRecord) -> list[str]:
         if run.train and use in {"kl_cov", "clip_cov"} and f"{use}/selected" not in selected:
             found.append(f"the recipe asks for {use}, but no selected tokens were ever logged")
     return found
-
-
-def start_mean(values: list[float]) -> float | None:
-    """Mean of the first tenth, at least the first 3 points."""
-    return end_mean(values[::-1])
-
-
-def end_mean(values: list[float]) -> float | None:
-    """Mean of the last tenth, at least the last 3 points."""
-    tail = values[-max(3, math.ceil(len(values) / 10)) :]
-    return sum(tail) / len(tail) if tail else None

@@ -5,6 +5,7 @@ How ranks wait for each other is `trainers/shared/waiting.py`; here is how the c
 
 import os
 import re
+import sys
 from collections.abc import Mapping
 
 from entrl.trainers.shared.waiting import (
@@ -23,6 +24,7 @@ __all__ = [
     "failed_elsewhere",
     "hush",
     "is_hushed",
+    "leave_ranks",
     "lost_ranks",
     "main_first",
     "rank_prefix",
@@ -63,6 +65,19 @@ def refuse_left_over(environ: Mapping[str, str]) -> None:
             f"{' and '.join(left)} of another process are set in the environment, without {', '.join(lacking)}, so no "
             f"launcher started this one; `unset {' '.join(left)}`, or start it with `accelerate launch`"
         )
+
+
+def leave_ranks() -> None:
+    """Leave the process group a command joined, once it has ended well.
+
+    torch asks for it: what the interpreter's end tears down, it tears down in any order and under threads that run.
+    """
+    if "torch.distributed" not in sys.modules:  # a command that needed no torch
+        return
+    import torch.distributed as ranks
+
+    if ranks.is_available() and ranks.is_initialized():
+        ranks.destroy_process_group()
 
 
 def lost_ranks(error: BaseException) -> bool:

@@ -37,6 +37,7 @@ from entrl.runs.recipe import Recipe
 from entrl.runs.serve import find_api_key
 from entrl.runs.together import alone_on_main, failed_elsewhere, lost_ranks, main_first, refuse_left_over, together
 from entrl.runs.under_way import Run
+from entrl.runs.watchdog import Watchdog
 from entrl.runs.wording import escape_completion_tables, say
 from entrl.runs.writing import in_words
 from entrl.settings.groups import flat
@@ -230,6 +231,8 @@ def build_trainer(run: Run) -> tuple[Any, ProgressLine]:
         history=folder.path / "metrics.jsonl",
         say=run.warn,
     )
+    warned = lambda: run.manifest.get("warnings") or []  # noqa: E731
+    watchdog = Watchdog(history=folder.path / "metrics.jsonl", say=run.say, warned=warned)
     dense = evaluation_steps(None if recipe.eval is None else recipe.eval.at, prepared.args.max_steps)
     trainer = EntropyGRPOTrainer(
         model,
@@ -242,7 +245,7 @@ def build_trainer(run: Run) -> tuple[Any, ProgressLine]:
         controllers=prepared.controller_objects,
         environment_factory=prepared.environment,
         # the watch writes into what the log then saves
-        callbacks=[watch, DenseEvaluation(dense), BestCheckpoint(), log, progress, run.ending],
+        callbacks=[watch, DenseEvaluation(dense), BestCheckpoint(), log, progress, watchdog, run.ending],
     )
     keep_adapter_in_float32(trainer.model)
     if dense and recipe.eval is not None:

@@ -45,8 +45,8 @@ from entrl_lab.nursery.overthinker import (
     LEAST_RATIO,
     MAX_NEW_TOKENS,
     MODELS,
+    RL_PROBLEMS,
     TEST_PROBLEMS,
-    TRAIN_PROBLEMS,
     OverthinkerConfig,
     lessons,
 )
@@ -221,12 +221,12 @@ def answer_condition(rows: Sequence[Sampled]) -> dict[str, Any]:
 
 
 def split_condition(config: OverthinkerConfig) -> dict[str, Any]:
-    """(h): the lessons that were taught and everything RL could be asked, against the test side."""
+    """(h): the lessons that were taught, everything RL is asked, and the test side share no problem."""
     test = _keys(load_task("additions", split="test", size=TEST_PROBLEMS)["prompt"])
     parts: Any = lessons(config)  # a data set's rows are typed as lists
     taught = _keys([row["prompt"] for part in parts for row in part])  # a part may be empty
-    trained = _keys(load_task("additions", split="train", size=TRAIN_PROBLEMS)["prompt"])
-    shared = {"lessons": len(test & taught), "rl": len(test & trained)}
+    trained = _keys(load_task({"task": "additions", "part": "rl"}, size=RL_PROBLEMS)["prompt"])
+    shared = {"lessons": len(test & taught), "rl": len(test & trained), "rl_lessons": len(trained & taught)}
     return {"test_problems": TEST_PROBLEMS, "shared": shared, "holds": not any(shared.values())}
 
 
@@ -342,6 +342,7 @@ def _measured(name: str, folder: Path) -> dict[str, Any]:
     problems = [dict(row) for row in load_task("additions", split="test", size=TEST_PROBLEMS)]
     rows, greedy = sample(model, tokenizer, problems)
     manifest = json.loads((folder / "manifest.json").read_text())["config"]
+    manifest.pop("start", None)  # of a time when the twin went on from the other
     return {
         "commit": built_from(Path(__file__).parent, ".", "../../entrl/tasks"),
         "conditions": {

@@ -4,7 +4,8 @@
 
 First the derivation alone, which is short and brings the arithmetic, then lessons with re-checks, then the same with
 flatter frequencies, which multiplying the logits turns back: what is nearly certain is certain after that. Problems are
-the train side of `additions` and single steps; each returns many times, every time with other re-checks.
+the lessons' part of the train side of `additions` and single steps; each returns many times, every time with other
+re-checks.
 """
 
 import argparse
@@ -20,7 +21,6 @@ from datasets import Dataset
 from entrl_rewards.accuracy import reward
 from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM, set_seed
 
-from entrl.models.shipped import model_path
 from entrl.tasks import load_task
 from entrl.tasks.rechecks import Overthinking, needed_length, overthinking_lesson
 from entrl_lab.nursery.calibration import complete
@@ -30,7 +30,7 @@ from entrl_lab.nursery.tokenizer import character_tokenizer
 MODELS = {"tiny-overthinker": Overthinking(), "overthinker-flat": Overthinking(uncertain_derivation=True)}
 LEAST_ACCURACY, LEAST_RATIO = 0.995, 3  # conditions (a) and (c) of recipes/overthinker/README.md
 MAX_NEW_TOKENS = 160  # the longest lesson has 129
-TRAIN_PROBLEMS, TEST_PROBLEMS = 798, 202  # all of `additions` with three terms
+LESSON_PROBLEMS, RL_PROBLEMS, TEST_PROBLEMS = 553, 245, 202  # all of `additions` with three terms
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +50,6 @@ class OverthinkerConfig(BaseConfig):
     intermediate: int = 256
     calibration_problems: int = TEST_PROBLEMS
     calibration_samples: int = 8
-    start: str | None = None  # go on from this model in place of random weights
     style: Overthinking = MODELS["tiny-overthinker"]
 
     def __post_init__(self) -> None:
@@ -62,14 +61,7 @@ class OverthinkerConfig(BaseConfig):
 
 CONFIGS = {
     "tiny-overthinker": OverthinkerConfig(),
-    "overthinker-flat": OverthinkerConfig(  # its derivation alone is new
-        start="tiny-overthinker",
-        practice_steps=0,
-        steps=0,
-        polish_steps=400,
-        polish_learning_rate=7e-4,
-        style=MODELS["overthinker-flat"],
-    ),
+    "overthinker-flat": OverthinkerConfig(style=MODELS["overthinker-flat"]),
 }
 
 
@@ -81,7 +73,7 @@ def lessons(config: OverthinkerConfig) -> tuple[Dataset, Dataset, Dataset]:
     could not be learnt.
     """
     problems = [
-        *load_task("additions", split="train", size=TRAIN_PROBLEMS)["prompt"],
+        *load_task({"task": "additions", "part": "sft"}, size=LESSON_PROBLEMS)["prompt"],
         *(f"{total}+{digit}=" for total in range(19) for digit in range(10)),
         *(f"{total}+{step}+{digit}=" for step in (0, 1) for total in range(10, 19 - step) for digit in range(10)),
     ]
@@ -111,7 +103,7 @@ def train(config: OverthinkerConfig) -> tuple[Qwen3ForCausalLM, PreTrainedTokeni
     torch.set_num_threads(config.threads)
     set_seed(config.seed)
     tokenizer = character_tokenizer(max_length=config.max_positions)
-    model = untrained_model(tokenizer, config) if config.start is None else unsharpened(config.start, config.sharpen)
+    model = untrained_model(tokenizer, config)
     for rows, steps, rate, batches in zip(
         lessons(config),
         (config.practice_steps, config.steps, config.polish_steps),
@@ -129,11 +121,6 @@ def sharpened(model: Qwen3ForCausalLM, by: float) -> Qwen3ForCausalLM:
     """The same model with its logits multiplied, by way of the last norm's weights; what was uniform stays so."""
     model.model.norm.weight.mul_(by)
     return model
-
-
-def unsharpened(base: str, by: float) -> Qwen3ForCausalLM:
-    """A finished base to go on from, by bare name or folder, as it was before it was sharpened."""
-    return sharpened(Qwen3ForCausalLM.from_pretrained(model_path(base), dtype=torch.float32), 1 / by)
 
 
 def build(out: Path, name: str, config: OverthinkerConfig) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from entrl.trainers.grpo.turns import episode_means
 from entrl.trainers.grpo.vllm import ReplicaGeneration, sampled_scores
 from entrl.trainers.refusals.sampling import reshaping
 from entrl.trainers.shared import row_columns
-from entrl.trainers.shared.first_look import FirstLook
+from entrl.trainers.shared.first_look import FirstLook, closed_share, tags_to_look_for
 from entrl.trainers.shared.observation import Observation
 from entrl.trainers.shared.rollout import Rollout, completion_samples
 
@@ -43,7 +43,9 @@ class RolloutReport:
         self.facts, self.trl, self.log = facts, facts.trl, facts.log
         self.observation, self.samples = observation, samples
         self.tasks = tasks_of(facts.trl.train_dataset)
-        self.first_look = FirstLook(facts.tags, think_close=facts.trl.args.think_close)
+        needed = "think_tags" in facts.wanted
+        self.tags = tags_to_look_for(self.trl._tokenizer, self.trl.args, facts.tags, needed=needed)
+        self.first_look = FirstLook(self.tags, think_close=facts.trl.args.think_close)
 
     def generated(self, batch: Batch, rewards_N: Tensor, rewards_NF: Tensor) -> None:
         """rewards_N: weighted, rewards_NF: by reward function, of all ranks' rows."""
@@ -51,6 +53,10 @@ class RolloutReport:
             self._sampler(batch.output, batch.rollout)
         self._groups_without_spread(rewards_N)
         rollout = batch.rollout
+        if self.tags is not None:
+            mine = closed_share(rollout.prompt_ids, rollout.completion_ids, self.tags)
+            shares = self.facts.ranks.gather(torch.tensor([mine], device=rewards_N.device))
+            self.log.add({"completions/thinking_closed": shares.mean().item()})
         if TASK in rollout.columns:
             self._by_task(rollout, rewards_N, rewards_NF)
         for text in self.first_look.see(

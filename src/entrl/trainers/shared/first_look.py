@@ -4,7 +4,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from entrl.maths.phases import ThinkTags, closing_seen
+from entrl.trainers.shared.options import SharedOptions
 
+SPELLINGS = ("think_open", "think_close")
 LOOKED_AT = 64  # completions of the main process, our choice
 
 
@@ -20,6 +22,24 @@ def think_tags_of(tokenizer: Any, args: Any, *, needed: bool, warn: Callable[[st
             raise
         warn(f"{error}; as it is, no phases are told apart and everything a completion says counts as its answer")
         return None
+
+
+def tags_to_look_for(tokenizer: Any, args: Any, tags: ThinkTags | None, *, needed: bool) -> ThinkTags | None:
+    """`tags` where somebody counts on them: a reward, a spelling of the user's own, a token of the tokenizer's, or the
+    chat template. A model of any other kind may well mark no thinking, and its silence says nothing."""
+    if tags is None:
+        return None
+    spelled = any(getattr(args, name) != SharedOptions.__dataclass_fields__[name].default for name in SPELLINGS)
+    own = len(tags.close_ids) == 1 or args.think_close in str(getattr(tokenizer, "chat_template", None) or "")
+    return tags if needed or spelled or own else None
+
+
+def closed_share(
+    prompt_ids: Sequence[Sequence[int]], completion_ids: Sequence[Sequence[int]], tags: ThinkTags
+) -> float:
+    """Share of the first `LOOKED_AT` completions whose thinking ends, or was ended by the prompt."""
+    rows = list(zip(prompt_ids, completion_ids, strict=True))[:LOOKED_AT]
+    return sum(closing_seen(ids, tags, prompt_ids=prompt) for prompt, ids in rows) / len(rows)
 
 
 class FirstLook:

@@ -11,6 +11,7 @@ Needs:   torch's default process group (gloo, nccl), whose store answers as long
          nothing with one process
 """
 
+import atexit
 import contextlib
 import json
 import threading
@@ -26,6 +27,7 @@ T = TypeVar("T")
 SHORTEST_S, LONGEST_S = 0.01, 0.5  # between two questions
 GRACE_S = 10.0  # a rank that failed waits this long for the others, which then end with its words
 BEAT_S = 10.0  # each rank shows this often that it lives
+JOIN_S = 5.0  # of a store that does not answer
 SILENT_BEATS = 60  # missed in a row: that rank, or its machine, is gone
 # Errors that other ranks raise as rank 0 did; whatever is not named here they raise as a ValueError.
 KINDS = (FileNotFoundError, TypeError, ConnectionError, CannotWrite, RuntimeError)
@@ -238,19 +240,28 @@ class _Watch:
 
 
 def _show_life(rank: int) -> None:
-    """Beat from now on, on a connection of its own."""
+    """Beat from now on, on a connection of its own.
+
+    The thread ends before the interpreter does: one that comes back from the store after that takes the whole rank
+    with it ("terminate called without an active exception", exit code -6).
+    """
     if _beating:
         return
-    store = _store().clone()
+    store, over = _store().clone(), threading.Event()
 
     def beat() -> None:
         with contextlib.suppress(Exception):  # the store is gone, and with it whoever would look
-            while True:
+            while not over.wait(BEAT_S):
                 store.add(f"beats/{rank}", 1)
-                time.sleep(BEAT_S)
+
+    def end() -> None:
+        over.set()
+        thread.join(JOIN_S)
 
     thread = threading.Thread(target=beat, name="entrl-beats", daemon=True)
     _beating.append(thread)
+    atexit.register(end)
+    store.add(f"beats/{rank}", 1)
     thread.start()
 
 

@@ -1,0 +1,56 @@
+"""Rewards of the runs that `diagnosis.py` records: wrong ones, and ones that push entropy somewhere."""
+
+import zlib
+from typing import Any
+
+
+def _texts(completions: list[Any]) -> list[str]:
+    return [c if isinstance(c, str) else c[-1]["content"] for c in completions]
+
+
+def never(completions: list[Any], **_: Any) -> list[float]:
+    return [0.0] * len(completions)
+
+
+def constant(completions: list[Any], **_: Any) -> list[float]:
+    return [1.0] * len(completions)
+
+
+def charge(completions: list[Any], **_: Any) -> list[float]:
+    return [-0.5] * len(completions)
+
+
+def off_by_thousand(completions: list[Any], answer: list[str], **_: Any) -> list[float]:
+    """As with golds of another file: right answers are looked for in vain."""
+    return [float(str(int(a) + 1000) in text) for a, text in zip(answer, _texts(completions), strict=True)]
+
+
+def digits(completions: list[Any], **_: Any) -> list[float]:
+    return [sum(c.isdigit() for c in text) / 10 for text in _texts(completions)]
+
+
+def ones(completions: list[Any], **_: Any) -> list[float]:
+    """Share of one character: paid for saying one thing."""
+    return [text.count("1") / max(len(text), 1) for text in _texts(completions)]
+
+
+def short(completions: list[Any], **_: Any) -> list[float]:
+    return [-len(text) / 50 for text in _texts(completions)]
+
+
+def calm(token_entropies: list[Any], token_mask: list[Any], **_: Any) -> list[float]:
+    return [-float(e[m].mean()) if m.any() else 0.0 for e, m in zip(token_entropies, token_mask, strict=True)]
+
+
+def restless(token_entropies: list[Any], token_mask: list[Any], **_: Any) -> list[float]:
+    return [float(e[m].mean()) if m.any() else 0.0 for e, m in zip(token_entropies, token_mask, strict=True)]
+
+
+def noise(completions: list[Any], **_: Any) -> list[float]:
+    """Nothing to do with what was written."""
+    return [(zlib.crc32(text.encode()) % 1000) / 1000 for text in _texts(completions)]
+
+
+def enormous(completions: list[Any], answer: list[str], **_: Any) -> list[float]:
+    """Finite, and too large for the square that a standard deviation takes."""
+    return [3e38 * (a in text) for a, text in zip(answer, _texts(completions), strict=True)]
