@@ -127,13 +127,17 @@ USUAL: dict[str, Usual] = {  # the bounds are our choice: an order of magnitude 
 }
 
 
-def range_problems(numbers: Mapping[str, Any], *, where: str = "trainer") -> list[str]:
-    """Of a group as it is written: numbers that their keys cannot mean, NaN and infinity for any key."""
-    out = [
+def null_problems(numbers: Mapping[str, Any], *, where: str = "trainer") -> list[str]:
+    return [
         f"{where}.{name} is null, and its number is reckoned with; write one, or leave the key out for the default"
         for name in NEEDED
         if name in numbers and numbers[name] is None
     ]
+
+
+def range_problems(numbers: Mapping[str, Any], *, where: str = "trainer") -> list[str]:
+    """Of a group as it is written: numbers that their keys cannot mean, NaN and infinity for any key."""
+    out = null_problems(numbers, where=where)
     for name, value in numbers.items():
         if isinstance(value, bool) or not isinstance(value, int | float):
             continue
