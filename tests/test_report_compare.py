@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import runpy
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from entrl.report.compare import (
     comparison_json,
     print_comparison,
 )
+from entrl.report.words import words
 
 make_run = runpy.run_path(str(Path(__file__).with_name("synthetic_runs.py")))["make_run"]
 
@@ -45,8 +47,10 @@ def test_compare_runs(tmp_path):
     print_comparison(compare_runs(a, b), console)
     text = console.export_text()
     assert "At 20 steps, where b[red] ends" in text
-    assert "greedy_correct" in text
-    assert "logged only by b[red]: kl_cov/selected" in text
+    assert "Greedy accuracy, %" in text
+    assert "Length, sampled, tokens" in text
+    assert not re.search(r"\w/\w|\w_\w", text)  # words, no names of metrics
+    assert f"logged only by b[red]: {words('kl_cov/selected').title}" in " ".join(text.split())
 
 
 def test_dialogues_are_compared_by_their_questions_too(tmp_path):

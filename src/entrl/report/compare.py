@@ -23,8 +23,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from entrl.report.metrics import by_task, numbers_of
+from entrl.report.metrics import by_task, numbers_of, of_problem
 from entrl.report.read import RunRecord, metric_names, read_runs, series
+from entrl.report.words import words
 from entrl.stats.pairing import paired_difference
 
 EQUAL_AXES = {"step": "steps", "tokens": "tokens generated", "seconds": "seconds"}
@@ -156,7 +157,8 @@ def print_comparison(comparison: Mapping[str, Any], console: Console | None = No
         _print_curves(comparison["curves"][axis], title, console)
     for key, name in (("only_a", comparison["a"]), ("only_b", comparison["b"])):
         if comparison[key]:
-            console.print(f"logged only by {name}: {', '.join(comparison[key])}", markup=False, style="dim")
+            titles = ", ".join(dict.fromkeys(words(metric).title for metric in comparison[key]))
+            console.print(f"logged only by {name}: {titles}", markup=False, style="dim")
     for note in comparison["notes"]:
         console.print(f"note: {note}", markup=False, style="yellow")
 
@@ -168,13 +170,15 @@ def _print_evaluation(evaluation: Mapping[str, Any], console: Console) -> None:
     table = Table("after training", title="Same problems, b - a", title_justify="left")
     for heading in ("difference", "95 % interval", "problems", "unverified"):
         table.add_column(heading, justify="right")
-    for metric, found in evaluation["metrics"].items():
+    for key, found in evaluation["metrics"].items():
+        task, _, metric = key.rpartition(": ")
+        number = of_problem(metric)
+        label = f"{task}: {number.label}" if task else number.label
         if "why" in found:
-            console.print(f"{metric}: {found['why']}", markup=False, style="yellow")
+            console.print(f"{label}: {found['why']}", markup=False, style="yellow")
             continue
-        interval = f"[{found['lo']:+.4g}, {found['hi']:+.4g}]"
-        cells = (f"{found['diff']:+.4g}", interval, str(found["n"]), str(found["unverified"]))
-        table.add_row(*map(Text, (metric, *cells)))
+        diff, lo, hi = (number.text(found[name], sign=True) for name in ("diff", "lo", "hi"))
+        table.add_row(*map(Text, (label, diff, f"[{lo}, {hi}]", str(found["n"]), str(found["unverified"]))))
     if table.row_count:
         console.print(table)
 
@@ -186,13 +190,14 @@ def _print_curves(curves: Mapping[str, Any], title: str, console: Console) -> No
     shown = [m for m in curves["metrics"] if any(fnmatchcase(m, pattern) for pattern in SHOWN)]
     limit = f"where {curves['limited_by']} ends" if curves["limited_by"] else "where both end"
     table = Table(title=Text(f"At {curves['x']:,.6g} {title}, {limit}"), title_justify="left")
-    table.add_column("metric", overflow="fold")  # names must stay whole on a narrow terminal
+    table.add_column("in training")
     for heading in ("a", "b", "b - a", "b - a, mean of last tenth"):
         table.add_column(heading, justify="right")
     for metric in shown:
         value = curves["metrics"][metric]
         numbers = (f"{value['a']:.4g}", f"{value['b']:.4g}", f"{value['diff']:+.4g}", f"{value['recent_diff']:+.4g}")
         short = f" (at {value['x']:,.6g})" if value["x"] != curves["x"] else ""
-        table.add_row(Text(metric + short), *numbers)
+        title, unit = words(metric)
+        table.add_row(Text((f"{title}, {unit}" if unit not in ("", "reward") else title) + short), *numbers)
     if table.row_count:
         console.print(table)

@@ -105,6 +105,11 @@ def by_task(evaluation: Mapping[str, Any] | None) -> dict[str, Mapping[str, Any]
     return dict(evaluation["tasks"]) if "tasks" in evaluation else {"": evaluation}
 
 
+def of_problem(metric: str) -> Number:
+    """The number whose value of one problem is called so."""
+    return next(number for number in NUMBERS if number.problem == metric)
+
+
 def find(name: str) -> Number | None:
     """The number of that name, a member of a family with its own title; None for what is no number of an evaluation."""
     number = next((n for n in NUMBERS if fnmatchcase(name, n.name)), None)
