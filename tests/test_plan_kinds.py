@@ -61,6 +61,16 @@ def test_ranges(key: str, good: float, bad: float):
     assert problem.startswith(f"trainer.{key} must be ")
 
 
+def test_numbers_that_may_not_be_null():
+    assert "num_generations is null" in range_problems({"num_generations": None, "top_p": 1.0})[0]
+    assert range_problems({"steps_per_generation": None}) == []
+
+
+@pytest.mark.parametrize(("key", "value"), [("top_k", 1), ("top_p", 1e-6), ("min_p", 1.0)])
+def test_samplers_that_choose_from_one_token(key: str, value: float):
+    assert f"trainer.{key} of " in unusual({key: value})[0]
+
+
 def test_a_percent_is_told_as_one():
     assert "a share is written 0.2, not 20" in range_problems({"top_entropy_quantile": 20.0})[0]
 

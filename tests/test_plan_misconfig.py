@@ -250,7 +250,6 @@ CASES = [
         changes={**REPLICAS, "trainer.vllm_server_base_url": "localhost:8000"},
         stops="trainer.vllm_server_base_url is no address",
     ),
-    Wrong(what="port of TRL's server", changes={"trainer.vllm_server_port": 80000}, stops="vllm_server_port must be"),
     Wrong(
         what="evaluation's server without scheme",
         changes={**VLLM, "eval.servers": ["localhost:8000"], "lora": LORA},
@@ -302,6 +301,10 @@ CASES = [
     key("run folder somebody's", "is not a run folder", output_dir=str(HERE)),
     key("run folder in /proc", "can be written in /proc", output_dir="/proc/run"),
     key("report_to null", "write report_to: none", report_to=None),
+    key("word of an enumeration", "trainer.lr_scheduler_type: cosin is", lr_scheduler_type="cosin"),
+    key("length null", "max_completion_length is null", max_completion_length=None),
+    Wrong(what="checkpoints of no strategy", changes={"trainer.save_steps": 1}, warns="trainer.save_steps is set, and"),
+    Wrong(what="weight of a million", changes={"rewards": [{"use": "accuracy", "weight": 1e6}]}, warns="rewards.0"),
     Wrong(what="logging_steps 0", changes={"trainer.logging_steps": 0}, stops="logging_steps"),
 ]
 SMALL: dict[str, Any] = {

@@ -3,10 +3,13 @@
 No model and no data; of the trainer's config and of what the recipe says.
 """
 
+import math
 from typing import Any
 
 from entrl.models.load import load_config
 from entrl.runs.recipe import Recipe
+
+MOST_PASSES = 1e4  # over the training set; our choice
 
 
 def arithmetic_problems(recipe: Recipe, args: Any) -> list[str]:
@@ -64,6 +67,13 @@ def _step_warnings(recipe: Recipe, args: Any) -> list[str]:
     steps, given, out = args.max_steps, recipe.trainer, []
     if steps < 1:
         return []
+    prompts = args.world_size * args.per_device_train_batch_size * args.gradient_accumulation_steps
+    passes = steps * prompts / args.num_generations / (recipe.data.train_size or math.inf)
+    if passes > MOST_PASSES:
+        out.append(
+            f"trainer.max_steps of {steps:,} is {passes:,.0f} passes over the {recipe.data.train_size:,} problems of "
+            "data.train_size; lower it, unless it is meant"
+        )
     if args.warmup_steps >= max(steps, 1):
         out.append(
             f"trainer.warmup_steps of {args.warmup_steps:g} are not over when the run ends at step {steps}: the "
@@ -79,6 +89,12 @@ def _step_warnings(recipe: Recipe, args: Any) -> list[str]:
         uses = name != "save_steps" or str(getattr(args.save_strategy, "value", args.save_strategy)) == "steps"
         if isinstance(asked, int | float) and asked > steps and uses:
             out.append(f"trainer.{name} of {asked:g} is beyond the last step, {steps}: {what}; lower it")
+    for name, strategy in (("save_steps", args.save_strategy), ("logging_steps", args.logging_strategy)):
+        if name in given and str(getattr(strategy, "value", strategy)) == "no":
+            out.append(
+                f"trainer.{name} is set, and {name.removesuffix('_steps')}_strategy is no: none is written; write "
+                "steps, or leave it out"
+            )
     if late := [step for step in args.log_windows or [] if step >= steps]:
         out.append(f"trainer.log_windows names {late}, and steps are counted from 0 to {steps - 1}; take them out")
     return out
@@ -107,6 +123,11 @@ def _text_warnings(recipe: Recipe, args: Any) -> list[str]:
         out.append(
             "trainer.num_generations_eval is 1: evaluations while training (eval.at) have one completion a prompt, so "
             "their spread within a prompt is 0; set it to 2 at least, or leave it out"
+        )
+    if args.think_open == args.think_close:
+        out.append(
+            f"trainer.think_open and think_close are both {args.think_open!r}: nothing tells thought from answer; give "
+            "each its own tag"
         )
     if args.think_open.startswith("</") and not args.think_close.startswith("</"):
         out.append(

@@ -21,6 +21,7 @@ from entrl.runs.plan.arithmetic import arithmetic_problems
 from entrl.runs.plan.environment import variable_problems
 from entrl.runs.plan.late import late_problems
 from entrl.runs.plan.missing import name_problems
+from entrl.runs.plan.ranges import null_problems
 from entrl.runs.plan.sampler_trial import sampler_problems
 from entrl.runs.plan.values import (
     nan_problems,
@@ -107,7 +108,9 @@ def _named_args(recipe: Recipe, world_size: int | None) -> Any:
         why = str(error).strip().rstrip(".")
         if why.startswith(("trainer.", "WORLD_SIZE", "RANK", "LOCAL_RANK")):
             raise
-        key = ".accelerator_config" if "AcceleratorConfig" in why else ""
+        of_word = [name for name, value in recipe.trainer.items() if why.startswith(f"{value} is not a valid")]
+        key = "".join(f".{name}" for name in of_word[:1])
+        key = ".accelerator_config" if "AcceleratorConfig" in why else key
         raise ValueError(f"trainer{key}: {why}; correct the keys that it names") from error
 
 
@@ -135,7 +138,8 @@ def prepare(recipe: Recipe, *, world_size: int | None = None) -> Prepared:
     out.rewards = collect(recipe.build_rewards, [])
     out.problems += path_problems(out.rewards)
     out.problems += best_problems(recipe, [reward_name(r.value) for r in out.rewards])
-    out.args = collect(lambda: _named_args(recipe, world_size), None)
+    if not null_problems(recipe.trainer):
+        out.args = collect(lambda: _named_args(recipe, world_size), None)
     out.controllers = collect(recipe.build_controllers, [])
     out.lora = collect(recipe.build_lora, None)
     out.environment = collect(recipe.build_environment, None)

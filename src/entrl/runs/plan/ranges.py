@@ -80,6 +80,9 @@ FREE = frozenset(
 )
 
 
+NEEDED = ("max_completion_length", "num_generations")  # that TRL's annotations let be null
+
+
 class Usual(NamedTuple):
     """Where runs lie; beyond it `why` is said. 0 is judged apart, where it switches something off."""
 
@@ -108,6 +111,9 @@ USUAL: dict[str, Usual] = {  # the bounds are our choice: an order of magnitude 
     "temperature": Usual(
         0.05, 5, "runs have 0.6 to 1.2; far above tokens are noise, far below all completions are alike"
     ),
+    "top_k": Usual(2, math.inf, "with one token to choose from all completions of a prompt are the same; 0 is off"),
+    "top_p": Usual(0.1, 1, "so few tokens are left to choose from that completions of a prompt are alike; 1 is off"),
+    "min_p": Usual(0, 0.9, "so few tokens are left to choose from that completions of a prompt are alike; 0 is off"),
     "repetition_penalty": Usual(1, 2, "below 1 repetition is rewarded, far above 1 text falls apart; 1 is off"),
     "entropy_coef": Usual(0, 1, "runs have 0 to 0.01; below 0 entropy is fined, far above it is all that is paid"),
     "top_entropy_quantile": Usual(0.01, 1, "it is the share of tokens trained on; 1 is all", "no token is trained on"),
@@ -121,9 +127,17 @@ USUAL: dict[str, Usual] = {  # the bounds are our choice: an order of magnitude 
 }
 
 
+def null_problems(numbers: Mapping[str, Any], *, where: str = "trainer") -> list[str]:
+    return [
+        f"{where}.{name} is null, and its number is reckoned with; write one, or leave the key out for the default"
+        for name in NEEDED
+        if name in numbers and numbers[name] is None
+    ]
+
+
 def range_problems(numbers: Mapping[str, Any], *, where: str = "trainer") -> list[str]:
     """Of a group as it is written: numbers that their keys cannot mean, NaN and infinity for any key."""
-    out = []
+    out = null_problems(numbers, where=where)
     for name, value in numbers.items():
         if isinstance(value, bool) or not isinstance(value, int | float):
             continue

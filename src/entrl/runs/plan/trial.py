@@ -19,6 +19,7 @@ from entrl.trainers.shared.first_look import think_tags_of
 from entrl.trainers.shared.rewards import RewardError, guarded, needed_signals
 
 TRIAL_S = 30.0  # seconds for one call; a rollout would wait as long for every batch
+LARGEST = 1e6  # of a reward; single precision tells no difference below 0.06 there
 SHORT = ("1", "2 + 2")  # completions, beside those made of the row's gold answer
 
 
@@ -61,6 +62,11 @@ def _try_one(guard: Any, source: str, signals: dict[str, Any], trial: Trial) -> 
         trial.warnings.append(
             f"reward {source} returned None for all {count} completions of a trial call, so it applies to none of "
             "them: nothing is paid by it; look with `entrl try-reward` at what it says of real completions"
+        )
+    elif (most := max(abs(value) for value in values if value is not None)) > LARGEST:
+        trial.warnings.append(
+            f"reward {source} returned {most:g} in a trial call on {count} short completions: rewards are averaged in "
+            "single precision, where beside it all others vanish; scale it to about 1"
         )
     elif len(set(values)) == 1:
         trial.warnings.append(

@@ -23,6 +23,8 @@ CHOICES: dict[str, tuple[Any, ...]] = {
 SLOWEST_S = 300  # seconds of a verifier for one answer; our choice
 HOTTEST = 5  # sampling temperature of an evaluation; our choice
 HIGHEST_BAND = 10  # times the starting entropy, of which a band's lower edge is a share; our choice
+LARGEST_WEIGHT = 1000  # of a reward; our choice
+MOST_SAMPLES = 1024  # of a problem in an evaluation; our choice, published evaluations have up to 1,024
 LARGEST_GIB = 1024  # of one device; an accelerator of today has up to 288
 SIZES = ("alpha", "bonus", "a")  # of terms of our rewards
 QUICKEST_S = 0.1  # seconds of a verifier's child for one answer, some milliseconds where nobody else works; our choice
@@ -109,6 +111,10 @@ def _weight_warnings(recipe: Recipe) -> list[str]:
         return ["every rewards.*.weight is 0: the policy is paid for nothing; give one of them a weight above 0"]
     out = []
     for i, spec in enumerate(recipe.rewards):
+        if abs(spec.weight) > LARGEST_WEIGHT:
+            out.append(
+                f"rewards.{i}.weight of {spec.use} is {spec.weight:g}, beside which nothing else counts; set it near 1"
+            )
         if spec.weight < 0:
             out.append(f"rewards.{i}.weight of {spec.use} is {spec.weight:g}: the policy is paid for less of it")
         if spec.weight == 0 and not recipe.trainer.get("filter_on"):  # which may read its verdicts
@@ -201,6 +207,11 @@ def _evaluation_warnings(recipe: Recipe, args: Any) -> list[str]:
             out.append(
                 "eval.counts counts in texts, and with an environment the evaluation is of dialogues, where it does "
                 "nothing; leave it out"
+            )
+        if spec.samples > MOST_SAMPLES:
+            out.append(
+                f"eval.samples of {spec.samples:,} answers to each of the problems take longer than most trainings; "
+                "set it to what the largest eval.k needs"
             )
         if spec.temperature > HOTTEST:
             out.append(
