@@ -1,4 +1,4 @@
-"""What `entrl doctor` finds: everything `plan` checks, then a few prompts answered for real, looked at by the rule table.
+"""What `entrl doctor` finds: all that `plan` checks, then a few prompts answered for real, seen by the rule table.
 
 errors: the run would not train, or a reward fails. warnings: it would train, and something is wrong or senseless.
 """
@@ -11,6 +11,7 @@ from entrl.diagnosis.rules import ENOUGH, FEW, findings
 from entrl.models.load import tokenizer_of
 from entrl.runs.doctor.sampled import Sampled, pick, sample
 from entrl.runs.plan import Prepared, plan, prepare
+from entrl.runs.plan.contents import overlap_warnings
 from entrl.runs.recipe import Recipe
 
 PROMPTS = 8
@@ -64,18 +65,15 @@ def examine(recipe: Recipe, *, prompts: int = PROMPTS, seed: int = 0, planned: b
 
 
 def _of_rows(recipe: Recipe, rows: Any, found: Examination) -> None:
-    """Repeats, and prompts that are evaluated too."""
+    """Repeats, and prompts that are evaluated too: of a task without end `plan` has looked at a few rows alone."""
     asked = [str(prompt) for prompt in rows["prompt"]]
     found.facts["rows"] = f"{len(asked):,} looked through, {len(asked) - len(set(asked)):,} of them repeats"
     for name, part in ({} if recipe.eval is None else recipe.eval.parts).items():
-        held = [str(p) for p in dataclasses.replace(recipe, eval=part).load_eval_data()["prompt"]]
-        both = sum(prompt in set(asked) for prompt in held)
-        found.facts[f"also trained on ({name})"] = f"{both:,} of {len(held):,} prompts of the evaluation"
-        if both:
-            found.warnings.append(
-                f"eval: {both} of {len(held)} prompts of {name} are trained on too, so it says little of others; take "
-                "another eval.split or eval.task"
-            )
+        tested = dataclasses.replace(recipe, eval=part).load_eval_data()
+        both = len({*asked} & {str(prompt) for prompt in tested["prompt"]})
+        found.facts[f"also trained on ({name})"] = f"{both:,} of {len(tested):,} prompts of the evaluation"
+        if not any(text.startswith("eval: ") and "trained on" in text for text in found.warnings):
+            found.warnings += overlap_warnings(rows, tested, name)
 
 
 def _of_samples(prepared: Prepared, seen: Sampled, found: Examination) -> None:
