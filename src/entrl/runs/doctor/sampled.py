@@ -246,7 +246,9 @@ def _metrics(
     known = [total for total in totals if total is not None]
     if len(known) == len(said):
         metrics |= {"reward": fmean(known), "groups/without_spread": _flat(said, totals)}
-        metrics |= {f"rewards/{n}/mean": fmean(abs(v) for v in vs if v is not None) for n, vs in paid.items() if any(vs)}
+        metrics |= {
+            f"rewards/{n}/mean": fmean(abs(v) for v in vs if v is not None) for n, vs in paid.items() if any(vs)
+        }
     return metrics
 
 
