@@ -191,7 +191,7 @@ def test_thinking_tags_of_a_task_that_is_played_are_refused():
 def test_a_command_nobody_has(capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit, match="2"):
         main(["trian", "x.yaml"])
-    assert "no command 'trian'. Did you mean 'train'? There are train, plan, serve," in capsys.readouterr().err
+    assert "no command 'trian'. Did you mean 'train'? There are train, plan, doctor," in capsys.readouterr().err
 
 
 def test_misspelt_run_option_is_an_unknown_key(capsys: pytest.CaptureFixture[str]):

@@ -4,13 +4,13 @@ import json
 from pathlib import Path
 
 import pytest
-from entrl.runs.doctor import Stopped, examine
-from entrl.runs.doctor.page import render
 from rich.console import Console
 from short_run import quietly, short_recipe
 from small_recipe import recipe
 
 from entrl.cli.main import main
+from entrl.runs.doctor import Stopped, examine
+from entrl.runs.doctor.page import render
 from entrl.runs.train import train
 
 RECIPES = Path(__file__).parents[1] / "recipes"
