@@ -206,7 +206,7 @@ def run_case(group: str, case: tuple[Any, ...], model: Path) -> dict[str, Any]:
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     lines = [line for line in text.splitlines() if line.startswith(("problem:", "warning:", "not checked:"))]
-    lines = [line.replace(str(folder), "FOLDER") for line in lines]
+    lines = [anywhere(line, folder) for line in lines]
     verdict, line = judged(pattern, code, lines, trained, control=group == "controls")
     end = said.strip().splitlines()[-6:] if trained not in (0, code) or verdict == "traceback" else []
     return {
@@ -216,9 +216,14 @@ def run_case(group: str, case: tuple[Any, ...], model: Path) -> dict[str, Any]:
         "plan": code,
         "train": trained,
         "line": line if line is not None else " | ".join(lines)[:400],
-        "train_said": " | ".join(end).replace(str(folder), "FOLDER")[:400],
+        "train_said": anywhere(" | ".join(end), folder)[:400],
         "seconds": round(seconds + more, 1),
     }
+
+
+def anywhere(text: str, folder: Path) -> str:
+    """Without the places of this machine."""
+    return text.replace(str(folder), "FOLDER").replace(f"{ROOT}/", "").replace(sys.prefix, "PYTHON")
 
 
 def judged(
