@@ -46,6 +46,7 @@ PLAIN = {
     "completions/*_terminated_length": ("Length of finished completions, {}", "tokens"),
     "completions/*_length": ("Completion length, {}", "tokens"),
     "completions/clipped_ratio": ("Truncated completions", "share"),
+    "completions/thinking_closed": ("Completions that close their thinking", "share"),
     "tools/call_frequency": ("Tool calls", "per completion"),
     "tools/failure_frequency": ("Failed tool calls", "share"),
 }
