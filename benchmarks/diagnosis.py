@@ -3,6 +3,7 @@
     python benchmarks/diagnosis.py record          # goes on where it was stopped; diagnosis.jsonl, a line per run
     python benchmarks/diagnosis.py judge           # confusion matrix of the half that judges; diagnosis.json
     python benchmarks/diagnosis.py judge --half sets
+    python benchmarks/diagnosis.py keep RUN ...    # of whole runs of studies; diagnosis_studies.jsonl
 
 Of each run the metrics that a rule may read are kept, by name, a value per logged step (null: logged, and no finite
 number; left out: not logged). A run is a fork of this process, which has the libraries imported.
@@ -33,6 +34,7 @@ from entrl.settings.provenance import git_state  # noqa: E402
 
 KEPT = ROOT / "benchmarks" / "diagnosis.jsonl"
 RESULT = ROOT / "benchmarks" / "diagnosis.json"
+STUDIES = ROOT / "benchmarks" / "diagnosis_studies.jsonl"
 LIMIT_S = 600
 METRICS = re.compile(
     r"step|loss|grad_norm|reward|reward_std|learning_rate|entropy|kl|rewards/.*/mean|groups/without_spread"
@@ -43,8 +45,8 @@ OURS = ("entrl", "torch", "transformers", "trl", "peft", "accelerate", "datasets
 FIGURES = 5  # significant digits kept
 
 
-def recorded() -> dict[str, dict[str, Any]]:
-    lines = KEPT.read_text().splitlines() if KEPT.is_file() else []
+def recorded(kept: Path = KEPT) -> dict[str, dict[str, Any]]:
+    lines = kept.read_text().splitlines() if kept.is_file() else []
     return {row["name"]: row for row in map(json.loads, lines)}
 
 
@@ -90,6 +92,18 @@ def record_one(run: Run) -> dict[str, Any]:
         "warnings": [text.replace(str(folder), "FOLDER")[:300] for text in manifest.get("warnings") or []],
         "metrics": columns(rows),
     }
+
+
+def keep(folders: list[Path]) -> None:
+    """Finished runs of studies, in the order they are named; what was kept before goes."""
+    lines = []
+    for folder in folders:
+        manifest, text = _json(folder / "manifest.json"), _text(folder / "metrics.jsonl")
+        rows = [row for row in map(json.loads, text.splitlines()) if row["kind"] == "train"]
+        name, commit = "/".join(folder.resolve().parts[-2:]), (manifest.get("git") or {}).get("commit")
+        head = {"name": name, "status": manifest.get("status"), "commit": commit, "steps": len(rows)}
+        lines.append(json.dumps({**head, "metrics": columns(rows)}) + "\n")
+    STUDIES.write_text("".join(lines))
 
 
 def _train(run: Run, folder: Path) -> None:
@@ -182,6 +196,7 @@ def judge(half: str) -> dict[str, Any]:
         "not_recorded": [r.name for r in RUNS if (r.name in held) == (half == "judges") and r.name not in known],
         "matrix": {label: _counts([r for r in runs.values() if r["label"] == label]) for label in (*SYMPTOMS, HEALTHY)},
         "runs": runs,
+        "studies": {n: dict(zip(("said", "after"), named(row), strict=True)) for n, row in recorded(STUDIES).items()},
     }
 
 
@@ -211,11 +226,15 @@ def table(found: dict[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("record", "judge"))
+    parser.add_argument("what", choices=("record", "judge", "keep"))
+    parser.add_argument("runs", nargs="*", type=Path)
     parser.add_argument("--half", choices=("judges", "sets"), default="judges")
     options = parser.parse_args()
     if options.what == "record":
         record()
+        return
+    if options.what == "keep":
+        keep(options.runs)
         return
     found = judge(options.half)
     if options.half == "judges":

@@ -317,7 +317,7 @@ RULES = (
         keys=("rewards", "trainer.mask_truncated_completions", "trainer.num_generations"),
         change="See which completions count: all of them truncated and masked, or no advantage",
         look=_still,
-        unless=("no reward", "rewards equal"),
+        unless=("no reward", "rewards equal", "groups flat"),
     ),
     Rule(
         symptom="entropy collapsed",
