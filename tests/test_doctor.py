@@ -17,9 +17,9 @@ RECIPES = Path(__file__).parents[1] / "recipes"
 LONG = ("trainer.max_completion_length=64", "trainer.num_generations=4")
 
 
-def own(folder: Path, body: str) -> str:
-    (folder / "own.py").write_text(f"def reward(completions, answer, **_):\n    {body}\n")
-    return f"rewards=[{{use: '{folder}/own.py:reward'}}]"
+def own(file: Path, body: str) -> str:
+    file.write_text(f"def reward(completions, answer, **_):\n    {body}\n")
+    return f"rewards=[{{use: '{file}:reward'}}]"
 
 
 def test_the_key_takes_three_words_and_decides_no_number():
@@ -76,10 +76,12 @@ def test_what_is_wrong_is_named_with_its_key(changes, warning):
 
 @pytest.mark.slow
 def test_rewards_meet_real_completions(tmp_path):
-    zero = examine(recipe("tiny-reasoner", *LONG, own(tmp_path, "return [0.0] * len(completions)")), prompts=4)
+    zero = examine(
+        recipe("tiny-reasoner", *LONG, own(tmp_path / "zero.py", "return [0.0] * len(completions)")), prompts=4
+    )
     assert [t for t in zero.warnings if t.startswith("every reward of 16 sampled completions is 0. Look at")]
-    body = """return [1.0 if c in ("1", "2 + 2") else 1 / 0 for c in completions]"""  # those that plan tries
-    found = examine(recipe("tiny-reasoner", *LONG, own(tmp_path, body)), prompts=4)
+    body = "return [1 / (len(completions) != 16)] * len(completions)"  # fewer in plan's trial call
+    found = examine(recipe("tiny-reasoner", *LONG, own(tmp_path / "sixteen.py", body)), prompts=4)
     assert not found.ok
     assert "ZeroDivisionError" in found.errors[0]
     assert found.errors[0].startswith("rewards.0: ")
