@@ -29,8 +29,8 @@ def _generate(settings: dict[str, Any]) -> None:
     import torch
     from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
-    shape = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    shape: dict[str, Any] = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
     with torch.random.fork_rng(devices=[]), torch.no_grad():
-        model = LlamaForCausalLM(LlamaConfig(vocab_size=VOCABULARY, eos_token_id=1, pad_token_id=0, **shape))
+        model: Any = LlamaForCausalLM(LlamaConfig(vocab_size=VOCABULARY, eos_token_id=1, pad_token_id=0, **shape))
         how = {"do_sample": True, "max_new_tokens": 2, "pad_token_id": 0, "eos_token_id": 1} | settings
         model.generate(torch.tensor([[2, 3]]), generation_config=GenerationConfig(**how), disable_compile=True)
