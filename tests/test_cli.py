@@ -109,6 +109,11 @@ def test_run_options_are_not_recipe_keys():
     assert split_overrides(["resume=true", "trainer.seed=1"]) == (["trainer.seed=1"], {"resume": True})
     with pytest.raises(ValueError, match="overwrite must be true or false, got 'yes'"):
         split_overrides(["overwrite=yes"])
+    assert split_overrides(["sandbox=unsafe"]) == ([], {"sandbox": "unsafe"})
+    with pytest.raises(ValueError, match="sandbox must be unsafe, got 'off'"):
+        split_overrides(["sandbox=off"])
+    with pytest.raises(ValueError, match="resume must be true or false, got '1'"):
+        split_overrides(["resume=1"])
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from entrl.report.read import RunRecord
 from entrl.report.verdict import verdict_of
 
 PROBLEMS = 200
-UNCHANGED = "No measurable change in accuracy or length"
+UNCHANGED = "Little changed: accuracy not distinguishable, length within a tenth"
 
 
 def evaluation(right, think=50.0, **more):

@@ -1,4 +1,5 @@
-"""docs/results.md says what the files it links to say: each number is a link to a JSON, its title the way to the value.
+"""docs/results.md and the README say what the files they link to say: each number is a link to a JSON, its title the way
+to the value.
 
 Docs pages that hold code are run here, too.
 """
@@ -15,14 +16,15 @@ from entrl.controllers.hooks import LossView, Rows
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-LINK = re.compile(r'\[([^\[\]]+(?:\[[^\[\]]*\])?)\]\((\.\./[^ )]+\.json) "([^"]+)"\)')
+LINK = re.compile(r'\[([^\[\]]+(?:\[[^\[\]]*\])?)\]\((?:\.\./)?([^ )]+\.json) "([^"]+)"\)')
 NUMBER = re.compile(r"[+-]?\d+(?:\.(\d+))?")
-FOUND = LINK.findall((DOCS / "results.md").read_text(encoding="utf-8"))
+PAGES = (DOCS / "results.md", ROOT / "README.md")
+FOUND = [link for page in PAGES for link in LINK.findall(page.read_text(encoding="utf-8"))]
 
 
 def value(file: str, path: str) -> list[float]:
     """The number at `path`, with the ends of its interval where it has one."""
-    found: Any = json.loads((DOCS / file).read_text(encoding="utf-8"))
+    found: Any = json.loads((ROOT / file).read_text(encoding="utf-8"))
     for key in path.split(" > "):
         found = found[int(key)] if isinstance(found, list) else found[key]
     if not isinstance(found, dict):
@@ -47,7 +49,8 @@ def agrees(text: str, numbers: list[float]) -> bool:
 
 def test_numbers_are_there():
     assert len(FOUND) > 100
-    assert {Path(file).parts[1] for _, file, _ in FOUND} >= {"recipes", "benchmarks"}
+    assert any("overthinker" in file for _, file, _ in LINK.findall(PAGES[1].read_text()))
+    assert {Path(file).parts[0] for _, file, _ in FOUND} >= {"recipes", "benchmarks"}
     assert any("smollm2" in file and "lora-pear-kl-cov" in path for _, file, path in FOUND)
 
 

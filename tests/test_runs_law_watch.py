@@ -92,6 +92,15 @@ def test_it_warns_once_when_the_ceiling_is_near():
     assert rows[-1]["law/spent"] == 1
 
 
+def test_entropy_that_has_not_fallen_is_not_spent():
+    said: list[str] = []
+    entropy = [0.5 - 0.001 * i for i in range(40)]
+    feed(LawWatch(every=1, say=said.append), [{ENTROPY: h, ACCURACY: 0.9 - 0.01 * math.exp(h)} for h in entropy])
+    assert len(said) == 1
+    assert said[0].startswith("accuracy is at its ceiling: the law R = b - a e^H sees")
+    assert said[0].endswith("or take harder problems")
+
+
 def test_it_warns_once_when_entropy_fell_below_a_tenth():
     said: list[str] = []
     feed(LawWatch(every=1, say=said.append, active=["controller x"]), falling(60))

@@ -45,6 +45,11 @@ def test_errors_of_the_program_are_its_own(box):
     assert box.run("import ctypes; ctypes.string_at(0)").exit_code == -11
 
 
+def test_the_standard_library_with_what_it_is_linked_to(box):
+    outcome = box.run("import ctypes, decimal, hashlib, lzma, sqlite3, ssl, zlib, zoneinfo\nprint(zlib.crc32(b'a'))")
+    assert outcome.stdout == b"3904355907\n", outcome.stderr
+
+
 @pytest.mark.slow
 def test_limits(box):
     assert box.run("while True: pass").status == "timeout"

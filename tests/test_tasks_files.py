@@ -349,7 +349,7 @@ def test_verifiers_that_are_refused(tmp_path: Path, value: Any):
 
 
 def test_the_option_is_checked_as_the_column(tmp_path: Path):
-    with pytest.raises(ValueError, match=r"option verifier of the task.* math, exact, choice"):
+    with pytest.raises(ValueError, match=r"option verifier of the task.* math, exact, choice, code"):
         load(tmp_path, ROW, verifier="maths")
 
 

@@ -204,7 +204,9 @@ def test_a_row_of_a_file_may_not_choose_what_runs(kind, marker, tmp_path, capsys
     recipe = tmp_path / "run.yaml"
     recipe.write_text(RECIPE % f"jsonl:{file}")
     assert main(["train", str(recipe), f"trainer.output_dir={tmp_path / 'out'}"]) == 2
-    assert "rows.jsonl:2: a row of a file may ask for the verifiers math, exact, choice" in capsys.readouterr().err
+    assert (
+        "rows.jsonl:2: a row of a file may ask for the verifiers math, exact, choice, code" in capsys.readouterr().err
+    )
     assert not marker.exists()
 
 

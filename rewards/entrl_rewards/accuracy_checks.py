@@ -6,6 +6,7 @@ from typing import Any
 
 from entrl.verify import Verdict, shared_pool
 from entrl.verify.judge import CHECK, IMPORTS, quick_check, read_verifier
+from entrl_rewards.code import Code
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +50,13 @@ def check_answers(
 
 def _run(jobs: Sequence[tuple[str, str, str, dict[str, Any]]], *, timeout_s: float, workers: int) -> list[Verdict]:
     """One verdict per job; only those that may hang go to a child process."""
-    verdicts = [settled(*job) for job in jobs]
+    verdicts = [None if job[0] == "code" else settled(*job) for job in jobs]
+    programs = [i for i, job in enumerate(jobs) if job[0] == "code"]
+    if programs:
+        code = Code(credit="fraction", timeout_s=timeout_s, workers=workers)
+        parts, golds = [jobs[i][1] for i in programs], [jobs[i][2] for i in programs]
+        for i, verdict in zip(programs, code.verdicts(parts, golds), strict=True):
+            verdicts[i] = verdict
     slow = [job for job, verdict in zip(jobs, verdicts, strict=True) if verdict is None]
     if slow:
         imports = sorted({IMPORTS[job[0]] for job in slow})

@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import json
 import os
+from typing import Any
 
 from entrl.cli.errors import USER_ERRORS, one_line
 from entrl.cli.parsers import Command, add_recipe, path
@@ -20,6 +21,7 @@ def run_train(options: argparse.Namespace) -> int:
     from entrl.settings.overrides import split_overrides
 
     overrides, how = split_overrides(options.overrides)
+    _permit(how)
     try:
         recipe = load_recipe(options.recipe, overrides)  # before the heavy imports: a typo should not wait for them
     except USER_ERRORS as error:
@@ -30,6 +32,14 @@ def run_train(options: argparse.Namespace) -> int:
 
     train(recipe, resume=how.get("resume", False), overwrite=how.get("overwrite", False))
     return 0
+
+
+def _permit(how: dict[str, Any]) -> None:
+    """`sandbox=unsafe`: a person said so, here; nothing that a recipe says comes this way."""
+    if how.get("sandbox") == "unsafe":
+        from entrl.sandbox import permit_unsafe
+
+        permit_unsafe()
 
 
 def plan_arguments(parser: argparse.ArgumentParser) -> None:
@@ -69,6 +79,7 @@ def run_plan(options: argparse.Namespace) -> int:
         from entrl.settings.overrides import split_overrides
 
         overrides, how = split_overrides(options.overrides)
+        _permit(how)
         measured = Measured(
             device_gib=options.device_memory,
             generate=options.generate_rate,
@@ -85,7 +96,7 @@ def run_plan(options: argparse.Namespace) -> int:
         print(f"problem: {one_line(error)}")
         return 1
     with contextlib.suppress(ValueError):  # of a folder that is not ours, said among the problems
-        if (held := holds_run(recipe.run_dir)) is not None and not any(how.values()):
+        if (held := holds_run(recipe.run_dir)) is not None and not (how.get("resume") or how.get("overwrite")):
             found.warnings.append(held)
     print(shown(found.render()))
     return 0 if found.ok else 1

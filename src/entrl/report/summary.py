@@ -108,6 +108,9 @@ def run_facts(run: RunRecord) -> dict[str, str]:
         "Steps": f"{last['step']:,}" if is_number(last.get("step")) else "0",
         "Trained model": best_in_words(manifest["best"]) if isinstance(manifest.get("best"), dict) else "",
         "Tokens generated": f"{last['tokens']:,.0f}" if is_number(last.get("tokens")) else "not recorded",
+        "Sandbox": {"unsafe": "none: code of the model ran unprotected (sandbox=unsafe)"}.get(
+            str(manifest.get("sandbox", "")), str(manifest.get("sandbox", ""))
+        ),
         "Config hash": str(manifest.get("config_hash", ""))[:12],
     }
     return {label: text for label, text in facts.items() if text}

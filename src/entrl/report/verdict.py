@@ -47,7 +47,7 @@ HEADLINES: dict[tuple[str, str], tuple[Tone, str]] = {
     ("mixed", "longer"): ("open", "Accuracy {how}, {what} longer"),
     ("mixed", "alike"): ("open", "Accuracy {how}"),
 }
-NOTHING: tuple[Tone, str] = ("open", "No measurable change in accuracy or length")
+NOTHING: tuple[Tone, str] = ("open", "Little changed: accuracy not distinguishable, length within a tenth")
 
 
 class Verdict(NamedTuple):

@@ -29,6 +29,9 @@ from entrl.trainers.shared.rewards import needed_signals, reward_name
 
 EVERY = 5  # new points between two fits
 RESAMPLES = 400  # of the interval in the logs; the report takes 2000
+FELL = 0.9  # share of its start; above it entropy has not fallen, and is not what is spent
+HOLD = "hold entropy up from an earlier checkpoint (a controller, clip-higher, a higher temperature)"
+HARDER = "take harder problems"
 POINTS_LEFT = 0.01  # less accuracy than this between here and the ceiling, and the entropy is spent
 ENTROPY_LEFT = 0.10  # or less than this share of the entropy of the start
 ENDS = 3  # training logs averaged for the entropy of the start and of now
@@ -118,16 +121,17 @@ class LawWatch(TrainerCallback):
         start, now = float(np.mean(known[:ENDS])), float(np.mean(known[-ENDS:]))
         why = None
         if now < ENTROPY_LEFT * start:
-            why = f"it fell to {now / start:.0%} of its start ({start:.3f} -> {now:.3f} nats a token)"
+            why = f"entropy is spent: it fell to {now / start:.0%} of its start ({start:.3f} -> {now:.3f} nats a token)"
         elif fit is not None and fit.a > 0 and not self.active and fit.ceiling - fit.predict(now) < POINTS_LEFT:
-            left = float(fit.ceiling - fit.predict(now))
-            why = f"the law R = b - a e^H sees {100 * left:.1f} points left below its ceiling of {fit.ceiling:.3f}"
+            left, what = float(fit.ceiling - fit.predict(now)), "entropy is spent"
+            if now > FELL * start:
+                what = "accuracy is at its ceiling"
+            law = "the law R = b - a e^H sees"
+            why = f"{what}: {law} {100 * left:.1f} points left below its ceiling of {fit.ceiling:.3f}"
         if why is not None:
             self.spent = True
-            self.say(
-                f"entropy is spent: {why}. More steps of the same kind will probably add little; stop here, or hold "
-                "entropy up from an earlier checkpoint (a controller, clip-higher, a higher temperature)"
-            )
+            instead = HARDER if why.startswith("accuracy") else HOLD
+            self.say(f"{why}. More steps of the same kind will probably add little; stop here, or {instead}")
 
     def _collect(self, rows: list[dict[str, Any]], step: int, values: dict[str, Any]) -> None:
         row = {"step": step} | {n: float(v) for n in self.names.values() if isinstance(v := values.get(n), int | float)}

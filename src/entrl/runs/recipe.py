@@ -79,6 +79,8 @@ class Recipe(SettingsFile, Parts):
             return " This looks like a cold start, which `entrl cold-start` makes."
         if key in ("method", "candidates", "held_out"):
             return " This looks like offline teaching, which `entrl offline` does."
+        if key == "sandbox":
+            return " It is a word of the command line alone: sandbox=unsafe."
         return f" Did you mean 'trainer.{key}'?" if key in trainer_fields() else ""
 
     @classmethod

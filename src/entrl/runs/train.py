@@ -35,6 +35,7 @@ from entrl.runs.lock import FolderLock
 from entrl.runs.log import ProgressLine, RunLog, be_quiet, listen_first
 from entrl.runs.plan import Prepared, check_rows, missing_here, prepare, recipe_warnings
 from entrl.runs.recipe import Recipe
+from entrl.runs.sandboxed import UNSAFE, sandbox_note
 from entrl.runs.serve import find_api_key
 from entrl.runs.together import alone_on_main, failed_elsewhere, lost_ranks, main_first, refuse_left_over, together
 from entrl.runs.under_way import Run
@@ -95,6 +96,7 @@ def train(
             run.say(f"{folder.path} is finished with these settings: nothing is left to do")
             return read_result(folder, folder.path / "report.html")
         run.manifest = make_manifest(recipe, prepared.args, run.start) | {"contents": files}
+        run.manifest |= sandbox_note(prepared.reward_funcs)
         if run.is_trained:
             run.manifest |= {k: v for k, v in (folder.manifest() or {}).items() if k in ("best", "warnings")}
         with run.ending.listening():
@@ -158,6 +160,7 @@ def refuse_problems(recipe: Recipe, prepared: Prepared) -> None:
     prepared.raise_first()
     if missing := missing_here(recipe, prepared.args):
         raise ValueError(missing[0])
+    sandbox_note(prepared.reward_funcs)  # SandboxError where code would have to run and nothing is safe
 
 
 def train_model(run: Run) -> None:
@@ -267,6 +270,8 @@ def describe_start(run: Run) -> None:
         run.say(f"using {loaded.source} from {loaded.file}")
     for note in run.prepared.notes:
         run.say(note)
+    if tier := run.manifest.get("sandbox"):
+        run.say(f"code of the model runs in the sandbox {tier}" if tier != "unsafe" else UNSAFE)
     s = describe_schedule(run.prepared.args, run.prepared.args.world_size)
     parts = f"{s.per_device_rows} rows x {s.gradient_accumulation_steps} micro-steps x {s.world_size} process(es)"
     run.say(f"optimiser step: {parts} = {s.rows_per_step} rows")  # whoever starts more processes should see it

@@ -16,8 +16,18 @@ Tiers, the first that works here is taken (`probe` finds out by really running p
 Knows nobody in the library but `errors`. What was tried against it: docs/reliability.md.
 """
 
-from entrl.sandbox.boxes import Sandbox, open_sandbox, permit_unsafe
+from entrl.sandbox.boxes import Sandbox, open_sandbox, permit_unsafe, unsafe_is_permitted
 from entrl.sandbox.limits import Limits, Outcome, Tier
 from entrl.sandbox.probing import Found, probe
 
-__all__ = ["Found", "Limits", "Outcome", "Sandbox", "Tier", "open_sandbox", "permit_unsafe", "probe"]
+__all__ = [
+    "Found",
+    "Limits",
+    "Outcome",
+    "Sandbox",
+    "Tier",
+    "open_sandbox",
+    "permit_unsafe",
+    "probe",
+    "unsafe_is_permitted",
+]

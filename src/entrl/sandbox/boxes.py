@@ -21,6 +21,10 @@ def permit_unsafe() -> None:
     _permitted.append("unsafe")
 
 
+def unsafe_is_permitted() -> bool:
+    return bool(_permitted)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Sandbox:
     """`open_sandbox` makes it."""

@@ -65,7 +65,9 @@ def command(tier: Tier, limits: Limits) -> list[str]:
     if found is None:
         raise SandboxError("bubblewrap is not installed; apt-get install bubblewrap")
     words = [found, "--die-with-parent", "--new-session", "--hostname", "sandbox", "--cap-drop", "ALL", *_separate()]
-    folders = {str(parent) for path in python_paths() for parent in Path(path).parents if str(parent) != "/"}
+    folders = {
+        str(parent) for path in (*SYSTEM, *python_paths()) for parent in Path(path).parents if str(parent) != "/"
+    }
     for folder in sorted(folders):  # for everybody to pass: bubblewrap itself makes them for their owner
         words += ["--perms", "0755", "--dir", folder]
     for path in (*SYSTEM, *python_paths()):

@@ -7,10 +7,11 @@ from typing import Any
 from entrl.settings.yaml import parse_yaml
 
 SHORT_OVERRIDES = {"world_size": "launch.world_size", "backend": "launch.backend"}
-RUN_OPTIONS = ("resume", "overwrite")  # words that say how to run, not what
+# Words that say how to run, not what, with their values.
+RUN_OPTIONS: dict[str, tuple[Any, ...]] = {"resume": (True, False), "overwrite": (True, False), "sandbox": ("unsafe",)}
 
 
-def split_overrides(words: Sequence[str]) -> tuple[list[str], dict[str, bool]]:
+def split_overrides(words: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
     """(recipe overrides, run options) of the key=value words."""
     overrides, options = [], {}
     for word in words:
@@ -18,9 +19,11 @@ def split_overrides(words: Sequence[str]) -> tuple[list[str], dict[str, bool]]:
         if not equals or key not in RUN_OPTIONS:
             overrides.append(word)
             continue
-        options[key] = parse_yaml(text, name=word)
-        if not isinstance(options[key], bool):
-            raise ValueError(f"{key} must be true or false, got {text!r}")
+        value, allowed = parse_yaml(text, name=word), RUN_OPTIONS[key]
+        if (type(value), value) not in [(type(one), one) for one in allowed]:  # 1 is no true
+            words = "true or false" if True in allowed else " or ".join(allowed)
+            raise ValueError(f"{key} must be {words}, got {text!r}")
+        options[key] = value
     return overrides, options
 
 

@@ -21,7 +21,7 @@ def additions_rows(
     """Rows in an order drawn from `seed`; the first n do not depend on `size`.
 
     system: "" asks in plain strings; else chat messages, this one first, for a model with a chat template.
-    part: of the train side, the problems of the lessons, those of reinforcement learning, or all.
+    part: of the train side, the problems of the lessons, those of reinforcement learning, or all; the test side is one.
 
     Raises ValueError for fewer than two or more than four terms, another part, and more rows than there are problems.
     """

@@ -4,9 +4,10 @@
 
 prompt      text, or chat messages with role and content (text, or a list of text parts) that end with the user's
             turn; one way throughout the file. `drop_last_turn: true` takes an assistant's last turn off
-answer      text, or a number, which becomes plain text (1e-5 is "0.00001", 5.0 stays "5.0"); null or empty: no gold
-verifier    optional: math, exact or choice, as a word or an object such as {"kind": "choice", "letters": "ABCDE"};
-            null or no column: the option `verifier` of the task
+answer      text, or a number, which becomes plain text (1e-5 is "0.00001", 5.0 stays "5.0"); null or empty: no gold;
+            for code the tests, as JSON text or as they are (`entrl.verify.code_tests`)
+verifier    optional: math, exact, choice or code, as a word or an object such as {"kind": "choice", "letters":
+            "ABCDE"}; null or no column: the option `verifier` of the task
 problem_id  optional, unique; default the line or row number
 level       optional
 others      go to rewards under their names (see `entrl.tasks.columns`), apart from those named in `drop_columns`
@@ -88,10 +89,14 @@ def _row(record: Record, columns: dict[str, str], verifier: str, drop_last_turn:
             "Rename yours with the options prompt_column and answer_column"
         )
     prompt, answer = columns.values()
+    judged = file_verifier(values.get("verifier"), where, default=verifier)
+    gold = values[answer]
+    if json.loads(judged)["kind"] == "code" and isinstance(gold, dict | list):
+        gold = json.dumps(gold)
     return Row(
         prompt=_prompt(values[prompt], f"{where} column {prompt!r}", drop_last_turn),
-        answer=_gold(values[answer], f"{where} column {answer!r}"),
-        verifier=file_verifier(values.get("verifier"), where, default=verifier),
+        answer=_gold(gold, f"{where} column {answer!r}"),
+        verifier=judged,
         problem_id=_word(values, "problem_id", where) or record.name,
         level=_word(values, "level", where),
     )

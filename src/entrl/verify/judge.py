@@ -6,16 +6,18 @@ from typing import Any, Literal
 
 from entrl.verify.answers import final_answer
 from entrl.verify.choices import chosen_letter, gold_letter
+from entrl.verify.code_tests import read_tests
 from entrl.verify.gym import reasoning_gym_score
 from entrl.verify.gym_scorers import check_dataset
 from entrl.verify.mathematics import gold_statement, math_score, quick_score
 
-Kind = Literal["math", "reasoning_gym", "exact", "choice"]
+Kind = Literal["math", "reasoning_gym", "exact", "choice", "code"]
 INLINE = ("exact", "choice")  # cannot hang: no process needed
 LETTERS = "ABCD"  # of kind choice, where a row names no others
-KINDS = ("math", "reasoning_gym", *INLINE)
+KINDS = ("math", "reasoning_gym", *INLINE, "code")
 IMPORTS = {"math": "math_verify", "reasoning_gym": "reasoning_gym"}  # loaded before an item's clock starts
-FILE_KINDS = ("math", *INLINE)  # what a row of a file or of the hub may ask for: comparisons that run nothing
+# What a row of a file or of the hub may ask for: comparisons that run nothing, and programs in the sandbox.
+FILE_KINDS = ("math", *INLINE, "code")
 KIND_FIELDS = {"choice": ("letters",)}  # what such a row may give beside the kind
 # Characters at the end of an answer part that are looked at, twice the gold where that is longer: the answer stands at
 # the end, and the expressions below look for it with patterns whose time grows with the square of a run of spaces.
@@ -24,7 +26,9 @@ CHECK = "entrl.verify.judge:check"  # what a child process is told to call
 
 
 def check(kind: str, text: str, gold: str, spec: Mapping[str, Any]) -> float:
-    """Graded score of one answer part; the last MAX_TEXT characters of it count."""
+    """Graded score of one answer part; the last MAX_TEXT characters of it count. Not of programs, which run apart."""
+    if kind == "code":
+        raise ValueError("programs are judged by entrl_rewards.code, in the sandbox")
     text = _end(text, gold)
     if kind == "math":
         return math_score(text, gold)
@@ -54,6 +58,8 @@ def gold_problem(kind: str, gold: str, spec: Mapping[str, Any]) -> str | None:
             gold_statement(gold)
         elif kind == "choice":
             gold_letter(gold, "".join(spec.get("letters", LETTERS)))
+        elif kind == "code":
+            read_tests(gold)
         elif kind == "exact" and not gold.strip():
             return "the gold answer is empty; give it a value or drop the row"
     except ValueError as error:

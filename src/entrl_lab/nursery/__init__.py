@@ -3,7 +3,7 @@
     entrl nursery --out DIR                            the tiny reasoner; about ten minutes on one core
     entrl nursery --model tiny-inquirer --out DIR      the tiny inquirer, which calls tools (`inquirer`)
     entrl nursery --model tiny-specifier --out DIR     the same for the diagram game
-    entrl nursery --model tiny-overthinker --out DIR   always right, and thinks three times as long as it needs to
+    entrl nursery --model tiny-overthinker --out DIR   right, and thinks three times as long as it needs to
     entrl nursery --model tiny-overthinker --conditions FILE     measures what it has to meet (`conditions`)
     entrl nursery --model overthinker-flat --out DIR   its twin, whose derivation is as uncertain as its re-checks
 

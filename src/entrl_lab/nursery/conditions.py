@@ -5,9 +5,9 @@ so lengths, phases and the penalty are those that training sees.
 
     entrl nursery --model tiny-overthinker --conditions FILE.json            what is not on record yet is measured
     entrl nursery --model tiny-overthinker --conditions FILE.json --run RUN  (d), from a run of plain GRPO
+    entrl nursery --model tiny-overthinker --conditions FILE.json --records RUN   (f), (g) of another run's completions
 
     a accuracy   b slope   c length   d drift   e ends   f correlation   g answers   h split
-    entrl nursery --model tiny-overthinker --conditions FILE.json --records RUN   (f), (g) of another run's completions
 
 Other weights under the same name are another round of calibration: the earlier rounds stay on record.
 """

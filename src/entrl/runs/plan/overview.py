@@ -23,6 +23,7 @@ from entrl.runs.plan.rows import check_data
 from entrl.runs.plan.times import Measured, describe_time
 from entrl.runs.plan.values import value_problems, value_warnings
 from entrl.runs.recipe import Recipe
+from entrl.runs.sandboxed import missing_sandbox
 from entrl.trainers.refusals.checks import check_schedule
 from entrl.trainers.refusals.schedule import describe_schedule, empty_runs
 from entrl.trainers.shared.checkpoint import inexact_because
@@ -115,7 +116,9 @@ def plan(
     rows += [("device memory", device.described), *estimate.rows]
     short = estimate.short if device.binding else []
     own = [p for p in estimate.problems if p not in found.problems]
-    missing = [] if prepared.args is None else missing_here(recipe, prepared.args)
+    missing = (
+        [] if prepared.args is None else [*missing_here(recipe, prepared.args), *missing_sandbox(prepared.reward_funcs)]
+    )
     misplaced = place_problems(recipe.run_dir)
     missing += [] if misplaced else unwritable(recipe.run_dir)
     return Plan(
