@@ -1,5 +1,5 @@
-"""docs/results.md and the README say what the files they link to say: each number is a link to a JSON, its title the way
-to the value.
+"""docs/results.md and the README say what the files they link to say: each number is a link to a JSON, its title the
+way to the value.
 
 Docs pages that hold code are run here, too.
 """

@@ -97,8 +97,7 @@ def said_of_the_start(warning: str) -> Rule | None:
 
 def values(rows: Rows, metric: str) -> list[float]:
     """The numbers of a metric; what is no number is left out."""
-    found = [row.get(metric) for row in rows]
-    return [float(v) for v in found if _is_finite(v)]
+    return [float(row[metric]) for row in rows if _is_finite(row.get(metric))]
 
 
 def _is_finite(value: Any) -> bool:

@@ -64,7 +64,7 @@ def _permitted_tier(tier: Tier | None) -> Tier:
     if tier is not None and tier not in TIERS:
         raise ValueError(f"tier must be {' or '.join(TIERS)}, got {tier!r}; unsafe is a word of the command line only")
     found = [f for f in probe() if tier in (None, f.tier)]
-    working = next((f.tier for f in found if f.works), None)
+    working: Tier | None = next((f.tier for f in found if f.works), None)
     if working is None:
         reasons = "; ".join(f"{f.tier}: {f.why}" for f in found)
         raise SandboxError(

@@ -1,4 +1,4 @@
-"""What `entrl doctor` finds: everything `plan` checks, then a few prompts answered for real, looked at by the rule table.
+"""What `entrl doctor` finds: everything `plan` checks, then a few prompts answered for real, by the rule table.
 
 errors: the run would not train, or a reward fails. warnings: it would train, and something is wrong or senseless.
 """

@@ -5,8 +5,6 @@ an evaluation judges (`entrl.evaluation.answers`); paid by the recipe's own rewa
 remembers has not seen them.
 """
 
-import asyncio
-import inspect
 import math
 import random
 import warnings
@@ -28,6 +26,7 @@ from entrl.maths.phases import answer_text, closing_seen, phase_labels, prompt_s
 from entrl.models.load import load_model
 from entrl.models.whole import whole_models
 from entrl.runs.plan import Prepared
+from entrl.runs.plan.trial import called
 from entrl.runs.recipe import Recipe
 from entrl.stats.intervals import bootstrap_interval
 from entrl.trainers.shared.first_look import tags_to_look_for
@@ -147,8 +146,7 @@ def _paid(recipe: Recipe, work: Answers, said: list[Said]) -> tuple[Paid, list[s
     signals, paid, errors = _signals(work, said), {}, []
     for number, guard in enumerate(guarded([r.value for r in recipe.build_rewards()], **shared)):
         try:
-            found = guard(**signals)
-            paid[f"{reward_name(guard)}.{number}"] = asyncio.run(found) if inspect.isawaitable(found) else found
+            paid[f"{reward_name(guard)}.{number}"] = called(guard, signals)
         except RewardError as error:
             errors.append(f"rewards.{number}: {error} (on {len(said)} sampled completions)")
     return paid, errors

@@ -51,7 +51,7 @@ def try_rewards(recipe: Recipe, prepared: Prepared, rows: Any, tokenizer: Any) -
 def _try_one(guard: Any, source: str, signals: dict[str, Any], trial: Trial) -> None:
     count = len(signals["completions"])
     try:
-        values = within(TRIAL_S, lambda: _called(guard, signals), f"reward {guard.__name__!r} ({source})")
+        values = within(TRIAL_S, lambda: called(guard, signals), f"reward {guard.__name__!r} ({source})")
     except RewardError as error:
         trial.problems.append(f"{error} (in a trial call on {count} short completions)")
         return
@@ -86,7 +86,8 @@ def tag_problems(prepared: Prepared, tokenizer: Any) -> list[str]:
     return []
 
 
-def _called(guard: Any, signals: dict[str, Any]) -> list[float | None]:
+def called(guard: Any, signals: dict[str, Any]) -> list[float | None]:
+    """What the reward says of these signals, also where it is asynchronous."""
     answer = guard(**signals)
     return asyncio.run(_awaited(answer)) if inspect.isawaitable(answer) else answer
 
