@@ -142,7 +142,7 @@ def attack(box: Sandbox, name: str) -> dict[str, Any]:
             "port": at.server.getsockname()[1], "socket": str(at.folder / "socket"), "memory_mib": LIMITS.memory_mib,
         }  # fmt: skip
         program = f"SCENE = {values!r}\n{PROGRAMS['prelude']}\n{PROGRAMS[name]}"
-        before, threads = sandboxed(), threads_now()
+        before, threads = sandboxed() | {at.victim.pid}, threads_now()  # the kernel may list a new child late
         outcome = box.run(program)
         until = time.monotonic() + SETTLE_S
         while sandboxed() - before and time.monotonic() < until:
