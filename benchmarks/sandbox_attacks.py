@@ -82,7 +82,7 @@ def scene() -> Iterator[Scene]:
         yield Scene(folder, secret, victim, server, unix, signals, inherited)
 
 
-def got_through(scene: Scene, outcome: Outcome, before: set[int]) -> str:
+def got_through(scene: Scene, outcome: Outcome, before: set[int], limits: Limits) -> str:
     """What an attack achieved, whichever it was; "" where it held."""
     said = (outcome.stdout + outcome.stderr).decode(errors="replace")
     found = []
@@ -106,10 +106,10 @@ def got_through(scene: Scene, outcome: Outcome, before: set[int]) -> str:
             found.append(f"connected by {name}")
     if left := sandboxed() - before:
         found.append(f"left {len(left)} processes behind")
-    kept = LIMITS.output_kib * 1024
+    kept = limits.output_kib * 1024
     if len(outcome.stdout) > kept or len(outcome.stderr) > kept // 16:
         found.append("more output than the limit")
-    if outcome.seconds > LIMITS.wall_s + 3:
+    if outcome.seconds > limits.wall_s + 3:
         found.append(f"ran for {outcome.seconds:.1f} s")
     return "; ".join(found)
 
@@ -147,7 +147,7 @@ def attack(box: Sandbox, name: str) -> dict[str, Any]:
         until = time.monotonic() + SETTLE_S
         while sandboxed() - before and time.monotonic() < until:
             time.sleep(0.05)  # the kernel ends what a killed process was the parent of, when it gets to it
-        through = got_through(at, outcome, before)
+        through = got_through(at, outcome, before, box.limits)
     last = (outcome.stderr.decode(errors="replace").strip().splitlines() or [""])[-1]
     said = outcome.stdout.decode(errors="replace").strip()[-160:]
     return {
