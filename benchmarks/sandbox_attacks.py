@@ -39,7 +39,6 @@ LIMITS = Limits(wall_s=5.0, cpu_s=3, memory_mib=256, output_kib=64)
 SETTLE_S = 3.0
 SECRET = "entrl-secret-5f2c"
 PR_SET_CHILD_SUBREAPER = 36
-OURS = "First lines of every sandboxed interpreter"  # in the command line of each
 
 
 class Scene(NamedTuple):
@@ -83,7 +82,7 @@ def scene() -> Iterator[Scene]:
         yield Scene(folder, secret, victim, server, unix, signals, inherited)
 
 
-def got_through(scene: Scene, outcome: Outcome, before: set[int]) -> str:
+def got_through(scene: Scene, outcome: Outcome, before: set[int], limits: Limits) -> str:
     """What an attack achieved, whichever it was; "" where it held."""
     said = (outcome.stdout + outcome.stderr).decode(errors="replace")
     found = []
@@ -107,37 +106,48 @@ def got_through(scene: Scene, outcome: Outcome, before: set[int]) -> str:
             found.append(f"connected by {name}")
     if left := sandboxed() - before:
         found.append(f"left {len(left)} processes behind")
-    kept = LIMITS.output_kib * 1024
+    kept = limits.output_kib * 1024
     if len(outcome.stdout) > kept or len(outcome.stderr) > kept // 16:
         found.append("more output than the limit")
-    if outcome.seconds > LIMITS.wall_s + 3:
+    if outcome.seconds > limits.wall_s + 3:
         found.append(f"ran for {outcome.seconds:.1f} s")
     return "; ".join(found)
 
 
 def sandboxed() -> set[int]:
-    """Processes, and threads of none, that are sandboxed interpreters or bubblewrap around one."""
-    found = set()
-    for name in filter(str.isdigit, os.listdir("/proc")):
-        with contextlib.suppress(OSError):
-            if OURS in Path("/proc", name, "cmdline").read_bytes().decode(errors="replace"):
-                found.add(int(name))
-    return found
+    """Living processes below this one; what loses its parent comes to us, the subreaper of all of them."""
+    found = set(_below(os.getpid()))
+    return {number for number in found if _read(Path(f"/proc/{number}/cmdline"))}
+
+
+def _below(number: int) -> list[int]:
+    children = []
+    for file in Path(f"/proc/{number}/task").glob("*/children"):
+        children += [int(child) for child in _read(file).split()]
+    return children + [deeper for child in children for deeper in _below(child)]
+
+
+def _read(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError:
+        return b""
 
 
 def attack(box: Sandbox, name: str) -> dict[str, Any]:
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, ctypes.c_ulong(1), 0, 0, 0)  # what is left behind comes to us
     with scene() as at:
         values = {
             "parent": os.getpid(), "victim": at.victim.pid, "secret": str(at.secret), "folder": str(at.folder),
             "port": at.server.getsockname()[1], "socket": str(at.folder / "socket"), "memory_mib": LIMITS.memory_mib,
         }  # fmt: skip
         program = f"SCENE = {values!r}\n{PROGRAMS['prelude']}\n{PROGRAMS[name]}"
-        before, threads = sandboxed(), threads_now()
+        before, threads = sandboxed() | {at.victim.pid}, threads_now()  # the kernel may list a new child late
         outcome = box.run(program)
         until = time.monotonic() + SETTLE_S
         while sandboxed() - before and time.monotonic() < until:
             time.sleep(0.05)  # the kernel ends what a killed process was the parent of, when it gets to it
-        through = got_through(at, outcome, before)
+        through = got_through(at, outcome, before, box.limits)
     last = (outcome.stderr.decode(errors="replace").strip().splitlines() or [""])[-1]
     said = outcome.stdout.decode(errors="replace").strip()[-160:]
     return {
@@ -153,7 +163,6 @@ def threads_now() -> int:
 def rate(tier: Any, *, programs: int = 64, workers: int = 4, rounds: int = 3) -> dict[str, Any]:
     """Trivial programs a second, and the processor time that one costs, its interpreter and bubblewrap included."""
     box = open_sandbox(tier=tier, workers=workers)
-    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, ctypes.c_ulong(1), 0, 0, 0)  # bubblewrap leaves its child to us
     jobs = [("print(sum(map(int, input().split())))", f"{n} 1".encode()) for n in range(programs)]
     seconds, cpu, loads = [], [], []
     for _ in range(rounds):

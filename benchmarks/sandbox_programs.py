@@ -201,7 +201,7 @@ except OSError as error:
 
 PROGRAMS["killing the parent"] = """
 import fcntl, signal
-for number in {SCENE["parent"], os.getppid(), SCENE["victim"]}:
+for number in {SCENE["parent"], os.getppid(), SCENE["victim"]} - {0}:
     for sent in (signal.SIGUSR1, signal.SIGKILL if number != SCENE["parent"] else signal.SIGUSR1):
         tries(f"kill {number == SCENE['victim']}", lambda: None if number == 0 else os.kill(number, sent)) if not (
             number == 1) else None

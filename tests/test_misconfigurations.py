@@ -1,8 +1,9 @@
-"""The frozen list of wrong recipes: plan names them, raises nothing, and says nothing of what is right.
+"""Of the frozen list of wrong recipes every sixth: plan names them, raises nothing, and says nothing of what is right.
 
-Without training, which `benchmarks/misconfigurations.py` does too.
+All of them, and what `train` says: `python benchmarks/misconfigurations.py`, which goes on where it was stopped.
 """
 
+import hashlib
 import sys
 from pathlib import Path
 
@@ -18,11 +19,19 @@ from misconfigurations import NAMED, run_case
 MISSED = {("data", "option of another task")}
 
 
+def picked(group: str, what: str) -> bool:
+    return hashlib.sha256(f"{group}: {what}".encode()).digest()[0] % 6 == 0
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("group", ["controls", *GROUPS])
 def test_plan_names_what_is_wrong(group: str, tmp_path: Path):
     model = Path(saved_model(tmp_path / "model"))
-    cases = CONTROLS if group == "controls" else GROUPS[group]
+    cases = (
+        CONTROLS
+        if group == "controls"
+        else [case for case in GROUPS[group] if picked(group, case[0])] or GROUPS[group][:1]
+    )
     results = [
         run_case(group, (*case[:3], {**(case[3] if len(case) > 3 else {}), "train": False}), model) for case in cases
     ]

@@ -50,6 +50,8 @@ def test_tiny_recipes_share_one_schedule():
     """The guard's demonstration runs longer, on a schedule of its own that its two arms share."""
     schedules = {p.stem: load_recipe(p).trainer for p in RECIPES if p.parent.name == "tiny-reasoner"}
     for name, trainer in schedules.items():
+        if name == "code":  # shows the code reward from end to end in a minute, and is compared with nothing
+            continue
         reference = schedules["guard-fixed" if name.startswith("guard") else "grpo"]
         changed = {k for k in reference | trainer if k != "output_dir" and trainer.get(k) != reference.get(k)}
         engine = {k for k in changed if k.startswith(("use_vllm", "vllm_"))}  # who generates is no schedule

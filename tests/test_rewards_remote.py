@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from entrl_rewards.llm_judge import LLMJudge
-from entrl_rewards.remote import NotAnswered, Refused, RemoteScore
+from entrl_rewards.llm_judge import JudgeExpert, LLMJudge
+from entrl_rewards.remote import NotAnswered, Refused, RemoteExpert, RemoteScore
 
 Reply = tuple[int, Any]
 TEXTS = ["one", "two two", "three"]
@@ -87,7 +87,7 @@ def test_scores_come_back_in_order_and_columns_are_sent(serve: Any):
 def test_a_server_that_fails_and_recovers_is_asked_again(serve: Any):
     server = serve(lambda n, body: (503, "busy") if n < 3 else by_length(n, body))
     logged: dict[str, float] = {}
-    reward = RemoteScore(url=server.url, pause_s=0.01, at_once=1)
+    reward = RemoteScore(url=server.url, at_once=1, expert=RemoteExpert(pause_s=0.01))
     assert called(reward, log_metric=logged.__setitem__) == [3.0, 7.0, 5.0]
     assert (logged["remote/retried"], logged["remote/failed"], logged["remote/asked"]) == (3.0, 0.0, 3.0)
 
@@ -101,7 +101,7 @@ def test_one_that_is_too_slow_for_one_of_them_costs_that_one(serve: Any):
         return by_length(number, body)
 
     logged: dict[str, float] = {}
-    reward = RemoteScore(url=serve(slow).url, timeout_s=0.5, retries=1, pause_s=0.0)
+    reward = RemoteScore(url=serve(slow).url, timeout_s=0.5, retries=1, expert=RemoteExpert(pause_s=0.0))
     assert called(reward, log_metric=logged.__setitem__) == [3.0, 7.0, None]
     over.set()
     assert logged["remote/failed"] == 1.0
@@ -111,9 +111,9 @@ def test_one_that_is_too_slow_for_one_of_them_costs_that_one(serve: Any):
 def test_too_many_failures_stop_the_run(serve: Any):
     server = serve(lambda n, body: (500, "down"))
     with pytest.raises(NotAnswered, match=r"no answer for 3 of 3 completions .* raise timeout_s \(30\) or retries"):
-        called(RemoteScore(url=server.url, retries=1, pause_s=0.0))
+        called(RemoteScore(url=server.url, retries=1, expert=RemoteExpert(pause_s=0.0)))
     assert len(server.asked) == 6
-    assert called(RemoteScore(url=server.url, retries=0, most_failed=1.0)) == [None] * 3
+    assert called(RemoteScore(url=server.url, retries=0, expert=RemoteExpert(most_failed=1.0))) == [None] * 3
 
 
 def test_nobody_listens():
@@ -193,7 +193,7 @@ def said(text: str) -> Reply:
     ],
 )
 def test_the_judges_last_score_counts(serve: Any, text: str, score: float | None):
-    judge = LLMJudge(url=serve(lambda n, body: said(text)).url, retries=0, most_failed=1.0)
+    judge = LLMJudge(url=serve(lambda n, body: said(text)).url, retries=0, expert=JudgeExpert(most_failed=1.0))
     assert called(judge, ["one"]) == [score]
 
 
@@ -219,17 +219,20 @@ def test_what_the_judge_is_shown(serve: Any):
         ({"url": "localhost:8000"}, "http://"),
         ({"timeout_s": 0.0}, "above 0"),
         ({"retries": -1}, "at least 0"),
-        ({"most_failed": 50.0}, "share"),
         ({"at_once": 0}, "at least 1"),
     ],
 )
 def test_options(options: dict[str, Any], rule: str):
     with pytest.raises(ValueError, match=rule):
         RemoteScore(**options)
+    with pytest.raises(ValueError, match="share"):
+        RemoteExpert(most_failed=50.0)
+    with pytest.raises(ValueError, match="pause_s"):
+        RemoteExpert(pause_s=-1.0)
 
 
 def test_a_judges_instruction_holds_the_completion():
     with pytest.raises(ValueError, match="completion"):
         LLMJudge(instruction="How good?")
     with pytest.raises(ValueError, match="above lowest"):
-        LLMJudge(lowest=5.0, highest=1.0)
+        JudgeExpert(lowest=5.0, highest=1.0)

@@ -47,17 +47,33 @@ class RemoteState:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RemoteExpert:
+    """Options of a request that rarely need another value."""
+
+    pause_s: float = 1.0  # before the first further try; doubles
+    most_failed: float = 0.5  # share of a call without an answer from which on the run stops; 1: never
+
+    def __post_init__(self) -> None:
+        check_ranges(
+            self,
+            {
+                "pause_s": (0 <= self.pause_s < math.inf, "at least 0 seconds, and finite"),
+                "most_failed": (0 <= self.most_failed <= 1, "a share in [0, 1]"),
+            },
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Remote:
     """Asks, waits, tries again, counts. A subclass says what is sent (`request`) and what comes back (`score_of`)."""
 
     url: str = "http://127.0.0.1:8000/score"
     timeout_s: float = 30.0  # of one request
     retries: int = 3  # further tries
-    pause_s: float = 1.0  # before the first of them; doubles
     at_once: int = 16  # requests under way together
-    most_failed: float = 0.5  # share of a call without an answer from which on the run stops; 1: never
     cache_file: str | None = None  # scores are kept there too, a line each, and read by the next run
     api_key_env: str | None = None  # the environment variable with the key, sent as a bearer token
+    expert: RemoteExpert = field(default_factory=RemoteExpert)
 
     _state: RemoteState = field(default_factory=RemoteState, init=False, repr=False, compare=False)
 
@@ -68,9 +84,7 @@ class Remote:
                 "url": (self.url.startswith(("http://", "https://")), "an address with http:// or https://"),
                 "timeout_s": (0 < self.timeout_s < math.inf, "above 0 seconds, and finite"),
                 "retries": (self.retries >= 0, "at least 0"),
-                "pause_s": (0 <= self.pause_s < math.inf, "at least 0 seconds, and finite"),
                 "at_once": (self.at_once >= 1, "at least 1"),
-                "most_failed": (0 <= self.most_failed <= 1, "a share in [0, 1]"),
             },
         )
 
@@ -96,7 +110,7 @@ class Remote:
                 log(f"{self.__name__}/{name}", float(count - before[name]))  # pyright: ignore[reportAttributeAccessIssue]
             log(f"{self.__name__}/seconds", time.monotonic() - start)  # pyright: ignore[reportAttributeAccessIssue]
         failed = sum(score is None for score in scores)
-        if failed > self.most_failed * len(scores):
+        if failed > self.expert.most_failed * len(scores):
             raise NotAnswered(
                 f"{self.url} gave no answer for {failed} of {len(scores)} completions ({self._state.counts['retried']} "
                 f"further tries so far); see that it runs, raise timeout_s ({self.timeout_s:g}) or retries "
@@ -127,7 +141,7 @@ class Remote:
             for attempt in range(self.retries + 1):
                 if attempt:
                     self._state.counts["retried"] += 1
-                    await asyncio.sleep(self.pause_s * 2 ** (attempt - 1))
+                    await asyncio.sleep(self.expert.pause_s * 2 ** (attempt - 1))
                 try:
                     return await self._once(client, body)
                 except NotAnswered:
