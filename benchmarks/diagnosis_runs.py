@@ -15,6 +15,11 @@ and none of the judging half: `calm` and its like moved entropy by less than hal
 `tags-overthinker` earns nothing where it was labelled as always right. What had been seen sets thresholds, whatever its
 hash says (`SEEN`).
 
+The setting half then moved three things, committed before the judging half was judged: surge 3 to 2 times the start;
+ratio 30 to 10 % over the newest rows, and the log ratio of losses that do not clip; tags that only the tokenizer knows
+are not looked for where a model speaks with tools or an environment (`well-asking`), so the four runs of that game, one
+of them in the judging half, were recorded anew.
+
 The machine is shared and slow, so that three runs of every label and ten healthy ones are recorded first, cheap ones
 before dear ones; what is not recorded when time is up is not judged, and said to be so.
 

@@ -233,11 +233,16 @@ def _asked_for_less(rows: Rows) -> str:
 
 
 def _far(rows: Rows, most: float) -> str:
-    known = newest(values(rows, "clip_ratio/region_mean"), FEW)
-    share = sum(known) / max(len(known), 1)
-    if len(known) < SHORT or share <= most:
-        return ""
-    return f"{share:.0%} of tokens have a ratio to the policy that wrote them beyond the clip"
+    known = values(rows, "clip_ratio/region_mean")
+    share = end_mean(known)
+    if share is not None and len(known) >= SHORT and share > most:
+        return f"{share:.0%} of tokens have a ratio to the policy that wrote them beyond the clip"
+    for name in {key for row in rows for key in row if key.endswith("/abs_log_ratio")}:  # losses that do not clip
+        known = values(rows, name)
+        mean = end_mean(known)
+        if mean is not None and len(known) >= SHORT and mean > most:
+            return f"the log ratio to the policy that wrote the tokens is {mean:.2f} on average"
+    return ""
 
 
 _flat_groups = _end_of("groups/without_spread", "of groups without spread")
@@ -330,8 +335,8 @@ RULES = (
     ),
     Rule(
         symptom="entropy surged",
-        threshold=3.0,
-        why="times the start; more than noise of a rollout, a policy that forgets how to write",
+        threshold=2.0,
+        why="times the start; healthy runs of the setting half stayed below 1.4",
         keys=("trainer.learning_rate", "controllers"),
         change="Lower the learning rate, or whatever pushes entropy up",
         look=_surged,
@@ -339,8 +344,8 @@ RULES = (
     ),
     Rule(
         symptom="ratio exploding",
-        threshold=0.30,
-        why="share of tokens beyond the clip; a step that small changes were meant for has left its region",
+        threshold=0.10,
+        why="share of tokens beyond the clip, or mean log ratio; healthy runs of the setting half stayed below 0.02",
         keys=("trainer.learning_rate", "trainer.num_iterations", "trainer.steps_per_generation"),
         change="Lower the learning rate, or make fewer updates of a rollout",
         look=_far,

@@ -44,7 +44,8 @@ class RolloutReport:
         self.observation, self.samples = observation, samples
         self.tasks = tasks_of(facts.trl.train_dataset)
         needed = "think_tags" in facts.wanted
-        self.tags = tags_to_look_for(self.trl._tokenizer, self.trl.args, facts.tags, needed=needed)
+        speaks = bool(self.trl.tools or self.trl.environments)
+        self.tags = tags_to_look_for(self.trl._tokenizer, self.trl.args, facts.tags, needed=needed, speaks=speaks)
         self.first_look = FirstLook(self.tags, think_close=facts.trl.args.think_close)
 
     def generated(self, batch: Batch, rewards_N: Tensor, rewards_NF: Tensor) -> None:

@@ -24,14 +24,17 @@ def think_tags_of(tokenizer: Any, args: Any, *, needed: bool, warn: Callable[[st
         return None
 
 
-def tags_to_look_for(tokenizer: Any, args: Any, tags: ThinkTags | None, *, needed: bool) -> ThinkTags | None:
+def tags_to_look_for(
+    tokenizer: Any, args: Any, tags: ThinkTags | None, *, needed: bool, speaks: bool = False
+) -> ThinkTags | None:
     """`tags` where somebody counts on them: a reward, a spelling of the user's own, a token of the tokenizer's, or the
-    chat template. A model of any other kind may well mark no thinking, and its silence says nothing."""
+    chat template. A model of any other kind may well mark no thinking, and its silence says nothing; nor does that of
+    one that speaks with tools or an environment, whatever its tokenizer knows."""
     if tags is None:
         return None
     spelled = any(getattr(args, name) != SharedOptions.__dataclass_fields__[name].default for name in SPELLINGS)
     own = len(tags.close_ids) == 1 or args.think_close in str(getattr(tokenizer, "chat_template", None) or "")
-    return tags if needed or spelled or own else None
+    return tags if needed or spelled or (own and not speaks) else None
 
 
 def closed_share(
