@@ -38,8 +38,9 @@ def test_functions_methods_prefixes_and_asserts():
     assert paid("def f(x): return 9", SQUARE, credit="fraction") == 0.5
     assert paid("def g(x): return 9", SQUARE) == 0
     asserts = ["assert f([1, 2]) == (2, 1)", "assert f([]) == []", "assert not f(())"]
-    assert paid("def f(x): return x[::-1]", asserts) == 0  # an empty list is not False
-    assert paid("def f(x): return x[::-1]", asserts[:2]) == 1
+    assert paid("def f(x): return x[::-1]", asserts) == 1  # `not ()` holds, as Python has it
+    assert paid("def f(x): return x[::-1] or [0]", asserts) == 0
+    assert paid("import re\ndef f(x): return re.match('a', x)", ["assert f('ab')", "assert not f('b')"]) == 1
     assert paid("def f(x): return {1, 2}", ["assert f(0) == {2, 1}"]) == 1
     assert paid("def f(d): return {k: len(v) for k, v in d.items()}", ["assert f({'a': 'xy'}) == {'a': 2}"]) == 1
     gold = {"prefix": "def f():\n    return ", "test_cases": [{"fn_name": "f", "input": [], "output": 7}]}
@@ -51,6 +52,26 @@ def test_an_assert_beside_the_program():
     assert read_tests(beside).cases == (Case(beside=beside[0]),)
     assert paid("def f(x): return x ** 0.5", beside) == 1
     assert paid("def f(x): return x", beside) == 0
+    echo = """
+import json, os
+try:
+    calls = json.loads(os.read(0, 65536))
+except ValueError:
+    calls = []
+for d in range(1, 10):
+    for n, call in enumerate(calls):
+        try:
+            os.write(d, json.dumps({"case": n, "nonce": call["nonce"]}).encode() + b"\\n")
+        except OSError:
+            pass
+os._exit(0)
+"""
+    assert paid(echo, beside) == 0  # it reads nothing: the calls are taken from the pipe before it runs
+
+
+def test_values_that_only_a_program_could_think_of_are_wrong_and_stop_nothing():
+    for value in ("10**400", "float('inf')", "[[[0]]]", "'x' * 9"):
+        assert paid(f"def f(x): return {value}", ["assert f(3) == 9.5"]) == 0, value
 
 
 CHEATS = [
@@ -120,7 +141,10 @@ def test_returned_values(got, expected, same):
     ("gold", "why"),
     [("{", "not JSON"), (3, "are a int"), ({}, "have the keys"), ({"test_cases": []}, "no test cases"),
      ({"inputs": ["1"], "outputs": []}, "1 inputs and 0 outputs"), (["def"], "no Python"),
-     ({"language": "cpp", "test_cases": []}, "for cpp"), ({"inputs": [None], "outputs": ["1"]}, "lacks its input")],
+     ({"language": "cpp", "test_cases": []}, "for cpp"), ({"test_cases": ["a"]}, "another form"),
+     ({"inputs": None, "outputs": [1]}, "another form"), ({"asserts": None}, "another form"),
+     ({"inputs": ["\ud800"], "outputs": ["1"]}, "cannot be encoded"), ("[" * 100_000, "nested too deeply"),
+     ({"inputs": [None], "outputs": ["1"]}, "lacks its input")],
 )  # fmt: skip
 def test_bad_tests_are_refused(gold, why):
     with pytest.raises(ValueError, match=why):

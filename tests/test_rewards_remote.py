@@ -121,7 +121,24 @@ def test_nobody_listens():
         called(RemoteScore(url="http://127.0.0.1:9/score", retries=0))
 
 
-@pytest.mark.parametrize("status", [400, 401, 404])
+def test_a_completion_that_the_service_cannot_take_costs_that_one(serve: Any):
+    """Too long for a judge's context is 400 of an OpenAI-compatible server."""
+    server = serve(lambda n, body: (400, "too long") if body["completion"] == "three" else by_length(n, body))
+    assert called(RemoteScore(url=server.url)) == [3.0, 7.0, None]
+    assert len(server.asked) == 3  # and is not asked again
+    with pytest.raises(NotAnswered, match=r"no answer for 1 of 1 .*the latest: status 400: 'too long'"):
+        called(RemoteScore(url=server.url), ["three"])
+
+
+def test_what_was_answered_outlasts_a_refusal(serve: Any, tmp_path: Path):
+    server = serve(lambda n, body: (401, "no") if body["completion"] == "three" else by_length(n, body))
+    file = tmp_path / "scores.jsonl"
+    with pytest.raises(Refused, match="answers 401"):
+        called(RemoteScore(url=server.url, cache_file=str(file)))
+    assert len(file.read_text().splitlines()) == 2
+
+
+@pytest.mark.parametrize("status", [302, 401, 404])
 def test_what_another_try_would_not_change_stops_at_once(serve: Any, status: int):
     server = serve(lambda n, body: (status, "no such model"))
     with pytest.raises(Refused, match=rf"answers {status}: 'no such model'"):

@@ -60,3 +60,10 @@ def test_refusals(scorer: str):
         RewardModel(scale=0.0)
     with pytest.raises(ValueError, match=r"600 tokens is beyond the context of 512"):
         RewardModel(path=scorer)(prompts=[""], completions=["1" * 600])
+
+
+def test_a_model_that_was_not_trained_to_score_is_refused(tmp_path: Path):
+    tiny_model().save_pretrained(tmp_path)
+    character_tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"has no score\.weight, which would be random numbers"):
+        RewardModel(path=str(tmp_path))(prompts=["1"], completions=["2"])

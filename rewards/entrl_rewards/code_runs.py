@@ -14,10 +14,14 @@ from entrl.sandbox import Outcome, Sandbox
 from entrl.verify import Verdict
 from entrl.verify.code_tests import SET, Case, CodeTests, same_output, same_value
 
-# Runs the program, then reads the calls. `{source}` is the program's text as a literal.
+# Reads the calls, so that the program's own reading finds nothing, runs the program, then makes them. `{source}` is the
+# program's text as a literal.
 HARNESS = """
 def _harness():
     import json, os, sys
+    with open(0, encoding="utf-8", closefd=False) as calls:
+        calls = json.load(calls)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     out = os.dup(1)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what the program prints is not asked for
     space = {{"__name__": "program"}}
@@ -42,8 +46,6 @@ def _harness():
         if name in space or "Solution" not in space:
             return space[name]
         return getattr(space["Solution"](), name)
-    with open(0, encoding="utf-8") as calls:
-        calls = json.load(calls)
     for number, call in enumerate(calls):
         reply = {{"case": number}}
         try:
@@ -51,7 +53,8 @@ def _harness():
                 exec(compile(call["beside"], "test.py", "exec", dont_inherit=True), space)
                 reply["nonce"] = call["nonce"]
             else:
-                reply["value"] = plain(found(call["function"])(*back(call["arguments"])))
+                value = found(call["function"])(*back(call["arguments"]))
+                reply["value"] = bool(value) if call["truth"] else plain(value)
             line = json.dumps(reply)
         except Exception as error:
             line = json.dumps({{"case": number, "error": type(error).__name__}})
@@ -118,7 +121,7 @@ def _call(item: _Item, number: int) -> dict[str, Any]:
     if case.beside is not None:
         item.nonces[number] = secrets.token_hex(16)
         return {"beside": case.beside, "nonce": item.nonces[number]}
-    return {"function": case.function, "arguments": list(case.arguments)}
+    return {"function": case.function, "arguments": list(case.arguments), "truth": case.truth}
 
 
 def _settle(item: _Item, group: list[int], outcome: Outcome) -> None:
@@ -153,5 +156,5 @@ def _right(case: Case, nonce: str | None, reply: dict[str, Any]) -> bool:
         return nonce is not None and reply.get("nonce") == nonce
     try:
         return "value" in reply and same_value(reply["value"], case.expected)
-    except RecursionError:
+    except (RecursionError, OverflowError, ValueError):  # values that only a program could think of
         return False

@@ -27,10 +27,15 @@ from typing import Any, ClassVar
 from entrl_rewards.options import check_ranges
 
 AGAIN = frozenset({408, 425, 429})  # and 5xx: answers that another try may change
+OF_ONE = frozenset({400, 413, 422})  # what one body is answered: too long for a judge's context, for instance
 
 
 class NotAnswered(RuntimeError):
-    """No usable answer, after every try."""
+    """No usable answer, after every try; final: where no further one would change it."""
+
+    def __init__(self, words: str, *, final: bool = False) -> None:
+        super().__init__(words)
+        self.final = final
 
 
 class Refused(ValueError):
@@ -43,6 +48,7 @@ class RemoteState:
 
     cache: dict[str, float] = field(default_factory=dict)  # digest of a request -> its score
     read: bool = False  # whether the file has been
+    last: str = ""  # why the latest request had no answer
     counts: dict[str, int] = field(default_factory=lambda: {"asked": 0, "cached": 0, "retried": 0, "failed": 0})
 
 
@@ -113,8 +119,8 @@ class Remote:
         if failed > self.expert.most_failed * len(scores):
             raise NotAnswered(
                 f"{self.url} gave no answer for {failed} of {len(scores)} completions ({self._state.counts['retried']} "
-                f"further tries so far); see that it runs, raise timeout_s ({self.timeout_s:g}) or retries "
-                f"({self.retries}), or lower at_once ({self.at_once})"
+                f"further tries so far; the latest: {self._state.last}); see that it runs, raise timeout_s "
+                f"({self.timeout_s:g}) or retries ({self.retries}), or lower at_once ({self.at_once})"
             )
         return scores
 
@@ -130,10 +136,14 @@ class Remote:
         room = asyncio.Semaphore(self.at_once)
         limits = httpx.Limits(max_connections=self.at_once)
         async with httpx.AsyncClient(timeout=self.timeout_s, limits=limits, headers=self._headers()) as client:
-            found = await asyncio.gather(*(self._ask(client, room, body) for body in fresh.values()))
-        answered = {key: score for key, score in zip(fresh, found, strict=True) if score is not None}
+            asked = (self._ask(client, room, body) for body in fresh.values())
+            found = await asyncio.gather(*asked, return_exceptions=True)
+        answered = {key: score for key, score in zip(fresh, found, strict=True) if isinstance(score, float)}
         self._state.cache.update(answered)
-        self._write_cache(answered)
+        self._write_cache(answered)  # what was paid for stays, whatever the others came to
+        for raised in found:
+            if isinstance(raised, BaseException):
+                raise raised
         return [self._state.cache.get(key) for key in keys]
 
     async def _ask(self, client: Any, room: asyncio.Semaphore, body: dict[str, Any]) -> float | None:
@@ -144,8 +154,10 @@ class Remote:
                     await asyncio.sleep(self.expert.pause_s * 2 ** (attempt - 1))
                 try:
                     return await self._once(client, body)
-                except NotAnswered:
-                    continue
+                except NotAnswered as error:
+                    self._state.last = str(error)
+                    if error.final:
+                        break
         self._state.counts["failed"] += 1
         return None
 
@@ -153,12 +165,15 @@ class Remote:
         import httpx
 
         try:
-            answer = await client.post(self.url, json=body)
-        except httpx.TransportError as error:  # timeouts among them
-            raise NotAnswered(str(error)) from error
+            async with asyncio.timeout(self.timeout_s):  # httpx's own is of each read
+                answer = await client.post(self.url, json=body)
+        except (httpx.RequestError, TimeoutError) as error:
+            raise NotAnswered(f"{type(error).__name__} {error}".strip()) from error
         if answer.status_code in AGAIN or answer.status_code >= 500:
             raise NotAnswered(f"status {answer.status_code}")
-        if answer.status_code >= 400:
+        if answer.status_code in OF_ONE:
+            raise NotAnswered(f"status {answer.status_code}: {answer.text[:200]!r}", final=True)
+        if answer.status_code >= 300:
             raise Refused(
                 f"{self.url} answers {answer.status_code}: {answer.text[:200]!r}; correct url, api_key_env or what is "
                 "sent"

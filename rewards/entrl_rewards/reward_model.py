@@ -69,9 +69,14 @@ class RewardModel:
 
         kind = self.dtype if self.dtype == "auto" else getattr(torch, self.dtype)
         tokenizer = AutoTokenizer.from_pretrained(self.path, revision=self.revision)
-        model = AutoModelForSequenceClassification.from_pretrained(
-            self.path, num_labels=1, dtype=kind, revision=self.revision
+        model, loaded = AutoModelForSequenceClassification.from_pretrained(
+            self.path, num_labels=1, dtype=kind, revision=self.revision, output_loading_info=True
         )
+        if lacking := sorted(loaded["missing_keys"]):
+            raise ValueError(
+                f"reward_model: {self.path} has no {', '.join(lacking[:3])}, which would be random numbers; name a "
+                "model that was trained to score (a sequence-classification one)"
+            )
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
         model.config.get_text_config().pad_token_id = (

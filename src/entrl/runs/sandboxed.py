@@ -14,8 +14,11 @@ def sandbox_note(rewards: Sequence[Any]) -> dict[str, str]:
 
     `accuracy` over rows that ask for code counts as one that may: its tier is noted where a person chose unsafe.
     """
-    runs_code = any(getattr(reward, "judges", None) == "code" for reward in rewards)
-    return {"sandbox": open_sandbox().tier} if runs_code or unsafe_is_permitted() else {}
+    own = [reward for reward in rewards if getattr(reward, "judges", None) == "code"]
+    tiers = sorted({open_sandbox(tier=getattr(reward, "tier", None)).tier for reward in own})
+    if tiers or unsafe_is_permitted():
+        return {"sandbox": ", ".join(tiers) or open_sandbox().tier}
+    return {}
 
 
 def missing_sandbox(rewards: Sequence[Any]) -> list[str]:

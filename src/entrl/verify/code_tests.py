@@ -11,8 +11,8 @@ or text with one JSON value a line; the function may be a method of a class `Sol
 put in front of the program (the beginning of a function that the prompt shows).
 
 `assert f(literals) == literal`, and `assert f(...)` with or without `not`, become data. Any other assert stands beside
-the program, in its process (`beside`): its text is handed over after the program has run, and its verdict comes back
-with a number that the program was not told but, in the same process, could find.
+the program, in its process (`beside`): its verdict comes back with a number that the program is not told, but that it
+can find by looking through its own interpreter, as it can the assert's text.
 """
 
 import ast
@@ -38,6 +38,7 @@ class Case:
     function: str | None = None
     arguments: Sequence[Any] = ()
     beside: str | None = None
+    truth: bool = False  # whether the returned value is true is asked, and no more
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +55,20 @@ def last_program(answer: str) -> str:
 
 def read_tests(gold: Any) -> CodeTests:
     """ValueError for anything that is none of the shapes, with what is wrong."""
+    try:
+        tests = _read(gold)
+        for case in tests.cases:
+            (case.stdin or case.beside or "").encode()
+        return tests
+    except UnicodeEncodeError as error:
+        raise ValueError(f"the tests hold text that cannot be encoded ({error.reason})") from None
+    except (AttributeError, TypeError, KeyError) as error:
+        raise ValueError(f"the tests have another form ({error}); {_SHAPES}") from None
+    except RecursionError:
+        raise ValueError("the tests are nested too deeply to be read") from None
+
+
+def _read(gold: Any) -> CodeTests:
     if isinstance(gold, str):
         try:
             gold = json.loads(gold)
@@ -126,6 +141,7 @@ def _asserted(text: str) -> list[Case]:
 def _as_data(test: ast.expr) -> Case | None:
     """The call and the literal of an assert; None where there is more to it."""
     wanted: Any = True
+    truth = not isinstance(test, ast.Compare)
     if isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not):
         test, wanted = test.operand, False
     elif isinstance(test, ast.Compare) and len(test.ops) == 1 and isinstance(test.ops[0], ast.Eq | ast.Is):
@@ -139,7 +155,7 @@ def _as_data(test: ast.expr) -> Case | None:
         return None
     try:
         arguments = [as_json(ast.literal_eval(argument)) for argument in test.args]
-        return Case(function=test.func.id, arguments=arguments, expected=as_json(wanted))
+        return Case(function=test.func.id, arguments=arguments, expected=as_json(wanted), truth=truth)
     except (ValueError, SyntaxError, TypeError):
         return None
 
@@ -168,7 +184,10 @@ def _equal(one: Any, other: Any) -> bool:
     if isinstance(one, int) and isinstance(other, int):
         return one == other
     if isinstance(one, int | float) and isinstance(other, int | float):
-        return one == other or math.isclose(one, other, rel_tol=CLOSE, abs_tol=CLOSE)
+        try:
+            return one == other or math.isclose(one, other, rel_tol=CLOSE, abs_tol=CLOSE)
+        except OverflowError:  # an integer beyond what a float holds is near to none
+            return False
     if isinstance(one, list) and isinstance(other, list):
         return len(one) == len(other) and all(map(_equal, one, other))
     if isinstance(one, dict) and isinstance(other, dict):
