@@ -21,6 +21,7 @@ def returning(values):
         (lambda n: [1.0] * (n - 1), "reward 'bad' returned 3 rewards for 4 completions; return one per completion"),
         (lambda n: [1.0, float("nan")] + [0.0] * (n - 2), "reward 'bad' returned nan for row 1 of 4.*or None"),
         (lambda n: [float("inf")] * n, "reward 'bad' returned inf for row 0 of 4"),
+        (lambda n: [10**400] * n, "reward 'bad' returned inf for row 0 of 4"),
         (lambda n: ["high"] * n, r"reward 'bad' returned 'high' \(str\) for row 0 of 4; return a number"),
         (lambda n: None, "reward 'bad' returned NoneType; return a list of 4 floats"),
         (lambda n: 1 / 0, "reward 'bad' raised ZeroDivisionError: division by zero"),

@@ -188,6 +188,8 @@ def _number(value: Any, tried: Tried) -> float | None:
             what = None if math.isfinite(number) else "NaN" if math.isnan(number) else "infinite"
         except (TypeError, ValueError):
             what = f"not a number ({type(value).__name__})"
+        except OverflowError:  # an integer that no float holds
+            number, what = math.inf, "infinite"
     if what is not None:
         tried.odd[what] = tried.odd.get(what, 0) + 1
     return number
@@ -210,7 +212,8 @@ def _judge(tried: Tried, stored: Stored) -> None:
         )
     _spread(tried, stored)
     if finite:
-        texts = [(v, _text(row["completion"])) for v, row in zip(tried.values, stored.rows, strict=True) if v in finite]
+        pairs = zip(tried.values, stored.rows, strict=True)
+        texts = [(v, _text(row["completion"])) for v, row in pairs if v is not None and math.isfinite(v)]
         tried.ends = list(dict.fromkeys([min(texts), max(texts)]))
 
 

@@ -117,7 +117,7 @@ class GuardedReward:
             if value is None:
                 continue
             try:
-                number = float(value)
+                number = _as_float(value)
             except (TypeError, ValueError):
                 raise RewardError(
                     f"reward {self.__name__!r} returned {value!r} ({type(value).__name__}) for row {row} of {rows}; "
@@ -175,3 +175,11 @@ def checked_rollout_func(rollout_func: Callable | None) -> Callable | None:
         return output
 
     return checked
+
+
+def _as_float(value: Any) -> float:
+    """As `float`; an integer that none holds is infinite."""
+    try:
+        return float(value)
+    except OverflowError:
+        return math.copysign(math.inf, value)
