@@ -118,7 +118,7 @@ def _read(
     """Each different gold once, with why it cannot be verified; no more after the limit but plain numbers."""
     end = time.monotonic() + limit_s
     for key, (kind, gold, spec) in jobs.items():
-        if kind != "choice" and PLAIN.fullmatch(gold):
+        if kind not in ("choice", "code") and PLAIN.fullmatch(gold):
             yield key, None
         elif time.monotonic() < end:
             yield key, gold_problem(kind, gold, spec)
