@@ -119,18 +119,17 @@ class LawWatch(TrainerCallback):
             return
         known = [row[self.names["entropy"]] for row in self.train if self.names["entropy"] in row]
         start, now = float(np.mean(known[:ENDS])), float(np.mean(known[-ENDS:]))
-        why = None
+        why, instead = None, HOLD
         if now < ENTROPY_LEFT * start:
             why = f"entropy is spent: it fell to {now / start:.0%} of its start ({start:.3f} -> {now:.3f} nats a token)"
         elif fit is not None and fit.a > 0 and not self.active and fit.ceiling - fit.predict(now) < POINTS_LEFT:
-            left, what = float(fit.ceiling - fit.predict(now)), "entropy is spent"
+            what = "entropy is spent"
             if now > FELL * start:
-                what = "accuracy is at its ceiling"
-            law = "the law R = b - a e^H sees"
-            why = f"{what}: {law} {100 * left:.1f} points left below its ceiling of {fit.ceiling:.3f}"
+                what, instead = "accuracy is at its ceiling", HARDER
+            left = 100 * float(fit.ceiling - fit.predict(now))
+            why = f"{what}: the law R = b - a e^H sees {left:.1f} points left below its ceiling of {fit.ceiling:.3f}"
         if why is not None:
             self.spent = True
-            instead = HARDER if why.startswith("accuracy") else HOLD
             self.say(f"{why}. More steps of the same kind will probably add little; stop here, or {instead}")
 
     def _collect(self, rows: list[dict[str, Any]], step: int, values: dict[str, Any]) -> None:
