@@ -120,7 +120,8 @@ def run_doctor(options: argparse.Namespace) -> int:
 
     if options.prompts < 1:
         raise ValueError(f"--prompts must be at least 1, got {options.prompts}")
-    overrides, _ = split_overrides(options.overrides)
+    overrides, how = split_overrides(options.overrides)
+    _permit(how)
     be_quiet()
     found = examine(load_recipe(options.recipe, overrides), prompts=options.prompts, seed=options.seed)
     print(json.dumps(found.as_json(), indent=2) if options.as_json else shown(render(found)))
