@@ -35,8 +35,9 @@ def distilled_like(folder: Path) -> str:
     )
     backend.add_tokens([AddedToken(tag, special=False, normalized=False) for tag in ("<think>", "</think>")])
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=backend, bos_token="<|begin|>", eos_token="<|end|>", pad_token="<|end|>", padding_side="left"
-    )
+        tokenizer_object=backend, bos_token="<|begin|>", eos_token="<|end|>", pad_token="<|end|>", padding_side="left",
+        unk_token="<|end|>",  # else Qwen2's tokenizer, as which it is read back, adds one that has no embedding
+    )  # fmt: skip
     tokenizer.chat_template = TEMPLATE
     torch.manual_seed(0)
     config = Qwen2Config(
