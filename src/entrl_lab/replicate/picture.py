@@ -12,7 +12,7 @@ from entrl.report.drawing import Frame, span
 from entrl_lab.replicate.analyses.length import ACCURACY, TOKENS
 
 ROW, HEAD, TITLE = 24, 56, 26  # heights in the SVG's units: a row, axis and labels, a panel's heading
-NAMES, TOKENS_WIDTH, ACCURACY_WIDTH = 150, 470, 300  # widths: arm names, and the two plots
+NAMES, TOKENS_WIDTH, ACCURACY_WIDTH = 230, 420, 290  # widths: arm names, and the two plots
 VALUE = 40  # width of a value behind the last plot
 COLOURS = {"control": "#66635e", "tested": "#d55e00", "other": "#0072b2"}
 STYLE = (
@@ -32,11 +32,12 @@ def picture(result: Mapping[str, Any]) -> str | None:
     ]
     if not panels:
         return None
+    labels = {name: arm.get("label", name) for name, arm in result["arms"].items()}
     body, top, width = "", 0.0, NAMES + TOKENS_WIDTH + ACCURACY_WIDTH + VALUE
     for title, found in panels:
         height = ROW * len(found["arms"]) + HEAD
         body += f'<text class="head" x="8" y="{top + 18:.0f}">{escape(title)}</text>'
-        body += _placed(_tokens(found, height), 0, top + TITLE, NAMES + TOKENS_WIDTH, height)
+        body += _placed(_tokens(found, height, labels), 0, top + TITLE, NAMES + TOKENS_WIDTH, height)
         body += _placed(_accuracy(found, height), NAMES + TOKENS_WIDTH, top + TITLE, ACCURACY_WIDTH, height)
         top += TITLE + height + 14
     seeds = max(arm["seeds"] for _, found in panels for arm in found["arms"].values())
@@ -56,14 +57,14 @@ def _placed(svg: str, x: float, y: float, width: float, height: float) -> str:
     return svg.replace("<svg ", f"<svg {place} ", 1)
 
 
-def _tokens(found: Mapping[str, Any], height: int) -> str:
-    frame = _frame(found, TOKENS, 1.0, width=NAMES + TOKENS_WIDTH, height=height, left=NAMES, zero=True, names=True)
+def _tokens(found: Mapping[str, Any], height: int, labels: Mapping[str, str]) -> str:
+    frame = _frame(found, TOKENS, 1.0, width=NAMES + TOKENS_WIDTH, height=height, left=NAMES, zero=True, labels=labels)
     frame.x_label = "tokens of a sampled completion"
     return frame.svg()
 
 
 def _accuracy(found: Mapping[str, Any], height: int) -> str:
-    frame = _frame(found, ACCURACY, 100.0, width=ACCURACY_WIDTH, height=height, left=16, zero=False, names=False)
+    frame = _frame(found, ACCURACY, 100.0, width=ACCURACY_WIDTH, height=height, left=16, zero=False)
     frame.x_label = "sampled accuracy, %"
     return frame.svg()
 
@@ -77,7 +78,7 @@ def _frame(
     height: int,
     left: int,
     zero: bool,
-    names: bool,
+    labels: Mapping[str, str] | None = None,
 ) -> Frame:
     arms = list(reversed(found["arms"]))  # the first at the top
     ends = {arm: _ends(found["arms"][arm]["numbers"][number], scale) for arm in arms}
@@ -87,7 +88,7 @@ def _frame(
     frame = Frame(
         x=span(values, share=0.09, zero=zero),
         y=(-0.7, len(arms) - 0.3),
-        rows=arms if names else [""] * len(arms),
+        rows=[""] * len(arms) if labels is None else [labels[arm] for arm in arms],
         width=width,
         height=height,
         left=left,

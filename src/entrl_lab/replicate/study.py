@@ -45,11 +45,13 @@ class Arm:
 
     recipe: None = the task's or the study's. seeds: None = the study's. tune: settings tried before the real runs.
     offline: a file of `entrl offline`; each run starts from the model that it makes with the run's seed.
+    label: its name in the picture, "" = its own.
     """
 
     name: str
     recipe: Path | None = None
     set: dict[str, Any] = field(default_factory=dict)
+    label: str = ""
     why: str = ""
     seeds: list[int] | None = None
     tune: list[dict[str, Any]] = field(default_factory=list)

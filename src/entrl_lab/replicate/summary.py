@@ -76,7 +76,13 @@ def summarise(
         "reference": study.reference,
         "margin": study.margin,
         "arms": {
-            a.name: {"recipe": (a.recipe or study.recipe).name, "set": mask(a.set), "why": a.why} for a in study.arms
+            a.name: {
+                "label": a.label or a.name,
+                "recipe": (a.recipe or study.recipe).name,
+                "set": mask(a.set),
+                "why": a.why,
+            }
+            for a in study.arms
         },
     }
     blocks = {t.name: _of_task(study, t, changes[t.name], found, (tuning or {}).get(t.name)) for t in study.tasks}
