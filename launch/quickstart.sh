@@ -3,7 +3,7 @@
 #
 #   bash launch/quickstart.sh [key=value ...]       for example trainer.max_steps=30 trainer.seed=1
 #
-# About two and a half minutes on 2 cores once installed (a core each); no GPU, no model hub. A second call replaces runs/quickstart
+# About 100 s on 2 quiet cores once installed (a core each); no GPU, no model hub. A second call replaces runs/quickstart
 # and runs/quickstart-grpo; with trainer.output_dir=FOLDER (from the repository) they are FOLDER and FOLDER-grpo, and
 # nothing is replaced unless overwrite=true says so.
 set -euo pipefail
