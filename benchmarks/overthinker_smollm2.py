@@ -1,6 +1,6 @@
 """What SmolLM2 is like once it was taught to overthink, before any method runs on it: conditions of the small twins.
 
-    entrl cold-start recipes/overthinker/smollm2-base.yaml
+    entrl fetch smollm2-135m-instruct
     python benchmarks/overthinker_smollm2.py --out recipes/overthinker/smollm2-conditions.json
 
 Completions at temperature 1 for the test problems that the study evaluates on, in groups of eight, judged and measured
@@ -53,7 +53,7 @@ def main() -> int:
         entry.pop("bounds", None)
     own = str(Path(__file__).relative_to(ROOT))
     made = {
-        "commit": built_from(ROOT, "src", own, "recipes/overthinker/smollm2-base.yaml"),
+        "commit": built_from(ROOT, "src", own, "recipes/overthinker/smollm2-base"),
         "temperature": 1.0,
         "right": len(right),
     }
