@@ -1,8 +1,8 @@
-"""Blocks world: two stacks in alphabetical order become one that takes from their tops in turn; three places, top moves.
+"""Blocks world: two stacks in alphabetical order become one that takes from their tops in turn; only tops move.
 
-The first stack holds the blocks up to the middle (the larger half), the second the others, both from the bottom up; the
-third is empty. The goal, from the bottom: the tops in turn, beginning with the second stack; for odd n the first stack's
-lowest block is left over and lies on top. Its place is fixed by `goal` and printed, for the minimum depends on it:
+The first stack holds the blocks up to the middle (the larger half), the second the others, both from the bottom up;
+the third is empty. The goal, from the bottom: the tops in turn, beginning with the second stack; for odd n the lowest
+block of the first is left over and lies on top. Its place is `goal`, is printed, and decides how many moves it takes:
 
     empty     n                          the third place
     second    1, 2, 6, 7, 10, 11         n = 2..7

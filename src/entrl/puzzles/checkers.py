@@ -1,4 +1,4 @@
-"""Checker jumping: n checkers of one colour, a gap, n of the other; the two colours change sides. Minimum n(n + 2) moves.
+"""Checker jumping: n checkers of one colour, a gap, n of the other; the colours change sides. Minimum n(n + 2) moves.
 
 A state is a row of 2n + 1 squares: 0 empty, 1 moves right, 2 moves left. A move is (colour 1 or 2, from, to). A checker
 steps into the gap beside it, or jumps over exactly one checker of the other colour into it, and never moves backwards.
@@ -77,8 +77,8 @@ class Checkers(Puzzle):
         last = self.first + 2 * self.n
         many = f"{self.n} checkers" if self.n > 1 else "one checker"
         return (
-            f"Squares numbered {self.first} to {last} lie in a row. From the left there are {many} in {left}, one empty "
-            f"square (number {self.first + self.n}) and {many} in {right}. The two colours are to change sides: "
+            f"Squares numbered {self.first} to {last} lie in a row. From the left there are {many} in {left}, one "
+            f"empty square (number {self.first + self.n}) and {many} in {right}. The two colours are to change sides: "
             f"{right} on the left, {left} on the right, the same square empty.\n"
             "- A checker steps onto the empty square beside it, or jumps over exactly one checker of the other colour "
             "onto the empty square behind that.\n"

@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 from entrl.puzzles.judged import Judged
 from entrl.puzzles.lists import Unreadable, last_path
@@ -130,7 +131,7 @@ def check_path(graph: Graph, path: Iterable[str]) -> Judged:
         why = f"the path does not lead from {graph.start} to {graph.goal}"
         return Judged(solved=False, error="unusable", length=max(steps, 0), why=why)
     edges = set(graph.edges)
-    for index, edge in enumerate(zip(path, path[1:], strict=False)):
+    for index, edge in enumerate(pairwise(path)):
         if edge not in edges:
             error = "invented_edge" if path[1] in graph.right_steps else "wrong_first_step"
             return Judged(

@@ -2,17 +2,18 @@
 
     m = B L + 1    n = min(m + U{0..2m}, 2m) vertices, at most 2m edges
 
-B chains leave the start: one of L edges to the goal, the others with L or, while there is room, L + 1 vertices. A chain of
-0 to all further vertices leads to the start. Each of the rest draws numbers of children and parents, P(d) ~ 1/(d+1), d =
-0..4 (not both 0), and then who they are, with weights 0.5 + degree. It never closes a cycle, never leads from the start to
-the goal, and where it would lower the lookahead it loses its parents or its children, by a coin. Numbers are shuffled at
-the end. Graphs without an out-degree above 2 outside the start are drawn again. B = 1: a shuffled chain of L edges.
+B chains leave the start: one of L edges to the goal, the others with L or, while there is room, L + 1 vertices. A chain
+of 0 to all further vertices leads to the start. Each of the rest draws numbers of children and parents, P(d) ~ 1/(d+1),
+d = 0..4 (not both 0), and then who they are, with weights 0.5 + degree. It never closes a cycle, never leads from the
+start to the goal, and where it would lower the lookahead it loses its parents or its children, by a coin. Numbers are
+shuffled at the end. Graphs without an out-degree above 2 outside the start are drawn again. B = 1: a shuffled chain of
+L edges.
 
 Source:  DeepRD, `graph_generator/generator.cpp`, `generate_graph_with_lookahead` and `generate_training_set`, and
          `graph_generator.py`, `generate_examples`
 Differs: whether a vertex may lie between start and goal is asked of all paths (the source asks whether one of its
-         children lies on the first chain, which leaves detours open, and drops what came of them later); the lookahead is
-         kept up to date along changed vertices, where the source searches again for every vertex
+         children lies on the first chain, which leaves detours open, and drops what came of them later); the
+         lookahead is kept up to date along changed vertices, where the source searches again for every vertex
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -42,8 +43,8 @@ def draw_graph(draw: Random, *, lookahead: int, branching: int) -> Graph:
             most = 2 * (branching * lookahead + 1)
             return _shuffled(draw, growing.edges, len(growing.children), most, lookahead)
     raise ValueError(
-        f"graph_path: no graph with lookahead {lookahead} and branching {branching} was found whose out-degrees pass 2; "
-        "raise lookahead"
+        f"graph_path: no graph with lookahead {lookahead} and branching {branching} was found whose out-degrees pass "
+        "2; raise lookahead"
     )
 
 

@@ -4,13 +4,14 @@ r"""The one list of an answer that is judged: the last that opens, whole or not 
     path    [4, 17, 9]                 a flat list
 
 Prose may stand around it. A list that does not close, holds something else, stands inside another list or beside one
-(`[[..]], [[..]]`) is no answer, and no earlier list takes its place: several answers would be several chances. `\[` opens
-LaTeX, not a list. Each character is looked at a fixed number of times, so time grows with the length alone.
+(`[[..]], [[..]]`) is no answer, and no earlier list takes its place: several answers would be several chances. `\[`
+opens LaTeX, not a list. Each character is looked at a fixed number of times, so time grows with the length alone.
 
 Items are the words between commas, with or without quotes, as they are written.
 """
 
 import re
+from collections import deque
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -37,25 +38,17 @@ class Found(NamedTuple):
 
 def last_moves(text: str) -> list[Items]:
     """The moves of the last list of lists. Raises Unreadable."""
-    start = None
-    for start in OPENS["moves"].finditer(text):
-        pass
-    if start is None:
-        raise Unreadable("there is no list of moves")
-    return _alone(text, start.start(), _moves_at(text, start.start())).items
+    start = _last(OPENS["moves"], text)
+    return _alone(text, start, _moves_at(text, start)).items
 
 
 def last_path(text: str) -> Items:
     """The items of the last flat list. Raises Unreadable."""
-    start = None
-    for start in OPENS["path"].finditer(text):
-        pass
-    if start is None:
-        raise Unreadable("there is no list")
-    found = FLAT.match(text, start.start())
+    start = _last(OPENS["path"], text)
+    found = FLAT.match(text, start)
     if found is None:
         raise Unreadable("the text ends inside the list", cut=True)
-    return _alone(text, start.start(), Found([_items(found[1])], found.end())).items[0]
+    return _alone(text, start, Found([_items(found[1])], found.end())).items[0]
 
 
 def every_moves(text: str) -> Iterator[Found]:
@@ -70,6 +63,14 @@ def every_moves(text: str) -> Iterator[Found]:
             continue
         end = found.end
         yield found
+
+
+def _last(opens: re.Pattern[str], text: str) -> int:
+    """Where the last list opens."""
+    starts = deque(opens.finditer(text), maxlen=1)
+    if not starts:
+        raise Unreadable("there is no list")
+    return starts[0].start()
 
 
 def _moves_at(text: str, start: int) -> Found:

@@ -5,15 +5,17 @@ from math import comb, perm
 
 LETTERS = tuple("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
 DIGITS = tuple("123456789")
-COLOURS = tuple(
-    "red blue green white black yellow orange purple pink brown grey gold silver teal navy lime amber coral ivory "
-    "olive plum rust sand mint".split()
-)
-PEOPLE = tuple(
-    "Ada Ali Amy Ana Ben Bo Cora Dan Dora Ed Ella Eva Finn Gil Gus Hal Ida Ines Ivo Jan Jo Kai Kim Lars Lea Leo Lin Lou "
-    "Luis Max May Mia Milo Mona Nadia Ned Nico Nina Noah Olga Omar Otto Pam Pia Quinn Ravi Rita Rosa Sam Sara Sofia Ted "
-    "Tim Tove Uma Vera Vic Will Yara Zoe".split()
-)
+_COLOURS = """
+red blue green white black yellow orange purple pink brown grey gold silver teal navy lime amber coral ivory
+olive plum rust sand mint
+"""
+_PEOPLE = """
+Ada Ali Amy Ana Ben Bo Cora Dan Dora Ed Ella Eva Finn Gil Gus Hal Ida Ines Ivo Jan Jo Kai Kim Lars Lea Leo Lin
+Lou Luis Max May Mia Milo Mona Nadia Ned Nico Nina Noah Olga Omar Otto Pam Pia Quinn Ravi Rita Rosa Sam Sara
+Sofia Ted Tim Tove Uma Vera Vic Will Yara Zoe
+"""
+COLOURS = tuple(_COLOURS.split())
+PEOPLE = tuple(_PEOPLE.split())
 
 
 def arrangement(index: int, pool: Sequence[str], k: int) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ STATES = 100_000  # that a search may see: hanoi to n = 10, about a second, our 
 
 
 def shortest_plan(puzzle: Puzzle, *, states: int = STATES) -> list[list[str]]:
-    """The moves of one shortest plan, by name. Raises ValueError where more states than `states` would have to be seen."""
+    """The moves of one shortest plan, by name. Raises ValueError where it is not found among `states` states."""
     return [puzzle.write(move) for move in _search(puzzle.plain(), states)]
 
 

@@ -1,7 +1,7 @@
 """River crossing: n pairs of actor and agent, a boat of k; no actor may be with another's agent without the own one.
 
-That holds on both banks and in the boat. Solvable: k = 2 for n <= 3, k = 3 for n <= 5, k >= 4 for every n; a boat of one
-never brings anybody over for good. Other pairs are refused.
+That holds on both banks and in the boat. Solvable: k = 2 for n <= 3, k = 3 for n <= 5, k >= 4 for every n; a boat of
+one never brings anybody over for good. Other pairs are refused.
 
 A state is (who is on the far bank, is the boat there), people as bits: actor i is 2i, agent i is 2i + 1. A move is the
 bits of those in the boat.
@@ -120,6 +120,6 @@ def check_crossing(n: int, boat: int) -> None:
         raise ValueError(f"river: boat must be a whole number from 1 on, got {boat!r}")
     if n > MOST.get(boat, n):
         raise ValueError(
-            f"river: {n} pair{'s' * (n > 1)} cannot cross in a boat of {boat}: a boat of 2 takes at most 3 pairs across, a "
-            "boat of 3 at most 5, a boat of 1 none, a boat of 4 any number; take a larger boat or a smaller n"
+            f"river: n = {n} pairs cannot cross in a boat of {boat}: a boat of 2 takes at most 3 pairs across, a boat "
+            "of 3 at most 5, a boat of 1 none, a boat of 4 any number; take a larger boat or a smaller n"
         )
