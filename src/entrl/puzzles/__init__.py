@@ -34,7 +34,7 @@ Spec = str | Mapping[str, Any]  # a row's `verifier`: JSON, or what it holds; or
 def judge(text: str, spec: Spec) -> Judged:
     """The verdict on an answer part. Raises ValueError for a spec that makes no puzzle."""
     spec = _mapping(spec)
-    if "edges" not in spec:
+    if spec.get("kind", "puzzle") == "puzzle":
         return judge_plan(puzzle_of(spec), text)
     graph = graph_of(spec)
     return judge_step(graph, text) if spec["mode"] == "worded" else judge_path(graph, text)
@@ -63,15 +63,21 @@ def puzzle_of(spec: Spec) -> Puzzle:
 def graph_of(spec: Spec) -> Graph:
     """The graph that a spec describes. Raises ValueError for one that describes none."""
     spec = _mapping(spec)
-    edges, start, goal, mode = (spec.get(key) for key in ("edges", "start", "goal", "mode"))
-    pairs = [tuple(pair) for pair in edges] if isinstance(edges, list | tuple) else [()]
-    good = all(len(pair) == 2 and all(isinstance(word, str) for word in pair) for pair in pairs)
-    if not (good and isinstance(start, str) and isinstance(goal, str) and mode in MODES):
+    edges, start, goal, mode = _pairs(spec.get("edges")), spec.get("start"), spec.get("goal"), spec.get("mode")
+    if edges is None or mode not in MODES or not (isinstance(start, str) and isinstance(goal, str)):
         raise ValueError(
             f"verifier of kind 'graph_path' needs edges (pairs of words), start, goal and a mode of {', '.join(MODES)}"
             f"; got {sorted(spec)}, mode {mode!r}"
         )
-    return Graph(edges=tuple((pair[0], pair[-1]) for pair in pairs), start=start, goal=goal)
+    return Graph(edges=edges, start=start, goal=goal)
+
+
+def _pairs(value: Any) -> tuple[tuple[str, str], ...] | None:
+    """Pairs of words as JSON has them, None where they are none."""
+    if not isinstance(value, list | tuple) or not all(isinstance(p, list | tuple) and len(p) == 2 for p in value):
+        return None
+    good = all(isinstance(a, str) and isinstance(b, str) for a, b in value)
+    return tuple((a, b) for a, b in value) if good else None
 
 
 def _mapping(spec: Spec) -> Mapping[str, Any]:

@@ -109,7 +109,8 @@ def check_golds(rows: Any, *, default: str = "auto", limit_s: float = LIMIT_S, n
 
 
 def _key(kind: str, gold: Any, spec: Mapping[str, Any]) -> tuple[str, str, str]:
-    return kind, str(gold), json.dumps(spec.get("letters")) if kind == "choice" else ""
+    told = {"choice": spec.get("letters"), "puzzle": dict(spec), "graph_path": dict(spec)}
+    return kind, str(gold), json.dumps(told.get(kind))
 
 
 def _read(
