@@ -15,7 +15,7 @@ from entrl.puzzles.graph_words import Mode, symbolic_prompt, worded, worded_prom
 from entrl.tasks.puzzles import dealt, levels_of
 from entrl.tasks.rows import Row, chat, digest, side_of, verifier_json
 
-MAX_BARREN = 2_000  # graphs in a row that add nothing before we say that there are no more
+MAX_BARREN = 1_000  # graphs in a row that add nothing before we say that there are no more
 
 
 def graph_path_rows(
