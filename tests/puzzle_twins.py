@@ -44,12 +44,11 @@ def read_moves(text: str):
             return "unfinished"
         if text[at] == "[":
             return "unreadable"
-        moves.append(inside)
+        if split(inside) is None:
+            return "unreadable"  # the first fault counts, also where the text is cut later
+        moves.append(split(inside))
         want, at = "comma", at + 1
-    if not stands_alone(text, start, at):
-        return "unreadable"
-    words = [split(inside) for inside in moves]
-    return "unreadable" if None in words else words
+    return moves if stands_alone(text, start, at) else "unreadable"
 
 
 def split(inside: str):
@@ -197,14 +196,13 @@ def read_path(text: str):
 
 def path_verdict(edges, start, goal, text):
     """(solved, score of the source or None where unreadable), by enumeration of all paths of a small acyclic graph."""
-    marks = re.findall(r"\|YES\||\|NO\|", text)
+    marks = re.findall(r"(?=(\|YES\||\|NO\|))", text)  # two may share a stroke
     path = read_path(text)
     if (
         (marks and marks[-1] == "|NO|")
         or isinstance(path, str)
-        or path[0] != start
-        or path[-1] != goal
         or len(path) < 2
+        or (path[0], path[-1]) != (start, goal)
     ):
         return False, 0
     good = all_paths(edges, start, goal)
@@ -220,9 +218,9 @@ def all_paths(edges, start, goal):
 
 
 PIECES = (
-    "moves = ", "[", "]", "[[", "]]", ",", ", ", " ", "\n", "'", '"', "\\[", "\\]", "```python\n", "```", "$", "\\boxed{",
-    "}", "1", "2", "A", "B", "１", "\u00a0", "[]", "[[]]", "...", "so the answer is ", "No, wait: ", "null", "-1", "0x1",
-    "|YES|", "|NO|", "path = ", "<answer>", "</answer>", "\x00", "\u202e", "é",
+    "moves = ", "[", "]", "[[", "]]", ",", ", ", " ", "\n", "'", '"', "\\[", "\\]", "```python\n", "```", "$",
+    "\\boxed{", "}", "1", "2", "A", "B", "１", "\u00a0", "[]", "[[]]", "...", "so the answer is ", "No, wait: ", "null",
+    "-1", "0x1", "|YES|", "|NO|", "path = ", "<answer>", "</answer>", "\x00", "\u202e", "é",
 )  # fmt: skip
 
 

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 OPENS = {"moves": re.compile(r"(?<!\\)\[\s*(?=\[)"), "path": re.compile(r"(?<!\\)\[")}
 FLAT = re.compile(r"\[([^\[\]]*)\]")
-CUT = re.compile(r"(\[[^\[\]]*)?\Z")  # the text ends here, or inside a move
+CUT = re.compile(r"\[[^\[\]]*\Z")  # the text ends inside a move
 SPACE = re.compile(r"\s*")
 
 Items = tuple[str, ...]
@@ -75,17 +75,15 @@ def _last(opens: re.Pattern[str], text: str) -> int:
 
 def _moves_at(text: str, start: int) -> Found:
     """The list of lists whose bracket stands at `start`."""
-    moves, at = [], _after_space(text, start + 1)
-    while found := FLAT.match(text, at):
+    moves, at, expected = [], _after_space(text, start + 1), True
+    while expected and (found := FLAT.match(text, at)):
         moves.append(_items(found[1]))
         at = _after_space(text, found.end())
-        comma = text.startswith(",", at)
-        at = _after_space(text, at + comma)
+        expected = text.startswith(",", at)
+        at = _after_space(text, at + expected)
         if text.startswith("]", at):
             return Found(moves, at + 1)
-        if not comma:
-            break
-    if CUT.match(text, at):
+    if at == len(text) or (expected and CUT.match(text, at)):
         raise Unreadable("the text ends inside the list of moves", cut=True)
     raise Unreadable(f"what stands after {len(moves)} moves is none: {text[at : at + 20]!r}")
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from entrl.puzzles.puzzle import IllegalMove, Puzzle
 
-STATES = 100_000  # that a search may see: hanoi to n = 10, about a second, our choice
+STATES = 60_000  # that a search may see: hanoi to n = 10, about a second, our choice
 
 
 def shortest_plan(puzzle: Puzzle, *, states: int = STATES) -> list[list[str]]:
