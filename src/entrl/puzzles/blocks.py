@@ -22,7 +22,7 @@ from math import comb, perm
 from typing import ClassVar, Literal, Self, get_args
 
 from entrl.puzzles.naming import DIGITS, LETTERS, arrangement, combination
-from entrl.puzzles.puzzle import FORM, IllegalMove, Puzzle, check_names, check_size, named
+from entrl.puzzles.puzzle import FORM, IllegalMove, Puzzle, check_names, check_size, named, places
 
 Goal = Literal["empty", "first", "second"]
 PLACE = {"first": 0, "second": 1, "empty": 2}
@@ -77,8 +77,13 @@ class Blocks(Puzzle):
         for source, stack in enumerate(state):
             yield from ((stack[-1], source, target) for target in range(3) if stack and target != source)
 
+    @cached_property
+    def known(self) -> list[dict[str, int]]:
+        stacks = places(self.stacks)
+        return [places(self.labels), stacks, stacks]
+
     def read(self, items: Sequence[str]) -> Move:
-        block, source, target = named(items, [self.labels, self.stacks, self.stacks])
+        block, source, target = named(items, self.known)
         return block, source, target
 
     def write(self, move: Move) -> list[str]:

@@ -9,11 +9,12 @@ Differs: colours and the number of the first square vary, so that a size has mor
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from math import perm
 from typing import ClassVar, Self
 
 from entrl.puzzles.naming import COLOURS, arrangement
-from entrl.puzzles.puzzle import FORM, IllegalMove, Puzzle, check_names, check_size, named
+from entrl.puzzles.puzzle import FORM, IllegalMove, Puzzle, check_names, check_size, named, places
 
 FIRSTS = 10  # numbers the first square may have: 0 to 9
 
@@ -64,9 +65,13 @@ class Checkers(Puzzle):
             if state[source] and forward > 0 and (forward == 1 or state[(source + gap) // 2] != state[source]):
                 yield state[source], source, gap
 
+    @cached_property
+    def known(self) -> list[dict[str, int]]:
+        squares = places([str(self.first + i) for i in range(2 * self.n + 1)])
+        return [places(self.colours), squares, squares]
+
     def read(self, items: Sequence[str]) -> Move:
-        squares = [str(self.first + i) for i in range(2 * self.n + 1)]
-        colour, source, target = named(items, [self.colours, squares, squares])
+        colour, source, target = named(items, self.known)
         return colour + 1, source, target
 
     def write(self, move: Move) -> list[str]:

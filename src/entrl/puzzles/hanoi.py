@@ -8,11 +8,12 @@ Differs: pegs have letters that vary, so that a size has more than one instance
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from math import perm
 from typing import ClassVar, Self
 
 from entrl.puzzles.naming import LETTERS, arrangement
-from entrl.puzzles.puzzle import FORM, IllegalMove, Puzzle, check_names, check_size, named
+from entrl.puzzles.puzzle import FORM, IllegalMove, Puzzle, check_names, check_size, named, places
 
 State = tuple[int, ...]
 Move = tuple[int, int, int]
@@ -51,8 +52,13 @@ class Hanoi(Puzzle):
                 disk = state.index(source)
                 yield from ((disk, source, target) for target in range(3) if target not in state[: disk + 1])
 
+    @cached_property
+    def known(self) -> list[dict[str, int]]:
+        pegs = places(self.pegs)
+        return [places([str(i + 1) for i in range(self.n)]), pegs, pegs]
+
     def read(self, items: Sequence[str]) -> Move:
-        disk, source, target = named(items, [[str(i + 1) for i in range(self.n)], self.pegs, self.pegs])
+        disk, source, target = named(items, self.known)
         return disk, source, target
 
     def write(self, move: Move) -> list[str]:

@@ -93,10 +93,13 @@ def _items(inside: str) -> Items:
     parts = [part.strip() for part in inside.split(",")]
     if len(parts) > 1 and not parts[-1]:
         parts.pop()
-    words = tuple(p[1:-1] if len(p) > 2 and p[0] == p[-1] and p[0] in "'\"" else p for p in parts)
-    if not all(words) or any("'" in word or '"' in word for word in words):
+    if "'" in inside or '"' in inside:
+        parts = [p[1:-1] if len(p) > 2 and p[0] == p[-1] and p[0] in "'\"" else p for p in parts]
+        if any("'" in part or '"' in part for part in parts):
+            raise Unreadable(f"a quote is open: {inside[:40]!r}")
+    if not all(parts):
         raise Unreadable(f"these are no names with commas between them: {inside[:40]!r}")
-    return words
+    return tuple(parts)
 
 
 def _alone(text: str, start: int, found: Found) -> Found:

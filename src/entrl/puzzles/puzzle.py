@@ -7,7 +7,7 @@ Rules work on numbers; names stand in prompts and answers alone, so that one sea
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Self
 
@@ -90,11 +90,15 @@ def check_names(name: str, what: str, names: Any, number: int) -> tuple[str, ...
     return tuple(names)
 
 
-def named(items: Sequence[str], names: Sequence[Sequence[str]]) -> list[int]:
+def places(names: Sequence[str]) -> dict[str, int]:
+    return {name: place for place, name in enumerate(names)}
+
+
+def named(items: Sequence[str], known: Sequence[Mapping[str, int]]) -> list[int]:
     """The place of each item among the names it may have. Raises IllegalMove (`unknown`)."""
-    if len(items) != len(names):
-        raise IllegalMove("unknown", f"a move has {len(names)} items, not {len(items)}")
-    for item, known in zip(items, names, strict=True):
-        if item not in known:
-            raise IllegalMove("unknown", f"{item!r} is none of {', '.join(known)}")
-    return [known.index(item) for item, known in zip(items, names, strict=True)]
+    if len(items) != len(known):
+        raise IllegalMove("unknown", f"a move has {len(known)} items, not {len(items)}")
+    try:
+        return [names[item] for item, names in zip(items, known, strict=True)]
+    except KeyError as error:
+        raise IllegalMove("unknown", f"the puzzle has no {error} in this place") from error
