@@ -53,13 +53,10 @@ class River(Puzzle):
         if move.bit_count() > self.boat:
             raise IllegalMove("capacity", f"{move.bit_count()} people are in a boat for {self.boat}")
         far ^= move
-        for where, group in (
-            ("in the boat", move),
-            ("on the bank", far),
-            ("on the bank", far ^ ((1 << 2 * self.n) - 1)),
-        ):
-            if not is_safe(group, self.n):
-                raise IllegalMove("unsafe", f"an actor is {where} with another's agent and without the own one")
+        # In the boat it holds when it holds on both banks: the agent of an actor who sits there beside another's agent
+        # was on the bank that they left, for that was safe, and so is not on the one where they arrive.
+        if not (is_safe(far, self.n) and is_safe(far ^ ((1 << 2 * self.n) - 1), self.n)):
+            raise IllegalMove("unsafe", "an actor is with another's agent and without the own one")
         return far, not over
 
     def moves(self, state: State) -> Iterator[Move]:
