@@ -215,7 +215,7 @@ def test_safety_by_hand():
 
 @pytest.mark.parametrize("name", PUZZLES)
 def test_sizes_that_are_none(name):
-    for n in (0, -1, 2.0, True, "3", None):
+    for n in (0, -1, 2.0, True, "3", None, 10**9):
         with pytest.raises(ValueError, match=f"{name}: n must be a whole number from"):
             PUZZLES[name](n=n)
         with pytest.raises(ValueError, match=f"{name}: n must be a whole number from"):
@@ -267,7 +267,7 @@ def test_a_search_that_is_too_large_says_so():
     ):
         shortest_plan(Hanoi(n=9), states=1_000)
     straight = [["1", "A", "C"], ["2", "A", "B"], ["1", "C", "B"]]
-    assert judge(plan_text(straight), Hanoi(n=40).spec()).error == "not_solved"  # no plan is needed to judge
+    assert judge(plan_text(straight), Hanoi(n=20).spec()).error == "not_solved"  # no plan is needed to judge
 
 
 def test_a_plan_of_many_moves_is_judged():

@@ -16,6 +16,7 @@ from typing import ClassVar, Self
 from entrl.puzzles.naming import COLOURS, arrangement
 from entrl.puzzles.puzzle import FORM, IllegalMove, Puzzle, check_names, check_size, named, places
 
+MOST = 300  # of each colour: 90,600 moves, more than anybody writes
 FIRSTS = 10  # numbers the first square may have: 0 to 9
 
 State = tuple[int, ...]
@@ -30,7 +31,7 @@ class Checkers(Puzzle):
     first: int = 0  # number of the leftmost square
 
     def __post_init__(self) -> None:
-        check_size(self.name, self.n)
+        check_size(self.name, self.n, most=MOST)
         object.__setattr__(self, "colours", check_names(self.name, "colours", self.colours, 2))
         if not isinstance(self.first, int) or isinstance(self.first, bool) or self.first < 0:
             raise ValueError(f"checkers: first must be a whole number from 0 on, got {self.first!r}")
@@ -97,7 +98,7 @@ class Checkers(Puzzle):
 
     @classmethod
     def count(cls, n: int) -> int:
-        check_size(cls.name, n)
+        check_size(cls.name, n, most=MOST)
         return perm(len(COLOURS), 2) * FIRSTS
 
     @classmethod

@@ -15,6 +15,8 @@ from typing import ClassVar, Self
 from entrl.puzzles.naming import LETTERS, arrangement
 from entrl.puzzles.puzzle import FORM, IllegalMove, Puzzle, check_names, check_size, named, places
 
+MOST = 20  # disks: a million moves, more than anybody writes
+
 State = tuple[int, ...]
 Move = tuple[int, int, int]
 
@@ -26,7 +28,7 @@ class Hanoi(Puzzle):
     pegs: tuple[str, ...] = ("A", "B", "C")  # start, spare, goal
 
     def __post_init__(self) -> None:
-        check_size(self.name, self.n)
+        check_size(self.name, self.n, most=MOST)
         object.__setattr__(self, "pegs", check_names(self.name, "pegs", self.pegs, 3))
 
     def start(self) -> State:
@@ -80,7 +82,7 @@ class Hanoi(Puzzle):
 
     @classmethod
     def count(cls, n: int) -> int:
-        check_size(cls.name, n)
+        check_size(cls.name, n, most=MOST)
         return perm(len(LETTERS), 3)
 
     @classmethod

@@ -75,11 +75,9 @@ class Puzzle(ABC):
         return json.loads(json.dumps({"puzzle": self.name, **asdict(self)}))
 
 
-def check_size(name: str, n: Any, *, least: int = 1, most: int | None = None) -> None:
-    good = isinstance(n, int) and not isinstance(n, bool) and n >= least and (most is None or n <= most)
-    if not good:
-        bound = f"from {least} on" if most is None else f"from {least} to {most}"
-        raise ValueError(f"{name}: n must be a whole number {bound}, got {n!r}")
+def check_size(name: str, n: Any, *, least: int = 1, most: int) -> None:
+    if not isinstance(n, int) or isinstance(n, bool) or not least <= n <= most:
+        raise ValueError(f"{name}: n must be a whole number from {least} to {most}, got {n!r}")
 
 
 def check_names(name: str, what: str, names: Any, number: int) -> tuple[str, ...]:
