@@ -15,6 +15,7 @@ from entrl.puzzles.naming import LETTERS, PEOPLE, arrangement, combination
 from entrl.puzzles.plans import plan_text, shortest_plan
 from entrl.puzzles.replay import replay
 from entrl.puzzles.river import River, is_safe
+from entrl.verify.judge import MAX_PUZZLE, check
 
 SMALL = [
     *(Hanoi(n=n) for n in (1, 2, 3, 4)),
@@ -267,19 +268,25 @@ def test_a_search_that_is_too_large_says_so():
     ):
         shortest_plan(Hanoi(n=9), states=1_000)
     straight = [["1", "A", "C"], ["2", "A", "B"], ["1", "C", "B"]]
-    assert judge(plan_text(straight), Hanoi(n=20).spec()).error == "not_solved"  # no plan is needed to judge
+    assert judge(plan_text(straight), Hanoi(n=16).spec()).error == "not_solved"  # no plan is needed to judge
 
 
-def test_a_plan_of_many_moves_is_judged():
-    def moves(n, source, spare, goal):
-        if n:
-            yield from moves(n - 1, source, goal, spare)
-            yield [str(n), source, goal]
-            yield from moves(n - 1, spare, source, goal)
+def hanoi_moves(n, source="A", spare="B", goal="C"):
+    """The classical recursion."""
+    if n:
+        yield from hanoi_moves(n - 1, source, goal, spare)
+        yield [str(n), source, goal]
+        yield from hanoi_moves(n - 1, spare, source, goal)
 
-    plan = list(moves(13, "A", "B", "C"))
-    found = judge(plan_text(plan), Hanoi(n=13).spec())
-    assert (found.solved, found.length) == (True, 2**13 - 1)
+
+def test_the_largest_sizes_fit_into_what_is_read():
+    text = plan_text(list(hanoi_moves(16)))
+    assert 700_000 < len(text) <= MAX_PUZZLE
+    assert check("puzzle", text, "", Hanoi(n=16).spec()) == 1.0
+    widest = Checkers(n=200, colours=("orange", "yellow"), first=9)
+    one = ", ".join(widest.write((1, 300, 301)))
+    assert len(f"[{one}], ") * 200 * (200 + 2) <= MAX_PUZZLE
+    assert [list(m) for m in hanoi_moves(7)] == shortest_plan(Hanoi(n=7))
 
 
 def test_where_a_trace_first_holds_a_solution():

@@ -83,6 +83,8 @@ def test_numbers_below_one():
     for options in ({"lookahead": 0, "branching": 2}, {"lookahead": True, "branching": 2}):
         with pytest.raises(ValueError, match="lookahead must be a whole number from 1 on"):
             draw_graph(random.Random(0), **options)
+    with pytest.raises(ValueError, match="must be at most 20,000, got 10000 x 3; lower one"):
+        draw_graph(random.Random(0), lookahead=10_000, branching=3)
     with pytest.raises(ValueError, match="branching must be a whole number from 1 on, got 0"):
         draw_graph(random.Random(0), lookahead=2, branching=0)
 

@@ -145,7 +145,7 @@ def test_golds_that_solve_nothing_are_found():
             r"'checkers' with n = 2 has 4\d\d\d train instances, asked for",
         ),
         ({"task": "river", "n": 1}, {"size": 900, "split": "test"}, r"ask for at most \d\d\d, or for several sizes"),
-        ({"task": "hanoi", "n": 0}, {}, "hanoi: n must be a whole number from 1 to 20, got 0"),
+        ({"task": "hanoi", "n": 0}, {}, "hanoi: n must be a whole number from 1 to 16, got 0"),
         ({"task": "hanoi", "n": "3"}, {}, "n must be int or a list of int, got '3'"),
         ({"task": "hanoi", "n": []}, {}, r"n must be a number, or different numbers such as \[2, 3, 4\], got \[\]"),
         ({"task": "hanoi", "n": [2, 2]}, {}, "different numbers"),

@@ -16,7 +16,7 @@ from typing import ClassVar, Self
 from entrl.puzzles.naming import COLOURS, arrangement
 from entrl.puzzles.puzzle import FORM, IllegalMove, Puzzle, check_names, check_size, named, places
 
-MOST = 300  # of each colour: 90,600 moves, more than anybody writes
+MOST = 200  # of each colour: a plan has to fit into what is read of an answer (entrl.verify.judge.MAX_PUZZLE)
 FIRSTS = 10  # numbers the first square may have: 0 to 9
 
 State = tuple[int, ...]

@@ -24,6 +24,7 @@ from entrl.puzzles.graph import Graph
 
 MOST_DEGREE = 4  # children, or parents, of one further vertex
 ALPHA = 0.5  # weight of a vertex without edges
+MOST = 20_000  # lookahead x branching, for time: the source's grid ends at 12,800
 TRIES = 2_000  # graphs drawn for one with a larger out-degree than 2
 PATIENCE = 32  # draws by rejection before weights are listed
 DEGREES = range(MOST_DEGREE + 1)
@@ -31,10 +32,14 @@ WEIGHTS = [1 / (degree + 1) for degree in DEGREES]
 
 
 def draw_graph(draw: Random, *, lookahead: int, branching: int) -> Graph:
-    """A graph of numbered vertices ("1", "2", ...). Raises ValueError for numbers below 1."""
+    """A graph of numbered vertices ("1", "2", ...). Raises ValueError below 1 and for a product above MOST."""
     for name, value in (("lookahead", lookahead), ("branching", branching)):
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise ValueError(f"graph_path: {name} must be a whole number from 1 on, got {value!r}")
+    if lookahead * branching > MOST:
+        raise ValueError(
+            f"graph_path: lookahead times branching must be at most {MOST:,}, got {lookahead} x {branching}; lower one"
+        )
     if branching == 1:
         return _shuffled(draw, [(i, i + 1) for i in range(lookahead)], lookahead + 1, lookahead + 1, lookahead)
     for _ in range(TRIES):

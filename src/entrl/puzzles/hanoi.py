@@ -15,7 +15,7 @@ from typing import ClassVar, Self
 from entrl.puzzles.naming import LETTERS, arrangement
 from entrl.puzzles.puzzle import FORM, IllegalMove, Puzzle, check_names, check_size, named, places
 
-MOST = 20  # disks: a million moves, more than anybody writes
+MOST = 16  # disks: a shortest plan has to fit into what is read of an answer (entrl.verify.judge.MAX_PUZZLE)
 
 State = tuple[int, ...]
 Move = tuple[int, int, int]
