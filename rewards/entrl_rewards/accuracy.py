@@ -12,6 +12,7 @@ answer is scored depends on the row's `verifier` column (JSON or a dict, key `ki
     reasoning_gym   the score_answer of the dataset that made the problem; <answer> tags are taken off
     exact           equal after squeezing white space
     choice          the letter in \boxed{}, after "answer is" or "Answer:", or alone
+    puzzle          the last list of moves solves the puzzle; graph_path: it is a path (docs/puzzles.md)
     code            the share of passed tests of the last ```python block, run in a sandbox (`entrl_rewards.code`)
 
 A prediction that cannot be parsed is wrong. A check that crashed or ran out of time gives None and is counted
@@ -51,7 +52,7 @@ class Accuracy:
         "require_close": None,
     }
 
-    kind: Literal["auto", "math", "reasoning_gym", "exact", "choice", "code"] = (
+    kind: Literal["auto", "math", "reasoning_gym", "exact", "choice", "code", "puzzle", "graph_path"] = (
         "auto"  # auto: the row decides, else math
     )
     timeout_s: float = 5.0  # seconds of wall clock per item, our choice

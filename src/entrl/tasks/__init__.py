@@ -7,7 +7,8 @@ Every row has `prompt` (a string, or chat messages), `answer` (the gold answer, 
 `verifier` (JSON that `entrl_rewards.accuracy` reads), `problem_id` and `level` (a string; "" where the task has no
 levels). A file's other columns go with them to the rewards.
 
-Kinds:   `sums` (the tiny reasoner's task), `additions` (the overthinker's), `functions` (programs),
+Kinds:   `sums` (the tiny reasoner's task), `additions` (the overthinker's), `functions` (programs), `hanoi`,
+         `checkers`, `river`, `blocks` (puzzles with a dial), `graph_path` (paths through graphs),
          `reasoning_gym:NAME`, files of your own (`jsonl:PATH`, `json:PATH`, `csv:PATH`, `parquet:PATH`, see
          `entrl.tasks.files`), benchmarks of the hub by name; `twenty_questions` and `diagram`, which are played in an
          environment (see `entrl.tasks.inquiries`)
@@ -25,7 +26,9 @@ from entrl.settings.names import suggest
 from entrl.tasks.additions import additions_rows
 from entrl.tasks.files import FILE_TASKS, file_rows
 from entrl.tasks.functions import functions_rows
+from entrl.tasks.graph_paths import graph_path_rows
 from entrl.tasks.hub import BENCHMARKS, benchmark_rows
+from entrl.tasks.puzzles import blocks_rows, checkers_rows, hanoi_rows, river_rows
 from entrl.tasks.reasoning_gym_rows import chat_rows
 from entrl.tasks.rows import Row, as_dataset
 from entrl.tasks.sums import sums_rows
@@ -38,6 +41,11 @@ PROCEDURAL: dict[str, Callable[..., list[Row]]] = {
     "sums": sums_rows,
     "additions": additions_rows,
     "functions": functions_rows,
+    "hanoi": hanoi_rows,
+    "checkers": checkers_rows,
+    "river": river_rows,
+    "blocks": blocks_rows,
+    "graph_path": graph_path_rows,
 }
 INQUIRIES = ("twenty_questions", "diagram")
 

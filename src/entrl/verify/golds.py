@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from entrl.puzzles import KINDS as PUZZLE_KINDS
 from entrl.verify.judge import gold_problem, read_verifier
 from entrl.verify.mathematics import is_words
 
@@ -109,7 +110,8 @@ def check_golds(rows: Any, *, default: str = "auto", limit_s: float = LIMIT_S, n
 
 
 def _key(kind: str, gold: Any, spec: Mapping[str, Any]) -> tuple[str, str, str]:
-    return kind, str(gold), json.dumps(spec.get("letters")) if kind == "choice" else ""
+    told = spec.get("letters") if kind == "choice" else dict(spec) if kind in PUZZLE_KINDS else None
+    return kind, str(gold), json.dumps(told)
 
 
 def _read(

@@ -4,6 +4,8 @@ import json
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from entrl.puzzles import KINDS as PUZZLE_KINDS
+from entrl.puzzles import graph_of, judge, puzzle_of
 from entrl.verify.answers import final_answer
 from entrl.verify.choices import chosen_letter, gold_letter
 from entrl.verify.code_tests import read_tests
@@ -11,17 +13,18 @@ from entrl.verify.gym import reasoning_gym_score
 from entrl.verify.gym_scorers import check_dataset
 from entrl.verify.mathematics import gold_statement, math_score, quick_score
 
-Kind = Literal["math", "reasoning_gym", "exact", "choice", "code"]
-INLINE = ("exact", "choice")  # cannot hang: no process needed
+Kind = Literal["math", "reasoning_gym", "exact", "choice", "code", "puzzle", "graph_path"]
+INLINE = ("exact", "choice", *PUZZLE_KINDS)  # cannot hang: no process needed
 LETTERS = "ABCD"  # of kind choice, where a row names no others
 KINDS = ("math", "reasoning_gym", *INLINE, "code")
 IMPORTS = {"math": "math_verify", "reasoning_gym": "reasoning_gym"}  # loaded before an item's clock starts
 # What a row of a file or of the hub may ask for: comparisons that run nothing, and programs in the sandbox.
-FILE_KINDS = ("math", *INLINE, "code")
+FILE_KINDS = ("math", "exact", "choice", "code")
 KIND_FIELDS = {"choice": ("letters",)}  # what such a row may give beside the kind
 # Characters at the end of an answer part that are looked at, twice the gold where that is longer: the answer stands at
 # the end, and the expressions below look for it with patterns whose time grows with the square of a run of spaces.
 MAX_TEXT = 8_000
+MAX_PUZZLE = 1_000_000  # the same of a list of moves, which is read in one pass: 65,535 moves of hanoi fit
 CHECK = "entrl.verify.judge:check"  # what a child process is told to call
 
 
@@ -29,6 +32,8 @@ def check(kind: str, text: str, gold: str, spec: Mapping[str, Any]) -> float:
     """Graded score of one answer part; the last MAX_TEXT characters of it count. Not of programs, which run apart."""
     if kind == "code":
         raise ValueError("programs are judged by entrl_rewards.code, in the sandbox")
+    if kind in PUZZLE_KINDS:
+        return float(judge(final_answer(text[-MAX_PUZZLE:]), spec).solved)
     text = _end(text, gold)
     if kind == "math":
         return math_score(text, gold)
@@ -60,6 +65,8 @@ def gold_problem(kind: str, gold: str, spec: Mapping[str, Any]) -> str | None:
             gold_letter(gold, "".join(spec.get("letters", LETTERS)))
         elif kind == "code":
             read_tests(gold)
+        elif kind in PUZZLE_KINDS and not judge(gold, spec).solved and gold:  # "": judged without one
+            return f"the plan in it does not solve the puzzle: {judge(gold, spec).why}"
         elif kind == "exact" and not gold.strip():
             return "the gold answer is empty; give it a value or drop the row"
     except ValueError as error:
@@ -86,9 +93,18 @@ def read_verifier(column: Any, row: int, *, default: str = "auto") -> tuple[str,
         )
     if kind == "reasoning_gym":
         check_dataset(str(spec["dataset"]))
+    if kind in PUZZLE_KINDS:
+        _check_puzzle(kind, spec, row)
     if kind == "choice":
         _check_letters(spec.get("letters", LETTERS), row)
     return kind, spec
+
+
+def _check_puzzle(kind: str, spec: Mapping[str, Any], row: int) -> None:
+    try:
+        puzzle_of(spec) if kind == "puzzle" else graph_of(spec)
+    except ValueError as error:
+        raise ValueError(f"row {row}: {error}; entrl.tasks.load_task writes it") from error
 
 
 def _check_letters(letters: Any, row: int) -> None:
@@ -121,6 +137,7 @@ def file_verifier(column: Any, where: str, *, default: str = "math") -> str:
     kind = spec["kind"]
     if kind not in FILE_KINDS:
         other = "; write the task as reasoning_gym:NAME instead" if kind == "reasoning_gym" else ""
+        other = "; name the task (hanoi, graph_path, ...) instead" if kind in PUZZLE_KINDS else other
         raise ValueError(
             f"{where}: a row of a file may ask for the verifiers {known}, its column 'verifier' says "
             f"{kind!r}{other or '; write one of them'}"
