@@ -168,8 +168,8 @@ def named(row: dict[str, Any]) -> tuple[dict[str, int], list[str]]:
     return said, [found.rule.symptom for found in findings(rows)]
 
 
-def same(names: Any) -> set[str]:
-    return {SAME.get(name, name) for name in names}
+def same(names: Any, shows: Any) -> set[str]:
+    return {name if name in shows else SAME.get(name, name) for name in names}
 
 
 def judge(half: str) -> dict[str, Any]:
@@ -179,16 +179,16 @@ def judge(half: str) -> dict[str, Any]:
     runs = {}
     for run in (r for r in RUNS if (r.name in held) == (half == "judges") and r.name in known):
         said, after = named(known[run.name])
-        names = same([*said, *after])
+        names = same([*said, *after], run.shows)
         runs[run.name] = {
             "label": run.label,
             "said": said,
             "after": after,
             "missed": sorted(set(run.shows) - names),
-            "missed_after": sorted(set(run.shows) - same(after)),
+            "missed_after": sorted(set(run.shows) - same(after, run.shows)),
             "false": sorted(names - set(run.shows) - set(run.may)),
             "late": sorted(
-                s for s in run.shows if min((at for n, at in said.items() if same([n]) == {s}), default=0) > 10
+                s for s in run.shows if min((at for n, at in said.items() if same([n], [s]) == {s}), default=0) > 10
             ),
         }
     return {
@@ -201,14 +201,14 @@ def judge(half: str) -> dict[str, Any]:
 
 
 def _counts(runs: list[dict[str, Any]]) -> dict[str, int]:
-    names = [same([*r["said"], *r["after"]]) for r in runs]
-    counts = {s: sum(s in found for found in names) for s in (*SYMPTOMS, "thinking not closed")}
+    names = [same([*r["said"], *r["after"]], [r["label"]]) for r in runs]
+    counts = {s: sum(s in found for found in names) for s in SYMPTOMS}
     return {"runs": len(runs), **counts, "nothing": sum(not found for found in names)}
 
 
 def table(found: dict[str, Any]) -> str:
     """The matrix in Markdown: a row per label, a column per symptom that was named."""
-    names = [*SYMPTOMS, "thinking not closed", "nothing"]
+    names = [*SYMPTOMS, "nothing"]
     lines = [f"| built to show | runs | {' | '.join(names)} |", "|---" * (len(names) + 2) + "|"]
     for label, row in found["matrix"].items():
         lines.append(f"| {label} | {row['runs']} | {' | '.join(str(row[n] or '') for n in names)} |")
