@@ -198,7 +198,7 @@ def load_checked_data(recipe: Recipe, prepared: Prepared, console: Console) -> A
     """The training set; rank 0 first, so that a download happens once. What recipe and rows lack is said first."""
     with main_first():
         dataset = recipe.load_data()
-    found = check_rows(recipe, prepared, dataset)
+    found = check_rows(recipe, prepared, dataset, trial=PartialState().is_main_process)
     if found.problems:
         raise ValueError(found.problems[0])
     for warning in (*recipe_warnings(recipe, prepared, prepared.args.world_size), *found.warnings):

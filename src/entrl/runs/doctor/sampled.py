@@ -15,7 +15,6 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from accelerate import PartialState
 
 from entrl.evaluation.answers import Answers
@@ -26,8 +25,8 @@ from entrl.maths.phases import answer_text, closing_seen, phase_labels, prompt_s
 from entrl.models.load import load_model
 from entrl.models.whole import whole_models
 from entrl.runs.plan import Prepared
-from entrl.runs.plan.trial import called
 from entrl.runs.recipe import Recipe
+from entrl.runs.reward_call import called, completion_row, signals_of
 from entrl.stats.intervals import bootstrap_interval
 from entrl.trainers.shared.first_look import tags_to_look_for
 from entrl.trainers.shared.rewards import RewardError, guarded, needed_signals, reward_name
@@ -153,29 +152,25 @@ def _paid(recipe: Recipe, work: Answers, said: list[Said]) -> tuple[Paid, list[s
 
 
 def _signals(work: Answers, said: list[Said]) -> dict[str, Any]:
-    """What rewards are called with, as TRL and the trainer hand it over."""
-    from transformers import TrainerState
-
-    rows = work.dataset.select([one.index for one in said])
-    columns = {name: list(rows[name]) for name in rows.column_names}
-    prompts, completions = columns.pop("prompt"), [one.completion for one in said]
-    chat = not isinstance(prompts[0], str)
-    return {
-        "prompts": prompts,
-        "completions": [[{"role": "assistant", "content": c.text}] if chat else c.text for c in completions],
-        "completion_ids": [c.ids for c in completions],
-        **columns,
-        "trainer_state": TrainerState(),
-        "log_extra": lambda *_: None,
-        "log_metric": lambda *_: None,
-        "group_index": [one.index for one in said],
-        "token_entropies": [c.entropies for c in completions],
-        "token_logprobs": [c.logprobs for c in completions],
-        "token_mask": [torch.ones(len(c.ids), dtype=torch.bool) for c in completions],
-        "truncated": [c.truncated for c in completions],
-        "prompt_ids": [work.prompts[one.index] for one in said],
-        "answer_texts": [one.answer for one in said],
-    }
+    rows = []
+    for one in said:
+        columns, completion = dict(work.dataset[one.index]), one.completion
+        prompt = columns.pop("prompt")
+        rows.append(
+            completion_row(
+                prompt,
+                completion.text,
+                group=one.index,
+                truncated=completion.truncated,
+                answer=one.answer,
+                columns=columns,
+                completion_ids=completion.ids,
+                prompt_ids=work.prompts[one.index],
+                token_entropies=completion.entropies,
+                token_logprobs=completion.logprobs,
+            )
+        )
+    return signals_of(rows)
 
 
 def _totals(weights: list[float], paid: Paid, count: int) -> list[float | None]:

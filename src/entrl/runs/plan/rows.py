@@ -49,7 +49,7 @@ def check_data(recipe: Recipe, prepared: Prepared) -> Found:
         found.count = recipe.data.train_size if endless else len(rows)
         trained = rows
         check_training_rows(recipe, prepared, rows, found, count=found.count)
-        _try_rewards(recipe, prepared, rows, found)
+        try_own_rewards(recipe, prepared, rows, found)
     if (spec := recipe.eval) is not None:
         for part in spec.parts.values():
             probe = replace(recipe, eval=replace(part, size=PROBE_ROWS) if is_endless(part.task) else part)
@@ -58,10 +58,15 @@ def check_data(recipe: Recipe, prepared: Prepared) -> Found:
     return found
 
 
-def check_rows(recipe: Recipe, prepared: Prepared, rows: Any) -> Found:
-    """What `train` says before it begins, of the training set it has loaded and of the evaluation set."""
+def check_rows(recipe: Recipe, prepared: Prepared, rows: Any, *, trial: bool = True) -> Found:
+    """What `train` says before it begins, of the training set it has loaded and of the evaluation set.
+
+    trial: whether the user's own rewards are called, by one process of several
+    """
     found = Found()
     check_training_rows(recipe, prepared, rows, found, count=len(rows))
+    if trial:
+        try_own_rewards(recipe, prepared, rows, found)
     for part in [] if recipe.eval is None else recipe.eval.parts.values():
         if not is_endless(part.task):
             one = replace(recipe, eval=part)
@@ -69,7 +74,7 @@ def check_rows(recipe: Recipe, prepared: Prepared, rows: Any) -> Found:
     return found
 
 
-def _try_rewards(recipe: Recipe, prepared: Prepared, rows: Any, found: Found) -> None:
+def try_own_rewards(recipe: Recipe, prepared: Prepared, rows: Any, found: Found) -> None:
     if found.problems or prepared.problems:  # a reward that cannot be called is named already
         return
     try:
