@@ -1,4 +1,4 @@
-"""Limits on somebody else's code that is tried: of time (a template), and of what it does to this process (a reward)."""
+"""Limits on somebody else's code that is tried: of time (a template), of what it does to this process (a reward)."""
 
 import contextlib
 import multiprocessing

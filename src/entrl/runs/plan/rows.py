@@ -38,6 +38,7 @@ class Found:
     unchecked: list[str] = field(default_factory=list)  # what could not be looked at from here
     count: int | None = None  # rows of the training set, None where nobody says
     longest: dict[str, int] = field(default_factory=dict)  # tokens of the longest prompt of "data" and "eval"
+    runs_code: bool = False  # whether a verifier of the rows runs what the model wrote
 
 
 def check_data(recipe: Recipe, prepared: Prepared) -> Found:
@@ -71,6 +72,9 @@ def check_rows(recipe: Recipe, prepared: Prepared, rows: Any, *, trial: bool = T
         if not is_endless(part.task):
             one = replace(recipe, eval=part)
             check_evaluation_rows(one, prepared, one.load_eval_data(), found, rows)
+        elif prepared.environment is None:
+            probe = replace(recipe, eval=replace(part, size=PROBE_ROWS)).load_eval_data()
+            found.runs_code |= "code" in check_golds(probe).kinds
     return found
 
 
@@ -188,6 +192,7 @@ def _check_golds(rows: Any, kind: str, where: str, effect: str, found: Found) ->
     except (ValueError, TypeError) as error:  # a column `verifier` that is none
         found.problems.append(f"{where}: {error}")
         return
+    found.runs_code |= "code" in golds.kinds
     found.problems += golds.problems(where)
     found.warnings += golds.warnings(where, effect.format(left=golds.rows - len(golds.bad)))
 
