@@ -159,13 +159,15 @@ def _json(path: Path) -> dict[str, Any]:
 
 def named(row: dict[str, Any]) -> tuple[dict[str, int], list[str]]:
     """(what the watchdog would have said, symptom -> step; what `advise` and the report say afterwards)."""
+    from entrl.diagnosis.curves import Curves
     from entrl.diagnosis.rules import findings
 
-    rows, said = rows_of(row), {}
-    for count in range(1, len(rows) + 1):
-        for found in findings(rows[:count]):
-            said.setdefault(found.rule.symptom, rows[count - 1]["step"])
-    return said, [found.rule.symptom for found in findings(rows)]
+    curves, said = Curves(), {}
+    for one in rows_of(row):
+        curves.append(one)
+        for found in findings(curves):
+            said.setdefault(found.rule.symptom, one["step"])
+    return said, [found.rule.symptom for found in findings(curves)]
 
 
 def same(names: Any, shows: Any) -> set[str]:
