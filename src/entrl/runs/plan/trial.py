@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from entrl.diagnosis.bounds import BEYOND
 from entrl.runs.plan.checks import Prepared
 from entrl.runs.plan.limits import apart, within
 from entrl.runs.recipe import Recipe
@@ -24,7 +25,7 @@ from entrl.trainers.shared.first_look import think_tags_of
 from entrl.trainers.shared.rewards import RewardError, guarded, needed_signals, reward_name
 
 ON_GPU = "CUDA in forked subprocess"  # what torch says where the process that was forked has opened a GPU
-LARGEST = 1e6  # of a reward; single precision tells no difference below 0.06 there
+LARGEST = BEYOND["rewards.* of a trial call"]
 SHORT = ("1", "2 + 2")  # completions, beside those made of the row's gold answer
 
 
@@ -72,7 +73,7 @@ def _try_one(
             f"reward {source} returned None for all {count} completions of a trial call, so it applies to none of "
             "them: nothing is paid by it; look with `entrl try-reward` at what it says of real completions"
         )
-    elif (most := max(abs(value) for value in values if value is not None)) > LARGEST:
+    elif (most := max(abs(value) for value in values if value is not None)) > LARGEST.high:
         trial.warnings.append(
             f"reward {source} returned {most:g} in a trial call on {count} short completions: rewards are averaged in "
             "single precision, where beside it all others vanish; scale it to about 1"
