@@ -21,6 +21,7 @@ import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -170,7 +171,7 @@ def named(row: dict[str, Any]) -> tuple[dict[str, int], list[str]]:
     return said, [found.rule.symptom for found in findings(curves)]
 
 
-def same(names: Any, shows: Any) -> set[str]:
+def same(names: Iterable[str], shows: Iterable[str]) -> set[str]:
     return {name if name in shows else SAME.get(name, name) for name in names}
 
 
