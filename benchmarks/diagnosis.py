@@ -21,6 +21,7 @@ import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -159,17 +160,19 @@ def _json(path: Path) -> dict[str, Any]:
 
 def named(row: dict[str, Any]) -> tuple[dict[str, int], list[str]]:
     """(what the watchdog would have said, symptom -> step; what `advise` and the report say afterwards)."""
+    from entrl.diagnosis.curves import Curves
     from entrl.diagnosis.rules import findings
 
-    rows, said = rows_of(row), {}
-    for count in range(1, len(rows) + 1):
-        for found in findings(rows[:count]):
-            said.setdefault(found.rule.symptom, rows[count - 1]["step"])
-    return said, [found.rule.symptom for found in findings(rows)]
+    curves, said = Curves(), {}
+    for one in rows_of(row):
+        curves.append(one)
+        for found in findings(curves):
+            said.setdefault(found.rule.symptom, one["step"])
+    return said, [found.rule.symptom for found in findings(curves)]
 
 
-def same(names: Any) -> set[str]:
-    return {SAME.get(name, name) for name in names}
+def same(names: Iterable[str], shows: Iterable[str]) -> set[str]:
+    return {name if name in shows else SAME.get(name, name) for name in names}
 
 
 def judge(half: str) -> dict[str, Any]:
@@ -179,16 +182,16 @@ def judge(half: str) -> dict[str, Any]:
     runs = {}
     for run in (r for r in RUNS if (r.name in held) == (half == "judges") and r.name in known):
         said, after = named(known[run.name])
-        names = same([*said, *after])
+        names = same([*said, *after], run.shows)
         runs[run.name] = {
             "label": run.label,
             "said": said,
             "after": after,
             "missed": sorted(set(run.shows) - names),
-            "missed_after": sorted(set(run.shows) - same(after)),
+            "missed_after": sorted(set(run.shows) - same(after, run.shows)),
             "false": sorted(names - set(run.shows) - set(run.may)),
             "late": sorted(
-                s for s in run.shows if min((at for n, at in said.items() if same([n]) == {s}), default=0) > 10
+                s for s in run.shows if min((at for n, at in said.items() if same([n], [s]) == {s}), default=0) > 10
             ),
         }
     return {
@@ -201,14 +204,14 @@ def judge(half: str) -> dict[str, Any]:
 
 
 def _counts(runs: list[dict[str, Any]]) -> dict[str, int]:
-    names = [same([*r["said"], *r["after"]]) for r in runs]
-    counts = {s: sum(s in found for found in names) for s in (*SYMPTOMS, "thinking not closed")}
+    names = [same([*r["said"], *r["after"]], [r["label"]]) for r in runs]
+    counts = {s: sum(s in found for found in names) for s in SYMPTOMS}
     return {"runs": len(runs), **counts, "nothing": sum(not found for found in names)}
 
 
 def table(found: dict[str, Any]) -> str:
     """The matrix in Markdown: a row per label, a column per symptom that was named."""
-    names = [*SYMPTOMS, "thinking not closed", "nothing"]
+    names = [*SYMPTOMS, "nothing"]
     lines = [f"| built to show | runs | {' | '.join(names)} |", "|---" * (len(names) + 2) + "|"]
     for label, row in found["matrix"].items():
         lines.append(f"| {label} | {row['runs']} | {' | '.join(str(row[n] or '') for n in names)} |")

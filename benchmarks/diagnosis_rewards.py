@@ -54,3 +54,22 @@ def noise(completions: list[Any], **_: Any) -> list[float]:
 def enormous(completions: list[Any], answer: list[str], **_: Any) -> list[float]:
     """Finite, and too large for the square that a standard deviation takes."""
     return [3e38 * (a in text) for a, text in zip(answer, _texts(completions), strict=True)]
+
+
+def one_in_eight(completions: list[Any], prompts: list[Any], **_: Any) -> list[float]:
+    """Seven prompts of eight are paid alike, whatever is answered."""
+    lively = [zlib.crc32(text.encode()) % 8 == 0 for text in _texts(prompts)]
+    return [d if differs else 1.0 for d, differs in zip(digits(completions), lively, strict=True)]
+
+
+def rare_charge(completions: list[Any], **_: Any) -> list[float]:
+    """One completion in about 64 is paid less, so most groups of eight are alike."""
+    return [float(zlib.crc32(text.encode()) % 64 != 0) for text in _texts(completions)]
+
+
+def unclosed(completion_ids: list[Any], prompt_ids: list[Any], think_tags: Any, **_: Any) -> list[float]:
+    """Paid for thinking that is never closed."""
+    from entrl.maths.phases import closing_seen
+
+    pairs = zip(completion_ids, prompt_ids, strict=True)
+    return [float(not closing_seen(ids, think_tags, prompt_ids=asked)) for ids, asked in pairs]

@@ -20,6 +20,9 @@ ratio 30 to 10 % over the newest rows, and the log ratio of losses that do not c
 are not looked for where a model speaks with tools or an environment (`well-asking`), so the four runs of that game, one
 of them in the judging half, were recorded anew.
 
+Added on 2026-11-29, when all thresholds stood and were not touched: six runs each for `groups flat` and `thinking not
+closed`, which had none. They were written down before any of them was run.
+
 The machine is shared and slow, so that three runs of every label and ten healthy ones are recorded first, cheap ones
 before dear ones; what is not recorded when time is up is not judged, and said to be so.
 
@@ -40,9 +43,11 @@ SYMPTOMS = (
     "entropy collapsed",
     "entropy surged",
     "ratio exploding",
+    "groups flat",
+    "thinking not closed",
 )
 HEALTHY = "healthy"
-SAME = {"groups flat": "rewards equal"}  # two degrees of one symptom
+SAME = {"groups flat": "rewards equal"}  # two degrees of one symptom, but for runs that were built to show the lesser
 
 # What a policy that was broken by its updates may show besides.
 BROKEN = ("not a number", "no reward", "rewards equal", "truncated", "tags never seen", "thinking not closed",
@@ -68,12 +73,14 @@ def reward(name: str) -> str:
 
 TINY, OVER, PEAR = "tiny-reasoner/grpo", "overthinker/grpo", "tiny-reasoner/pear"
 OVER_PEAR, ASKING = "overthinker/pear", "twenty-questions/outcome"
-NAN, ZERO, EQUAL, LONG, TAGS, STILL, LESS, MORE, FAR = ((symptom,) for symptom in SYMPTOMS)
+NAN, ZERO, EQUAL, LONG, TAGS, STILL, LESS, MORE, FAR, FLAT, OPEN = ((symptom,) for symptom in SYMPTOMS)
 STEPS_8 = ("trainer.per_device_train_batch_size=16", "trainer.steps_per_generation=8")  # updates of one rollout
 FEW, MANY, SMALL = "trainer.max_steps=10", "trainer.max_steps=16", "trainer.per_device_train_batch_size=32"
 ENDS = ("gradient zero",)
 HALF = ("model.dtype=float16", "trainer.learning_rate=1e-3")
 MASKED = (reward("digits"), "trainer.mask_truncated_completions=true", SMALL, FEW)
+DULL = ("rewards equal", "gradient zero")
+HALF_OPEN = ("no reward", "rewards equal", "gradient zero", "tags never seen")
 WITHOUT_ALPHA = "lora={r: 4, lora_alpha: 0, target_modules: all-linear}"
 
 SICK = (
@@ -150,6 +157,22 @@ SICK = (
         ("trainer.learning_rate=3e-3", "trainer.num_iterations=8", SMALL, "trainer.max_steps=32"), BROKEN),
     Run("far-lora-1e-1", "tiny-reasoner/lora", FAR,
         ("trainer.learning_rate=0.1", "trainer.max_steps=16", *STEPS_8), BROKEN),
+    # groups flat: about one group in eight differs
+    Run("flat-one-in-eight", TINY, FLAT, (reward("one_in_eight"), SMALL, FEW), DULL),
+    Run("flat-one-in-eight-kl-cov", "tiny-reasoner/kl-cov", FLAT, (reward("one_in_eight"), SMALL, FEW), DULL),
+    Run("flat-one-in-eight-overthinker", OVER, FLAT, (reward("one_in_eight"), SMALL, FEW), DULL),
+    Run("flat-rare-charge", TINY, FLAT, (reward("rare_charge"), SMALL, FEW), DULL),
+    Run("flat-rare-charge-overthinker", OVER, FLAT, (reward("rare_charge"), SMALL, FEW), DULL),
+    Run("flat-cool-sampling", TINY, FLAT, ("trainer.temperature=0.2", SMALL, FEW), (*DULL, "no reward")),
+    # thinking not closed: a tag that stands in some completions alone, sampling that loses it, pay for leaving it out
+    Run("open-close-9", PEAR, OPEN, ("trainer.think_close='9'", SMALL, FEW), HALF_OPEN),
+    Run("open-close-3-kl-cov", "tiny-reasoner/pear-kl-cov", OPEN, ("trainer.think_close='3'", SMALL, FEW), HALF_OPEN),
+    Run("open-close-7-overthinker", OVER_PEAR, OPEN, ("trainer.think_close='7'", SMALL, FEW), HALF_OPEN),
+    Run("open-hot-sampling", PEAR, OPEN, ("trainer.temperature=1.6", SMALL, FEW), (*CUT, "truncated")),
+    Run("open-hot-sampling-overthinker", OVER_PEAR, OPEN, ("trainer.temperature=1.6", SMALL, FEW), (*CUT, "truncated")),
+    Run("open-paid", PEAR, OPEN,
+        ("rewards=[{use: pear}, {use: '../../benchmarks/diagnosis_rewards.py:unclosed', weight: 3}]",
+         "trainer.learning_rate=1e-3", SMALL, MANY), BROKEN),
 )  # fmt: skip
 
 WELL = (

@@ -22,6 +22,7 @@ import signal
 import socket
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -39,6 +40,7 @@ LIMITS = Limits(wall_s=5.0, cpu_s=3, memory_mib=256, output_kib=64)
 SETTLE_S = 3.0
 SECRET = "entrl-secret-5f2c"
 PR_SET_CHILD_SUBREAPER = 36
+BASE = {"base": sys.base_prefix, "platbase": sys.base_exec_prefix}  # the interpreter's own, beside its environment's
 
 
 class Scene(NamedTuple):
@@ -114,6 +116,17 @@ def got_through(scene: Scene, outcome: Outcome, before: set[int], limits: Limits
     return "; ".join(found)
 
 
+def installed() -> list[str]:
+    """Of each folder of packages that an interpreter of this machine has, two files that this user can read."""
+    own = {sysconfig.get_path(name, vars=base) for base in ({}, BASE) for name in ("purelib", "platlib")}
+    folders = {Path(path) for path in own} | set(Path("/usr/lib").glob("python3*/dist-packages"))
+    found = []
+    for folder in sorted(folders):
+        files = [*sorted(folder.glob("*.py")), *sorted(folder.glob("*/__init__.py"))]
+        found += [str(file) for file in files if file.stat().st_size and os.access(file, os.R_OK)][:2]
+    return found
+
+
 def sandboxed() -> set[int]:
     """Living processes below this one; what loses its parent comes to us, the subreaper of all of them."""
     found = set(_below(os.getpid()))
@@ -140,6 +153,7 @@ def attack(box: Sandbox, name: str) -> dict[str, Any]:
         values = {
             "parent": os.getpid(), "victim": at.victim.pid, "secret": str(at.secret), "folder": str(at.folder),
             "port": at.server.getsockname()[1], "socket": str(at.folder / "socket"), "memory_mib": LIMITS.memory_mib,
+            "packages": installed(),
         }  # fmt: skip
         program = f"SCENE = {values!r}\n{PROGRAMS['prelude']}\n{PROGRAMS[name]}"
         before, threads = sandboxed() | {at.victim.pid}, threads_now()  # the kernel may list a new child late

@@ -142,6 +142,36 @@ tries("open_by_handle_at", call, 304, -100, handle, 0)
 tries("chroot", os.chroot, folder)
 """
 
+PROGRAMS["site-packages"] = """
+import importlib.util
+paths = SCENE["packages"]
+if not paths:
+    print("DID not run: no packages are installed here")
+for number, path in enumerate(paths):
+    folder, name = os.path.split(path)
+    tries("read", read, path)
+    tries("read by the root of a process", read, "/proc/self/root" + path)
+    tries("read by a detour", read, folder + "/../" + os.path.basename(folder) + "/" + name)
+    tries("write", open, folder + "/by-a-program.py", "w")
+    link = "/tmp/link" + str(number)
+    try:
+        os.symlink(path, link)
+    except OSError as error:
+        print("no link", error.errno)
+    else:
+        tries("read by a link", read, link)
+    def inside():
+        place = os.open(folder, os.O_RDONLY)
+        os.read(os.open(name, os.O_RDONLY, dir_fd=place), 1)
+    tries("read by its folder", inside)
+    def run():
+        spec = importlib.util.spec_from_file_location("stranger", path)
+        spec.loader.exec_module(importlib.util.module_from_spec(spec))
+    if path.endswith(".py"):
+        tries("run", run)
+tries("unmount", call, 166, 0, 0)
+"""
+
 PROGRAMS["symlink"] = """
 for place in ("/tmp", SCENE["folder"], "/dev/shm", "."):
     link = f"{place}/link"

@@ -11,7 +11,8 @@ sys.path.append(str(BENCHMARKS))
 from diagnosis import RESULT, STUDIES, judge, recorded, rows_of  # noqa: E402
 from diagnosis_runs import RUNS, SEEN, SYMPTOMS, judges  # noqa: E402
 
-from entrl.diagnosis.rules import RULES, findings  # noqa: E402
+from entrl.diagnosis.curves import Curves  # noqa: E402
+from entrl.diagnosis.rules import RULES, findings, seen, there  # noqa: E402
 
 
 def test_what_is_published_is_what_the_table_says_today():
@@ -29,6 +30,19 @@ def test_no_run_is_in_both_halves_and_each_symptom_is_a_rule():
     sets, judged = judge("sets")["runs"].keys(), judge("judges")["runs"].keys()
     assert not sets & judged
     assert sets | judged == recorded().keys() & {run.name for run in RUNS}
+
+
+def test_a_run_read_row_by_row_is_told_what_all_its_rows_are():
+    """As the watchdog reads them; looked at again after every third step of every recorded run."""
+    for row in (*recorded().values(), *recorded(STUDIES).values()):
+        rows, growing = rows_of(row), Curves()
+        for count, one in enumerate(rows, 1):
+            growing.append(one)
+            if count % 3:
+                continue
+            now = [(f.rule.symptom, f.evidence, f.excuse) for f in seen(growing)]
+            assert now == [(f.rule.symptom, f.evidence, f.excuse) for f in seen(rows[:count])], row["name"]
+            assert there(growing) == there(rows[:count])
 
 
 @pytest.mark.parametrize("name", sorted(recorded(STUDIES)))

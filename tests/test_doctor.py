@@ -1,15 +1,19 @@
 """`entrl doctor`: a recipe's first prompts answered by a real model, and `doctor:` of a recipe."""
 
+import dataclasses
 import json
 from pathlib import Path
 
 import pytest
+import torch
 from rich.console import Console
 from short_run import quietly, short_recipe
 from small_recipe import recipe
 
 from entrl.cli.main import main
-from entrl.runs.doctor import Stopped, examine
+from entrl.evaluation.writing import Completion
+from entrl.models.load import load_model
+from entrl.runs.doctor import Stopped, examine, gap
 from entrl.runs.doctor.page import render
 from entrl.runs.train import train
 
@@ -109,3 +113,35 @@ def test_strict_stops_before_the_first_step_and_warn_goes_on(tmp_path):
     said = (tmp_path / "said").read_text()
     assert said.index("100% of completions truncated") < said.index("step 1/1")
     assert (tmp_path / "warn" / "model").is_dir()
+
+
+def test_the_gap_is_that_of_each_token_alone(monkeypatch):
+    """Against one completion at a time without padding; a sampler that is off by 0.1 nats is told to be."""
+    model, _ = load_model(recipe("tiny-reasoner").model, None)
+    drawn = []
+    for prompt, ids in (([3, 4], [5, 6, 7]), ([8], [9]), ([3, 4, 5, 6], [7, 8])):
+        with torch.no_grad():
+            logits_TV = model(torch.tensor([prompt + ids])).logits[0, len(prompt) - 1 : -1] / 0.7
+        told = logits_TV.log_softmax(-1)[range(len(ids)), ids]
+        drawn.append((prompt, Completion(ids=ids, text="", truncated=False, entropies=None, logprobs=told)))
+    monkeypatch.setattr(gap, "LOGITS", 2 * 3 * 100)  # two completions at a time
+    found = gap.sampler_gap(model, drawn, temperature=0.7, vocabulary=100)
+    assert found is not None
+    assert found.tokens == 6
+    assert found.most < 1e-5
+    off = [(p, dataclasses.replace(c, logprobs=None if c.logprobs is None else c.logprobs - 0.1)) for p, c in drawn]
+    found = gap.sampler_gap(model, off, temperature=0.7, vocabulary=100)
+    assert found is not None
+    assert found.mean == pytest.approx(0.1, abs=1e-5)
+    silent = [(p, dataclasses.replace(c, logprobs=None)) for p, c in drawn]
+    assert gap.sampler_gap(model, silent, temperature=0.7, vocabulary=100) is None
+
+
+@pytest.mark.slow
+def test_the_gap_of_a_real_start_is_a_fact():
+    found = examine(recipe("tiny-reasoner", *LONG), prompts=2)
+    assert found.sampled is not None
+    assert found.sampled.gap is not None
+    assert found.sampled.gap.mean < 1e-4
+    assert "sampler and trainer" in found.facts
+    assert found.as_json()["sampled"]["gap"]["tokens"] == found.sampled.gap.tokens

@@ -14,11 +14,12 @@ import pytest
 from datasets import Dataset
 from tiny_model import saved_model
 
+from entrl.diagnosis.bounds import USUAL, unusual
 from entrl.models.folder import folder_problems, folder_warnings, missing_weights
 from entrl.runs.plan.contents import content_warnings, control_warnings, overlap_warnings
 from entrl.runs.plan.environment import variable_problems
 from entrl.runs.plan.limits import within
-from entrl.runs.plan.ranges import FREE, RANGES, USUAL, range_problems, unusual
+from entrl.runs.plan.ranges import FREE, RANGES, range_problems
 from entrl.runs.plan.sampler_trial import sampler_problems
 from entrl.settings.groups import field_hints
 from entrl.trainers.config import EntropyGRPOConfig

@@ -288,7 +288,7 @@ def test_ages_of_tokens_are_a_table_where_a_run_has_them(tmp_path):
         ({"groups/without_spread": 0.9}, "90% of groups have equal rewards"),
         ({"groups/without_spread": 1.0}, "in 100% of the last 10 rollouts every group had equal rewards"),
         ({"pear/missing_close": 0.2}, "20% of completions never close their thinking in the last rollouts (over 10%)"),
-        ({"loss": None}, "not a number: loss in 40 of 40 logged steps"),
+        ({"loss": None}, "not a number: loss in 3 of the last 3 logged steps"),
     ],
 )
 def test_warnings(tmp_path, change, expected):

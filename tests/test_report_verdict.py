@@ -210,7 +210,7 @@ def test_runs_that_did_not_finish(status, error, tone, headline, said):
         ({"completions/clipped_ratio": 0.4}, "40% of completions truncated in the last rollouts (over 10%)"),
         ({"pear/missing_close": 0.3}, "30% of completions never close their thinking in the last rollouts (over 10%)"),
         ({"groups/without_spread": 1.0}, "in 100% of the last 10 rollouts every group had equal rewards"),
-        ({"loss": None}, "not a number: loss in 60 of 60 logged steps"),
+        ({"loss": None}, "not a number: loss in 3 of the last 3 logged steps"),
         ({"accuracy/verify_crash": 1.0}, "verifier: crashes in 60 of 60 logged steps"),
     ],
 )

@@ -47,6 +47,32 @@ def test_functions_methods_prefixes_and_asserts():
     assert reward(completions=["3+4", "8"], answer=[json.dumps(gold)] * 2) == [1, 0]
 
 
+def detail(program, gold, **options):
+    (verdict,) = Code(credit="fraction", **options).verdicts([fenced(program)], [json.dumps(gold)])
+    return verdict.detail
+
+
+def test_errors_of_function_cases_are_in_the_verdict():
+    """The first, by its case; those of the whole process and none of a case that passes or is only wrong."""
+    assert detail("def f(x): return x * x", SQUARE) == ""
+    assert detail("def f(x): return 0", SQUARE) == ""
+    assert (
+        detail("def f(x): return 9 if x == 3 else 1 / 0", SQUARE)
+        == "error: case 2: ZeroDivisionError: division by zero"
+    )
+    assert detail("def g(x): return 9", SQUARE) == "error: case 1: KeyError: 'f'"
+    assert detail("def f(x): return object()", SQUARE).startswith("error: case 1: TypeError: Object of type object")
+    assert detail("def f(x): assert False", ["assert abs(f(2)) < 1"]) == "error: case 1: AssertionError: "
+    assert detail("1/0", SQUARE) == "error: ZeroDivisionError: division by zero"
+    assert detail("import time; time.sleep(60)", SQUARE, timeout_s=0.5) == "timeout"
+
+
+def test_what_a_program_says_of_its_errors_is_cut_and_printable():
+    strange = "class E(Exception):\n    def __str__(self): {}\ndef f(x): raise E"
+    assert detail(strange.format("1/0"), SQUARE) == "error: case 1: E"
+    assert detail(strange.format("return '\\ud800' * 10**6"), SQUARE) == f"error: case 1: E: {'?' * 197}"
+
+
 def test_an_assert_beside_the_program():
     beside = ["assert abs(f(2) - 1.41) < 0.01"]
     assert read_tests(beside).cases == (Case(beside=beside[0]),)

@@ -172,9 +172,12 @@ def test_failed_run_says_so_in_its_manifest(model: str, tmp_path: Path):
     (tmp_path / "bad.py").write_text("def bad(completions, **kw):\n    raise KeyError('gold')\n")
     text = (RECIPES / "tiny-reasoner" / "grpo.yaml").read_text().replace("accuracy", "bad.py:bad")
     (tmp_path / "own.yaml").write_text(text)
-    made = load_recipe(tmp_path / "own.yaml", [*TINY, f"model.path={model}", f"trainer.output_dir={tmp_path / 'run'}"])
+    words = [*TINY, f"model.path={model}", f"trainer.output_dir={tmp_path / 'run'}"]
+    with pytest.raises(ValueError, match=r"reward 'bad' raised KeyError: 'gold' \(in a trial call on "):
+        quietly(load_recipe(tmp_path / "own.yaml", words))
+    assert not (tmp_path / "run").exists()
     with pytest.raises(ValueError, match="reward 'bad' raised KeyError"):
-        quietly(made)
+        quietly(load_recipe(tmp_path / "own.yaml", [*words, "reward_trial_s=0"]))
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
     assert manifest["status"] == "failed"
     assert "KeyError" in manifest["error"]

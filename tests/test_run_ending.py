@@ -30,9 +30,10 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
-    """The recipe, with the reward that signals beside it."""
+    """The recipe, with the reward that signals beside it, which is not to be tried before."""
     shutil.copy(Path(__file__).with_name("signalling.py"), tmp_path)
-    return Path(shutil.copy(RECIPE, tmp_path / "own.yaml"))
+    (tmp_path / "own.yaml").write_text(f"{RECIPE.read_text()}\nreward_trial_s: 0\n")
+    return tmp_path / "own.yaml"
 
 
 @pytest.fixture(scope="module")

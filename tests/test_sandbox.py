@@ -1,7 +1,10 @@
 """Programs in the sandbox: what they get, what they may use, what is said when it cannot be had."""
 
+import os
+import signal
 import subprocess
 import sys
+import sysconfig
 import threading
 import time
 from pathlib import Path
@@ -9,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from entrl.errors import SandboxError
-from entrl.sandbox import Limits, boxes, open_sandbox, permit_unsafe, probe, processes
+from entrl.sandbox import Limits, boxes, open_sandbox, permit_unsafe, probe, processes, tiers
+from entrl.sandbox.groups import end_group, ended
 from entrl.sandbox.probing import TIERS
 
 SHORT = Limits(wall_s=1.5, cpu_s=1, memory_mib=256, output_kib=16)
@@ -67,6 +71,78 @@ def test_output_is_cut_by_the_parent(box):
         assert outcome.status == "output"
         assert len(outcome.stdout) <= 16 * 1024
         assert len(outcome.stderr) <= 1024
+
+
+def test_installed_packages_cannot_be_read_and_all_of_the_standard_library_can(box):
+    """Those of the interpreter and of a virtual environment, wherever they lie."""
+    own = {sysconfig.get_path("purelib"), sysconfig.get_path("purelib", vars={"base": sys.base_prefix})}
+    files = [str(next(Path(folder).glob("*/__init__.py"))) for folder in own]
+    program = f"""
+import os, pkgutil
+for file in {files!r}:
+    try:
+        open(file).close()
+    except OSError as error:
+        print(type(error).__name__)
+for module in pkgutil.iter_modules():
+    file = module.module_finder.find_spec(module.name).origin
+    open(file, "rb").close() if file and os.path.sep in file else None
+print("done")
+"""
+    *refused, last = box.run(program).stdout.decode().split()
+    assert last == "done"
+    assert len(refused) == len(files)
+    assert set(refused) <= {"PermissionError", "FileNotFoundError"}
+
+
+def test_landlock_names_the_neighbours_of_packages_and_follows_no_link(monkeypatch, tmp_path):
+    """A link beside the packages would give what it points to."""
+    (tmp_path / "lib" / "python3" / "dist-packages").mkdir(parents=True)
+    (tmp_path / "lib" / "json").mkdir()
+    (tmp_path / "lib" / "python3" / "tool.py").touch()
+    (tmp_path / "lib" / "elsewhere").symlink_to("/etc")
+    root = str(tmp_path / "lib")
+    monkeypatch.setattr(tiers, "SYSTEM", (root,))
+    monkeypatch.setattr(tiers, "python_paths", tuple)
+    for cached in (tiers.package_folders, tiers.readable):
+        cached.cache_clear()
+    read, listed = tiers.readable()
+    for cached in (tiers.package_folders, tiers.readable):
+        cached.cache_clear()
+    assert read == (f"{root}/json", f"{root}/python3/tool.py", *tiers.DEVICES)
+    assert listed == (root, f"{root}/python3")
+
+
+def test_the_group_is_killed_before_its_leader_is_collected():
+    """What outlived the leader goes with it; once the number is free, nobody is signalled."""
+    code = "import subprocess, sys; print(subprocess.Popen(['sleep', '60']).pid, flush=True); sys.exit(7)"
+
+    def leader():
+        started = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, start_new_session=True)
+        assert started.stdout is not None
+        with started.stdout as output:
+            return started, int(output.readline())
+
+    process, child = leader()
+    assert ended(process, 20) == 7
+    assert process.returncode is None  # so the number is still its own
+    assert _read(f"/proc/{child}/cmdline")
+    assert end_group(process) == 7
+    _wait_for(lambda: not _read(f"/proc/{child}/cmdline"))
+
+    process, child = leader()
+    process.wait()
+    assert (ended(process), end_group(process, patience_s=1)) == (7, 7)
+    assert _read(f"/proc/{child}/cmdline")
+    os.kill(child, signal.SIGKILL)
+
+
+def test_how_long_an_end_is_waited_for():
+    process = subprocess.Popen(["sleep", "60"], start_new_session=True)
+    began = time.monotonic()
+    assert ended(process, 0.2) is None
+    assert 0.2 <= time.monotonic() - began < 5
+    assert end_group(process, patience_s=20) == -signal.SIGTERM
 
 
 def test_a_thread_for_deep_recursion(box):

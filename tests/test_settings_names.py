@@ -56,6 +56,12 @@ def test_bare_name_is_a_module_of_the_rewards_package():
     assert loaded.value.__name__ == "accuracy"
 
 
+def test_a_name_of_a_package_that_imports_when_asked_is_suggested():
+    """TRL's rewards hold nothing until they are asked for."""
+    with pytest.raises(ValueError, match=r"has no 'accuracy_rewrd'\. Did you mean 'accuracy_reward'\?"):
+        load_object("trl.rewards:accuracy_rewrd", package="entrl_rewards", attribute="reward")
+
+
 def test_bare_name_that_is_none_lists_rewards_and_not_their_helpers():
     with pytest.raises(ValueError, match=r"no entrl_rewards.acuracy. Did you mean 'accuracy'\?") as caught:
         load_reward("acuracy", {})

@@ -14,6 +14,8 @@ from entrl.sandbox import Outcome, Sandbox
 from entrl.verify import Verdict
 from entrl.verify.code_tests import SET, Case, CodeTests, same_output, same_value
 
+LONGEST = 200  # characters of what a program says that a verdict holds
+
 # Reads the calls, so that the program's own reading finds nothing, runs the program, then makes them. `{source}` is the
 # program's text as a literal.
 HARNESS = """
@@ -46,6 +48,11 @@ def _harness():
         if name in space or "Solution" not in space:
             return space[name]
         return getattr(space["Solution"](), name)
+    def said(error):
+        try:
+            return f"{{type(error).__name__}}: {{error}}"[:{longest}]
+        except Exception:  # of the error's own text
+            return type(error).__name__
     for number, call in enumerate(calls):
         reply = {{"case": number}}
         try:
@@ -57,7 +64,7 @@ def _harness():
                 reply["value"] = bool(value) if call["truth"] else plain(value)
             line = json.dumps(reply)
         except Exception as error:
-            line = json.dumps({{"case": number, "error": type(error).__name__}})
+            line = json.dumps({{"case": number, "error": said(error)}})
         os.write(out, line.encode() + b"\\n")
 _harness()
 """
@@ -113,7 +120,7 @@ def _job(item: _Item, group: list[int]) -> tuple[str, bytes]:
     if cases[0].stdin is not None:
         return item.program, cases[0].stdin.encode()
     calls = [_call(item, i) for i in group]
-    return HARNESS.format(source=repr(item.program), set=SET), json.dumps(calls).encode()
+    return HARNESS.format(source=repr(item.program), set=SET, longest=LONGEST), json.dumps(calls).encode()
 
 
 def _call(item: _Item, number: int) -> dict[str, Any]:
@@ -127,7 +134,7 @@ def _call(item: _Item, number: int) -> dict[str, Any]:
 def _settle(item: _Item, group: list[int], outcome: Outcome) -> None:
     if outcome.status != "ok" and not item.why:
         said = outcome.stderr.decode(errors="replace").strip().splitlines()
-        item.why = f"{outcome.status}: {said[-1][:200]}" if said else outcome.status
+        item.why = f"{outcome.status}: {said[-1][:LONGEST]}" if said else outcome.status
     if item.tests.cases[group[0]].stdin is not None:
         expected = item.tests.cases[group[0]].expected
         got = outcome.stdout.decode(errors="replace")
@@ -135,7 +142,11 @@ def _settle(item: _Item, group: list[int], outcome: Outcome) -> None:
         return
     replies = _replies(outcome.stdout)
     for position, number in enumerate(group):
-        item.passed[number] = _right(item.tests.cases[number], item.nonces.get(number), replies.get(position, {}))
+        reply = replies.get(position, {})
+        item.passed[number] = _right(item.tests.cases[number], item.nonces.get(number), reply)
+        if not item.passed[number] and not item.why and isinstance(error := reply.get("error"), str):
+            printable = error.encode(errors="replace").decode()
+            item.why = f"error: case {number + 1}: {printable[:LONGEST]}"
 
 
 def _replies(output: bytes) -> dict[int, dict[str, Any]]:

@@ -6,7 +6,8 @@ its controllers, what it warned of.
 
 from typing import NamedTuple
 
-from entrl.diagnosis.rules import rule_of, said_of_the_start, seen, too_many, values_of
+from entrl.diagnosis.looks import too_many
+from entrl.diagnosis.rules import rule_of, said_of_the_start, seen, values_of
 from entrl.report.metrics import by_task
 from entrl.report.read import RunRecord, metric_names, series
 from entrl.settings.json_lines import is_number

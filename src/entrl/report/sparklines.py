@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
-from entrl.diagnosis.rules import end_mean, start_mean
+from entrl.diagnosis.curves import end_mean, start_mean
 from entrl.report.drawing import short
 from entrl.report.metrics import by_task, named
 from entrl.report.read import RunRecord, series

@@ -13,7 +13,7 @@ Needs:   eval_before.json and eval_after.json; without them it says what could n
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
-from entrl.diagnosis.rules import end_mean, start_mean
+from entrl.diagnosis.curves import end_mean, start_mean
 from entrl.report.health import Health, health_of
 from entrl.report.metrics import Number, by_task, named
 from entrl.report.read import RunRecord, series

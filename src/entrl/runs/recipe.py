@@ -11,12 +11,14 @@
     launch: {world_size, backend}, refused when the real ones differ; {device_memory_gib, rates}, for `entrl plan`
     trainer: EntropyGRPOConfig (hence TRL GRPOConfig) fields verbatim
     doctor: off, warn or strict
+    reward_trial_s: seconds
 
 Nothing is read from the environment but `~` and `$NAME` in paths (entrl.settings.paths). A key that is not known, is
 written twice or was removed from TRL stops the recipe with the next move. YAML is read as YAML 1.2 reads scalars:
 `1e-4` is a number, `no` is the word "no".
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -65,10 +67,17 @@ class Recipe(SettingsFile, Parts):
     launch: LaunchSpec = field(default_factory=LaunchSpec)
     trainer: dict[str, Any] = field(default_factory=dict)
     doctor: str = "off"  # or warn, strict: a few prompts are answered and looked at before the first step
+    # Seconds for the trial call of each reward of one's own before training; 0: none is made. Our choice: short beside
+    # any run, long for a dozen short completions.
+    reward_trial_s: float = 60.0
 
     def __post_init__(self) -> None:
         check(bool(self.rewards), "rewards is empty; name at least one")
         check(self.doctor in DOCTOR, f"doctor must be one of {', '.join(DOCTOR)}, got {self.doctor!r}")
+        check(
+            0 <= self.reward_trial_s < math.inf,
+            f"reward_trial_s must be a number of seconds, 0 for no trial call, got {self.reward_trial_s!r}",
+        )
         check(bool(self.trainer.get("output_dir", True)), "trainer.output_dir is empty; name a folder, or leave it out")
 
     @classmethod
@@ -155,7 +164,8 @@ def deciding(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Of a resolved recipe, masked, what decides the numbers: not where it is written or fits, nor where its servers
     listen, which a cluster decides anew at each start. Whether there are servers stays."""
     content = {group: dict(value) if isinstance(value, Mapping) else value for group, value in settings.items()}
-    content.pop("doctor", None)
+    for name in ("doctor", "reward_trial_s"):
+        content.pop(name, None)
     for group, name in UNDECIDING:
         (content.get(group) or {}).pop(name, None)
     for group, name in ADDRESSES:

@@ -9,21 +9,23 @@ from entrl.sandbox import open_sandbox, unsafe_is_permitted
 UNSAFE = "warning: sandbox=unsafe: code of the model runs with all your rights, and may read, change and send anything"
 
 
-def sandbox_note(rewards: Sequence[Any]) -> dict[str, str]:
-    """The manifest's entry `sandbox`, none where no reward runs code. SandboxError where one does and nothing is safe.
+def sandbox_note(rewards: Sequence[Any], *, rows_ask: bool = False) -> dict[str, str]:
+    """The manifest's entry `sandbox`, none where no code is run. SandboxError where some is and nothing is safe.
 
-    `accuracy` over rows that ask for code counts as one that may: its tier is noted where a person chose unsafe.
+    rows_ask: whether rows of training or evaluation have a verifier of kind `code`, by which `accuracy` and everything
+    that judges through it runs code as well.
     """
     own = [reward for reward in rewards if getattr(reward, "judges", None) == "code"]
-    tiers = sorted({open_sandbox(tier=getattr(reward, "tier", None)).tier for reward in own})
+    named = [getattr(reward, "tier", None) for reward in own] + [None] * rows_ask
+    tiers = sorted({open_sandbox(tier=tier).tier for tier in named})
     if tiers or unsafe_is_permitted():
         return {"sandbox": ", ".join(tiers) or open_sandbox().tier}
     return {}
 
 
-def missing_sandbox(rewards: Sequence[Any]) -> list[str]:
+def missing_sandbox(rewards: Sequence[Any], *, rows_ask: bool = False) -> list[str]:
     try:
-        sandbox_note(rewards)
+        sandbox_note(rewards, rows_ask=rows_ask)
     except SandboxError as error:
         return [str(error)]
     return []

@@ -37,6 +37,7 @@ from entrl.engines.middleware import STORE_VARIABLE
 from entrl.engines.servers import KEY_VARIABLE, PROCESSED, checked_url, prompts_in_parts
 from entrl.models.load import base_of, refuse_adapter
 from entrl.runs.wording import shown
+from entrl.sandbox.groups import end_group, ended, wait_for
 from entrl.settings.secrets import mask_words
 
 if TYPE_CHECKING:
@@ -277,8 +278,8 @@ class Server:
         url = self.command.url + "/health"
         with httpx.Client(trust_env=False, timeout=5.0) as client:
             while time.monotonic() - self.started < timeout:
-                if self.process.poll() is not None:
-                    raise self._failed(f"ended with status {self.process.returncode} before it was ready")
+                if (code := ended(self.process)) is not None:
+                    raise self._failed(f"ended with status {code} before it was ready")
                 with contextlib.suppress(httpx.TransportError):
                     if client.get(url).status_code == 200:
                         return time.monotonic() - self.started
@@ -286,8 +287,8 @@ class Server:
         raise self._failed(f"did not answer within {timeout:g} s; raise --timeout")
 
     def wait(self) -> int:
-        """Until it ends: its exit status."""
-        return self.process.wait()
+        """Until it ends: its exit status. `stop` ends what is left of it."""
+        return wait_for(self.process)
 
     def _failed(self, what: str) -> ServerFailed:
         print(shown(tail(self.log)), file=sys.stderr)
@@ -295,17 +296,8 @@ class Server:
 
     def stop(self) -> None:
         atexit.unregister(self.stop)
-        _signal_group(self.process.pid, signal.SIGTERM)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self.process.wait(GRACE)
-        _signal_group(self.process.pid, signal.SIGKILL)  # workers that outlived it, too
-        self.process.wait()
+        end_group(self.process, patience_s=GRACE)  # and workers that outlived it
         shutil.rmtree(self.store, ignore_errors=True)
-
-
-def _signal_group(group: int, what: signal.Signals) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(group, what)
 
 
 def check_port(host: str, port: int) -> None:

@@ -9,7 +9,7 @@ the run's own task by the prompt. A file of one's own has a line for each comple
 every other key is a column.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import Any
 from entrl.models.load import load_tokenizer
 from entrl.runs.plan.rows import as_shown
 from entrl.runs.recipe import Recipe, load_recipe
+from entrl.runs.reward_call import completion_row
 from entrl.tasks.records import read_records
 
 OURS = ("step", "prompt", "tokens", "entropies", "phases", "rewards", "reward", "advantage", "group", "truncated")
@@ -109,35 +110,20 @@ def _of_run(record: dict[str, Any], stored: Stored, columns: dict[str, dict[str,
     prompt = known.pop("prompt", None) or record["prompt"]
     answer = "".join(t for t, phase in zip(tokens, phases, strict=True) if phase == "answer" and t not in special)
     own = {name: value for name, value in record.items() if name and name not in OURS}
-    row = (
-        known
-        | own
-        | {
-            "prompt": prompt,
-            "completion": text if isinstance(prompt, str) else [{"role": "assistant", "content": text}],
-            "group_index": record["group"],
-            "truncated": record["truncated"],
-            "answer_texts": answer,
-            "token_mask": torch.tensor([phase != "tool" for phase in phases]),
-        }
-    )
+    tokenized: dict[str, Any] = {}
     if record.get("entropies") is not None:
-        row["token_entropies"] = torch.tensor(record["entropies"])
+        tokenized["token_entropies"] = torch.tensor(record["entropies"])
     if stored.tokenizer is not None:
-        row["prompt_ids"] = stored.tokenizer(record["prompt"], add_special_tokens=False)["input_ids"]
-        row["completion_ids"] = stored.tokenizer("".join(tokens), add_special_tokens=False)["input_ids"]
-    return row | ({"found": found is not None} if columns else {})
-
-
-def signals_of(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The keywords of one call."""
-    from transformers import TrainerState
-
-    names = {"prompt": "prompts", "completion": "completions"}
-    call = {names.get(name, name): [row.get(name) for row in rows] for name in rows[0]}
-    call.setdefault("completion_ids", [[] for _ in rows])
-    return call | {
-        "trainer_state": TrainerState(),
-        "log_extra": lambda *_: None,
-        "log_metric": lambda *_: None,
-    }
+        for name, part in (("prompt_ids", record["prompt"]), ("completion_ids", "".join(tokens))):
+            tokenized[name] = stored.tokenizer(part, add_special_tokens=False)["input_ids"]
+    made = completion_row(
+        prompt,
+        text,
+        group=record["group"],
+        truncated=record["truncated"],
+        answer=answer,
+        columns=known | own,
+        mask=[phase != "tool" for phase in phases],
+        **tokenized,
+    )
+    return made | ({"found": found is not None} if columns else {})

@@ -74,7 +74,7 @@ def train(
     prepared = prepare(recipe)  # joins the process group, if there is one
     together(lambda: refuse_problems(recipe, prepared))
     console = console or Console(quiet=not PartialState().is_main_process, soft_wrap=True)
-    dataset = together(lambda: load_checked_data(recipe, prepared, console))
+    dataset, code = together(lambda: load_checked_data(recipe, prepared, console))
     folder, files = RunFolder(path=recipe.run_dir), contents(flat(recipe.resolved()), recipe.base)
     run = Run(recipe=recipe, prepared=prepared, folder=folder, console=console, ending=Ending(), dataset=dataset)
     lock = FolderLock(folder.path)
@@ -96,7 +96,7 @@ def train(
             run.say(f"{folder.path} is finished with these settings: nothing is left to do")
             return read_result(folder, folder.path / "report.html")
         run.manifest = make_manifest(recipe, prepared.args, run.start) | {"contents": files}
-        run.manifest |= sandbox_note(prepared.reward_funcs)
+        run.manifest |= code
         if run.is_trained:
             run.manifest |= {k: v for k, v in (folder.manifest() or {}).items() if k in ("best", "warnings")}
         with run.ending.listening():
@@ -194,16 +194,20 @@ def train_model(run: Run) -> None:
     trainer.accelerator.free_memory()  # it would hold model and optimiser beside the one that is evaluated
 
 
-def load_checked_data(recipe: Recipe, prepared: Prepared, console: Console) -> Any:
-    """The training set; rank 0 first, so that a download happens once. What recipe and rows lack is said first."""
+def load_checked_data(recipe: Recipe, prepared: Prepared, console: Console) -> tuple[Any, dict[str, str]]:
+    """The training set and where code is run; rank 0 first, so that a download happens once.
+
+    What recipe and rows lack is said first. SandboxError where rows ask for code to be run and nothing is safe.
+    """
     with main_first():
         dataset = recipe.load_data()
-    found = check_rows(recipe, prepared, dataset)
+    found = check_rows(recipe, prepared, dataset, trial=PartialState().is_main_process)
     if found.problems:
         raise ValueError(found.problems[0])
+    code = sandbox_note(prepared.reward_funcs, rows_ask=found.runs_code)
     for warning in (*recipe_warnings(recipe, prepared, prepared.args.world_size), *found.warnings):
         say(console, f"warning: {warning}")
-    return dataset
+    return dataset, code
 
 
 def check_trained(step: int, planned: int) -> None:

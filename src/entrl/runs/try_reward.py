@@ -4,7 +4,6 @@ It is loaded as recipes load theirs, and called as the trainer does: once per ro
 are known of it. Nothing is trained.
 """
 
-import asyncio
 import dataclasses
 import inspect
 import math
@@ -16,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from entrl.runs.plan.checks import required_names
+from entrl.runs.reward_call import called, signals_of
 from entrl.runs.specs import load_reward
-from entrl.runs.stored import Stored, signals_of
+from entrl.runs.stored import Stored
 from entrl.settings.arguments import TRL_KEYWORDS
 from entrl.settings.names import Loaded, find_file, import_file
 from entrl.trainers.shared.first_look import think_tags_of
@@ -158,10 +158,7 @@ def _shared(stored: Stored) -> dict[str, Any]:
 def _call(guard: Any, rows: list[dict[str, Any]], tried: Tried) -> None:
     start = time.perf_counter()
     try:
-        found = guard.called(**signals_of(rows))
-        if inspect.isawaitable(found):
-            found = asyncio.run(_awaited(found))
-        values = guard.sized(found, rows=len(rows))
+        values = guard.sized(called(guard.called, signals_of(rows)), rows=len(rows))
     except RewardError as error:
         if str(error) not in tried.problems:
             tried.problems.append(str(error))
@@ -171,10 +168,6 @@ def _call(guard: Any, rows: list[dict[str, Any]], tried: Tried) -> None:
     finally:
         tried.seconds.append(time.perf_counter() - start)
     tried.values += [_number(value, tried) for value in values]
-
-
-async def _awaited(answer: Any) -> Any:
-    return await answer
 
 
 def _number(value: Any, tried: Tried) -> float | None:

@@ -12,6 +12,7 @@ Tiers, the first that works here is taken (`probe` finds out by really running p
     limits        what a program may use; what became of it       processes     start, feed, read, cut, end
     tiers         how each tier starts an interpreter             boot          the interpreter's first lines
     system_calls  the filter                                      probing       which tiers work here
+    groups        the end of a process and all it started
 
 Knows nobody in the library but `errors`. What was tried against it: docs/reliability.md.
 """

@@ -9,6 +9,7 @@ else can be set.
 
     program   Python source               rlimits  [[name, soft, hard], ...]
     filter    BPF, empty for none         read     paths that may be read, None for no Landlock
+    list      folders of which the names alone may be read
     uid       user and group id to take, None to stay      keep_read   whether Python can only be read as root
     users     whether to enter a user namespace            marker      what says ready
 """
@@ -17,6 +18,7 @@ import ctypes
 import marshal
 import os
 import resource
+import stat
 import sys
 
 SET_PDEATHSIG, SET_KEEPCAPS, SET_SECCOMP, SET_NO_NEW_PRIVS = 1, 8, 22, 38  # prctl
@@ -52,7 +54,7 @@ def main():
         raise SystemExit("the parent is gone")
     _prctl(SET_NO_NEW_PRIVS, 1)
     if order["read"] is not None:
-        _landlock(order["read"])
+        _landlock(order["read"], order["list"])
     if order["filter"]:
         _filter(order["filter"])
     source, marker = order["program"], order["marker"]
@@ -100,24 +102,27 @@ def _keep_capabilities(bits):
     _checked(libc.capset(head, (ctypes.c_uint32 * 6)(bits, bits, 0, 0, 0, 0)), "capset")
 
 
-def _landlock(paths):
+def _landlock(paths, folders):
     abi = _checked(libc.syscall(CREATE_RULESET, None, ctypes.c_size_t(0), 1), "Landlock")
     handled = (1 << RIGHTS[max(known for known in RIGHTS if known <= abi)]) - 1
     attributes = [handled, *([3] if abi >= 4 else []), *([3] if abi >= 6 else [])]  # files, network, scopes
     words = (ctypes.c_uint64 * len(attributes))(*attributes)
     ruleset = _checked(libc.syscall(CREATE_RULESET, words, ctypes.c_size_t(ctypes.sizeof(words)), 0), "Landlock")
     for path in paths:
-        _may_read(ruleset, path)
+        _allow(ruleset, path, READ_FILE | READ_DIR)
+    for path in folders:
+        _allow(ruleset, path, READ_DIR)
     _checked(libc.syscall(RESTRICT_SELF, ruleset, 0), "Landlock")
     os.close(ruleset)
 
 
-def _may_read(ruleset, path):
+def _allow(ruleset, path, rights):
     try:
         place = os.open(path, os.O_PATH | os.O_CLOEXEC)
     except FileNotFoundError:
         return
-    rights = READ_FILE | READ_DIR if os.path.isdir(path) else READ_FILE
+    if not stat.S_ISDIR(os.fstat(place).st_mode):
+        rights &= ~READ_DIR
     rights |= WRITE_FILE if path == os.devnull else 0
     rule = rights.to_bytes(8, sys.byteorder) + place.to_bytes(4, sys.byteorder)
     _checked(libc.syscall(ADD_RULE, ruleset, PATH_BENEATH, rule, 0), f"Landlock, {path}")

@@ -9,6 +9,7 @@ import time
 from dataclasses import dataclass, field
 
 from entrl.errors import SandboxError
+from entrl.sandbox.groups import end_group, ended
 from entrl.sandbox.limits import Limits, Outcome, Status, Tier
 from entrl.sandbox.tiers import ENVIRONMENT, MARKER, command, order
 
@@ -37,10 +38,8 @@ def run_program(program: str, stdin: bytes, *, tier: Tier, limits: Limits) -> Ou
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """Kill the group, which also ends what the program left behind, and collect it."""
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    """With what the program left behind."""
+    end_group(process)
     for pipe in (process.stdin, process.stdout, process.stderr):
         if pipe is not None:
             with contextlib.suppress(OSError):
@@ -69,8 +68,7 @@ class _Watch:
         if status is None and not self._ended_in_time():
             status = "timeout"
         seconds = time.monotonic() - self.began
-        if status is not None:
-            _end(self.process)
+        _end(self.process)
         code = self._exit_code()
         if status is None:
             status = "timeout" if self._out_of_cpu(code, seconds) else "error" if code else "ok"
@@ -148,11 +146,7 @@ class _Watch:
 
     def _ended_in_time(self) -> bool:
         """It has closed its outputs; a program may do so and go on."""
-        try:
-            self.process.wait(max(0.1, self.deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            return False
-        return True
+        return ended(self.process, max(0.1, self.deadline - time.monotonic())) is not None
 
     def _out_of_cpu(self, code: int, seconds: float) -> bool:
         """The first process of a namespace, as bubblewrap's is, is spared SIGXCPU and gets SIGKILL a second later."""
@@ -160,7 +154,7 @@ class _Watch:
 
     def _exit_code(self) -> int:
         """Of the program that has ended, negative for a signal; bubblewrap tells signals as a shell does."""
-        code = self.process.wait()
+        code = self.process.returncode
         return 128 - code if self.tier == "bubblewrap" and code > 128 else code
 
     def _blame_sandbox(self, status: Status | None) -> None:

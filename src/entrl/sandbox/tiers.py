@@ -1,9 +1,11 @@
 """How an interpreter is started in each tier, and what it is told to give up.
 
 bubblewrap: every namespace of its own (processes, network, mounts, users, ...), no capability, a private /proc, Python
-and the system's libraries read-only, one tmpfs of a set size to write to, and the filter of system calls.
-landlock: the same file system and processes, but Landlock lets it read Python's paths alone and write nothing, and the
-filter leaves it no fork, no exec, no socket and no signal to others; as root, an unused user first.
+and the system's libraries read-only and without installed packages, one tmpfs of a set size to write to, and the
+filter of system calls.
+landlock: the same file system and processes, but Landlock lets it read Python's paths alone, without installed
+packages, and write nothing, and the filter leaves it no fork, no exec, no socket and no signal to others; as root, an
+unused user first.
 unsafe: the limits alone. Nothing keeps such a program from reading your files or killing your run.
 """
 
@@ -41,11 +43,48 @@ def interpreter() -> str:
 
 @functools.cache
 def python_paths() -> tuple[str, ...]:
-    """What an interpreter reads: itself, the standard library, the libraries it is linked with."""
-    paths = [interpreter(), *(sysconfig.get_path(name) for name in ("stdlib", "platstdlib"))]
+    """What an interpreter reads: itself, the standard library, the libraries it is linked with.
+
+    Of the interpreter itself: `platstdlib` of a virtual environment is a folder that holds its site-packages.
+    """
+    own = {"base": sys.base_prefix, "platbase": sys.base_exec_prefix}
+    paths = [interpreter(), *(sysconfig.get_path(name, vars=own) for name in ("stdlib", "platstdlib"))]
     shared = sysconfig.get_config_var("LIBDIR")
     paths += [str(Path(shared) / name) for name in _shared_libraries(shared)] if shared else []
     return tuple(dict.fromkeys(path for path in paths if path and not _inside(path, SYSTEM)))
+
+
+@functools.cache
+def package_folders() -> tuple[str, ...]:
+    """Folders of installed packages beneath what an interpreter reads, which a program is not to see."""
+    roots = [os.path.realpath(path) for path in (*SYSTEM, *python_paths())]
+    patterns = [f"{inside}{name}" for inside in ("", "python3*/") for name in ("site-packages", "dist-packages")]
+    found = {os.path.realpath(path) for root in roots for pattern in patterns for path in Path(root).glob(pattern)}
+    return tuple(sorted(path for path in found if _inside(path, tuple(roots))))
+
+
+@functools.cache
+def readable() -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """(what Landlock lets a program read, folders it may list and no more).
+
+    Landlock cannot take back what it gave for the folder above, so the neighbours of packages are named one by one; a
+    symlink is none of them, since its target would be meant.
+    """
+    read: list[str] = []
+    listed: list[str] = []
+
+    def give(path: str) -> None:
+        if not any(_inside(folder, (path,)) for folder in package_folders()):
+            read.append(path)
+        elif path not in package_folders():
+            listed.append(path)
+            for entry in sorted(os.scandir(path), key=lambda entry: entry.name):
+                if not entry.is_symlink():
+                    give(entry.path)
+
+    for path in dict.fromkeys(os.path.realpath(path) for path in (*SYSTEM, *python_paths())):
+        give(path)
+    return (*read, *DEVICES), tuple(listed)
 
 
 def _shared_libraries(folder: str) -> list[str]:
@@ -75,6 +114,8 @@ def command(tier: Tier, limits: Limits) -> list[str]:
             words += ["--symlink", os.readlink(path), path]
         elif os.path.exists(path):
             words += ["--ro-bind", path, path]
+    for path in package_folders():
+        words += ["--size", str(4 * KIB), "--perms", "0555", "--tmpfs", path, "--remount-ro", path]
     words += ["--proc", "/proc", "--dev", "/dev", "--remount-ro", "/dev"]
     words += ["--size", str(8 * limits.file_kib * KIB), "--perms", "1777", "--tmpfs", "/tmp"]
     return [*words, "--remount-ro", "/", "--chdir", "/tmp", "--", *python]
@@ -102,6 +143,7 @@ def order(tier: Tier, limits: Limits, program: str) -> bytes:
         "rlimits": _rlimits(tier, limits),
         "filter": b"",
         "read": None,
+        "list": (),
         "uid": None,
         "keep_read": False,
         "users": False,
@@ -109,7 +151,7 @@ def order(tier: Tier, limits: Limits, program: str) -> bytes:
     if tier != "unsafe":
         content["filter"] = system_call_filter(writes=tier == "bubblewrap")
     if tier == "landlock":
-        content["read"] = [*SYSTEM, *python_paths(), *DEVICES]
+        content["read"], content["list"] = readable()
     if tier != "unsafe" and os.geteuid() == 0:
         content["uid"] = FIRST_UID + int.from_bytes(os.urandom(2), "big") % UIDS
         content["keep_read"] = tier == "landlock" and not everybody_reads_python()

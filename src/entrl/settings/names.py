@@ -118,7 +118,8 @@ def _attribute(module: ModuleType, wanted: str) -> Any:
     value: Any = module
     for part in wanted.split("."):
         if not hasattr(value, part):
-            public = [n for n in vars(value) if not n.startswith("_")] if hasattr(value, "__dict__") else []
+            names = [*getattr(value, "__dict__", ()), *dir(value)]  # the latter of a package that imports when asked
+            public = [n for n in dict.fromkeys(names) if not n.startswith("_")]
             own = module.__name__.startswith("entrl_file_")
             where = str(module.__file__) if own else f"{module.__name__} ({module.__file__})"
             hint = suggest(part, public) or f" Name something it has: {', '.join(public[:SHOWN]) or 'it is empty'}"

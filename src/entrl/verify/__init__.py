@@ -9,8 +9,8 @@
     judge        one check of one answer by its kind
     pool         child processes to be killed     worker       what runs in them
 
-Knows nobody else in the library but `puzzles`, whose verdicts it hands on: rewards, tasks and evaluation all judge
-through it.
+Knows nobody else in the library but `puzzles`, whose verdicts it hands on, and how the sandbox ends processes: rewards,
+tasks and evaluation all judge through it.
 """
 
 from entrl.verify.pool import Verdict, VerifierError, VerifierPool, shared_pool

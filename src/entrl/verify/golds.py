@@ -37,6 +37,7 @@ class GoldCheck:
     bad: list[BadGold] = field(default_factory=list)
     unread: int = 0  # rows whose gold was not reached in time
     words: str | None = None  # a gold of kind `math`, where none of those looked at is mathematics
+    kinds: frozenset[str] = frozenset()  # of verifier, that some row asks for
 
     def problems(self, what: str) -> list[str]:
         """Why nothing may start: no row has a gold to verify, or one has a gold that is no letter of its choices."""
@@ -106,7 +107,13 @@ def check_golds(rows: Any, *, default: str = "auto", limit_s: float = LIMIT_S, n
         count, bad = sum(gold is not None for gold in golds), [b for b in bad if b.kind != "none"]
     maths = [gold for key, (kind, gold, _) in jobs.items() if kind == "math" and why.get(key, "unread") is None]
     words = bool(maths) and all(map(is_words, maths[:LOOKED_AT]))
-    return GoldCheck(rows=count, bad=bad, unread=unread, words=maths[0] if words else None)
+    return GoldCheck(
+        rows=count,
+        bad=bad,
+        unread=unread,
+        words=maths[0] if words else None,
+        kinds=frozenset(kind for kind, _ in kinds),
+    )
 
 
 def _key(kind: str, gold: Any, spec: Mapping[str, Any]) -> tuple[str, str, str]:

@@ -35,6 +35,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from entrl.sandbox.groups import end_group, ended
+
 logger = logging.getLogger(__name__)
 
 START_S = 120.0  # seconds a child may take to start and import; generous, as it is not an item's fault
@@ -91,16 +93,12 @@ class _Child:
 
     def kill(self, *, patience_s: float = 0.0) -> int:
         """End it and whatever it started; the exit code, negative for a signal."""
-        if patience_s:  # it closed its pipe: let it finish dying, for the true exit code
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self.process.wait(patience_s)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
+        ended(self.process, patience_s)  # it closed its pipe: let it finish dying, for the true exit code
         for pipe in (self.process.stdin, self.process.stdout):
             if pipe is not None:
                 with contextlib.suppress(OSError):
                     pipe.close()
-        return self.process.wait()
+        return end_group(self.process)
 
 
 class VerifierPool:

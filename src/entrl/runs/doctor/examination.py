@@ -7,7 +7,8 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
-from entrl.diagnosis.rules import ENOUGH, FEW, findings
+from entrl.diagnosis.looks import ENOUGH, FEW
+from entrl.diagnosis.rules import findings
 from entrl.models.load import tokenizer_of
 from entrl.runs.doctor.sampled import Sampled, pick, sample
 from entrl.runs.plan import Prepared, plan, prepare
@@ -16,7 +17,6 @@ from entrl.runs.recipe import Recipe
 
 PROMPTS = 8
 LOOKED_THROUGH = 512  # rows made of a task without end, to look for repeats
-SHARPEST = 0.02  # nats a token below which nearly every sample is the same; our choice
 
 
 @dataclass(kw_only=True)
@@ -83,16 +83,18 @@ def _of_samples(prepared: Prepared, seen: Sampled, found: Examination) -> None:
         evidence = one.evidence.replace(f" in the last {FEW} rollouts", "").replace(" in the last rollouts", "")
         found.warnings.append(f"{_of_one_look(one.rule.symptom, evidence, seen)}. {one.rule.change} "
                               f"({', '.join(one.rule.keys)})")  # fmt: skip
-    if seen.shares["unverified"]:
-        found.warnings.append(
-            f"{seen.shares['unverified']:.0%} of completions could not be verified; look at their golds (data.task)"
-        )
-    _of_entropy(prepared, seen, found)
+    _of_entropy(seen, found)
     args = prepared.args
     if args.use_vllm or args.vllm_replicas:
-        found.unchecked.append("the gap of sampler and trainer: it is logged while training (sampler/gap)")
-    else:
-        found.facts["sampler and trainer"] = "one model in one engine: no gap"
+        found.unchecked.append(
+            "the gap of sampler and trainer: not measured, the engine is not started here; training logs it "
+            "(sampler/gap)"
+        )
+    elif (gap := seen.gap) is not None:
+        found.facts["sampler and trainer"] = (
+            f"log-probs of {gap.tokens:,} sampled tokens differ by {gap.mean:.2g} nats on average, {gap.most:.2g} at "
+            "most (transformers, the dtype of model)"
+        )
     if args.top_k or args.min_p:
         found.unchecked.append("trainer.top_k and trainer.min_p: prompts were sampled without them")
 
@@ -108,24 +110,12 @@ def _of_one_look(symptom: str, evidence: str, seen: Sampled) -> str:
     return words.get(symptom, evidence)
 
 
-def _of_entropy(prepared: Prepared, seen: Sampled, found: Examination) -> None:
+def _of_entropy(seen: Sampled, found: Examination) -> None:
     """What the entropy of the start leaves to controllers and to PEAR."""
     known = {phase: value for phase, value in seen.entropy.items() if value is not None}
     found.facts["entropy of the start"] = ", ".join(f"{phase} {value:.3f}" for phase, value in known.items()) + " nats"
-    if known.get("all", 1.0) < SHARPEST:
-        found.warnings.append(
-            f"the entropy of the start is {known['all']:.3f} nats a token: samples of a prompt are nearly alike, and "
-            "controllers have nothing to hold up. Raise trainer.temperature, or start from a model before such training"
-        )
-    for reward in prepared.reward_funcs:
-        if getattr(reward, "__name__", "") == "pear" and {"think", "answer"} <= known.keys():
-            left = known["think"] - reward.alpha * known["answer"]
-            found.facts["PEAR has to take"] = f"H_think - alpha H_answer = {left:.3f} nats, of mean entropies"
-            if left <= 0:
-                found.warnings.append(
-                    f"PEAR's penalty is 0 on average: thinking has {known['think']:.3f} nats a token, alpha x answer "
-                    f"{reward.alpha * known['answer']:.3f}. Lower rewards' alpha, or leave PEAR out"
-                )
+    if (left := seen.metrics.get("start/pear_left")) is not None:
+        found.facts["PEAR has to take"] = f"H_think - alpha H_answer = {left:.3f} nats, of mean entropies"
 
 
 def _of_tokens(tokenizer: Any, seen: Sampled, found: Examination) -> None:

@@ -15,7 +15,6 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from accelerate import PartialState
 
 from entrl.evaluation.answers import Answers
@@ -25,9 +24,10 @@ from entrl.evaluation.writing import Asked, Completion, Sampling
 from entrl.maths.phases import answer_text, closing_seen, phase_labels, prompt_start
 from entrl.models.load import load_model
 from entrl.models.whole import whole_models
+from entrl.runs.doctor.gap import Gap, sampler_gap
 from entrl.runs.plan import Prepared
-from entrl.runs.plan.trial import called
 from entrl.runs.recipe import Recipe
+from entrl.runs.reward_call import called, completion_row, signals_of
 from entrl.stats.intervals import bootstrap_interval
 from entrl.trainers.shared.first_look import tags_to_look_for
 from entrl.trainers.shared.rewards import RewardError, guarded, needed_signals, reward_name
@@ -72,6 +72,7 @@ class Sampled:
     end: str  # of the first prompt as the model gets it
     starts_in: str | None  # think, answer: where the prompt leaves the model; None where it does not say
     errors: list[str] = field(default_factory=list)
+    gap: Gap | None = None  # of sampler and trainer; None where the run's sampler is another engine
 
 
 def pick(rows: Any, count: int, seed: int) -> Any:
@@ -90,15 +91,19 @@ def sample(recipe: Recipe, prepared: Prepared, rows: Any, *, seed: int = 0) -> S
     said = _judged(work, [(a.index, c) for a in answered for c in a.drawn])
     paid, errors = _paid(recipe, work, said)
     totals = _totals([r.weight for r in recipe.rewards], paid, len(said))
+    metrics = _metrics(prepared, work, said, paid, totals)
+    gap = None if prepared.args.use_vllm or prepared.args.vllm_replicas else _gap(work, said)
+    start = {"sampler_gap": None if gap is None else gap.mean, **_start(prepared, said, result["entropy"])}
     return Sampled(
         rows=[_row(work, one, total) for one, total in zip(said, totals, strict=True)],
-        metrics=_metrics(prepared, work, said, paid, totals),
+        metrics=metrics | {f"start/{name}": value for name, value in start.items() if value is not None},
         shares=_shares(work, said, totals),
         pass_at_k={str(k): _reach(result["problems"], k, seed) for k in dict.fromkeys(work.k)},
         entropy=result["entropy"],
         end=work.tokenizer.decode(work.prompts[0])[-END:],
         starts_in=None if work.tags is None else prompt_start(work.prompts[0], work.tags),
         errors=errors,
+        gap=gap,
     )
 
 
@@ -153,29 +158,25 @@ def _paid(recipe: Recipe, work: Answers, said: list[Said]) -> tuple[Paid, list[s
 
 
 def _signals(work: Answers, said: list[Said]) -> dict[str, Any]:
-    """What rewards are called with, as TRL and the trainer hand it over."""
-    from transformers import TrainerState
-
-    rows = work.dataset.select([one.index for one in said])
-    columns = {name: list(rows[name]) for name in rows.column_names}
-    prompts, completions = columns.pop("prompt"), [one.completion for one in said]
-    chat = not isinstance(prompts[0], str)
-    return {
-        "prompts": prompts,
-        "completions": [[{"role": "assistant", "content": c.text}] if chat else c.text for c in completions],
-        "completion_ids": [c.ids for c in completions],
-        **columns,
-        "trainer_state": TrainerState(),
-        "log_extra": lambda *_: None,
-        "log_metric": lambda *_: None,
-        "group_index": [one.index for one in said],
-        "token_entropies": [c.entropies for c in completions],
-        "token_logprobs": [c.logprobs for c in completions],
-        "token_mask": [torch.ones(len(c.ids), dtype=torch.bool) for c in completions],
-        "truncated": [c.truncated for c in completions],
-        "prompt_ids": [work.prompts[one.index] for one in said],
-        "answer_texts": [one.answer for one in said],
-    }
+    rows = []
+    for one in said:
+        columns, completion = dict(work.dataset[one.index]), one.completion
+        prompt = columns.pop("prompt")
+        rows.append(
+            completion_row(
+                prompt,
+                completion.text,
+                group=one.index,
+                truncated=completion.truncated,
+                answer=one.answer,
+                columns=columns,
+                completion_ids=completion.ids,
+                prompt_ids=work.prompts[one.index],
+                token_entropies=completion.entropies,
+                token_logprobs=completion.logprobs,
+            )
+        )
+    return signals_of(rows)
 
 
 def _totals(weights: list[float], paid: Paid, count: int) -> list[float | None]:
@@ -248,6 +249,25 @@ def _metrics(
             f"rewards/{n}/mean": fmean(abs(v) for v in vs if v is not None) for n, vs in paid.items() if any(vs)
         }
     return metrics
+
+
+def _start(prepared: Prepared, said: list[Said], entropy: dict[str, float | None]) -> dict[str, float | None]:
+    """What only a look before training asks: the rule table's `start/...`."""
+    start: dict[str, float | None] = {
+        "entropy": entropy["all"],
+        "unverified": fmean(one.verdict == "not verified" for one in said),
+    }
+    think, answer = entropy.get("think"), entropy.get("answer")
+    for reward in prepared.reward_funcs:
+        if getattr(reward, "__name__", "") == "pear" and think is not None and answer is not None:
+            start["pear_left"] = think - reward.alpha * answer
+    return start
+
+
+def _gap(work: Answers, said: list[Said]) -> Gap | None:
+    drawn = [(work.prompts[one.index], one.completion) for one in said]
+    size = work.model.get_input_embeddings().num_embeddings
+    return sampler_gap(work.model, drawn, temperature=work.sampling.temperature, vocabulary=size)
 
 
 def _reach(problems: list[dict[str, Any]], k: int, seed: int) -> dict[str, Any]:

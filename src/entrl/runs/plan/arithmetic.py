@@ -6,10 +6,9 @@ No model and no data; of the trainer's config and of what the recipe says.
 import math
 from typing import Any
 
+from entrl.diagnosis.bounds import BEYOND
 from entrl.models.load import load_config
 from entrl.runs.recipe import Recipe
-
-MOST_PASSES = 1e4  # over the training set; our choice
 
 
 def arithmetic_problems(recipe: Recipe, args: Any) -> list[str]:
@@ -69,7 +68,7 @@ def _step_warnings(recipe: Recipe, args: Any) -> list[str]:
         return []
     prompts = args.world_size * args.per_device_train_batch_size * args.gradient_accumulation_steps
     passes = steps * prompts / args.num_generations / (recipe.data.train_size or math.inf)
-    if passes > MOST_PASSES:
+    if passes > BEYOND["passes over data.train_size"].high:
         out.append(
             f"trainer.max_steps of {steps:,} is {passes:,.0f} passes over the {recipe.data.train_size:,} problems of "
             "data.train_size; lower it, unless it is meant"

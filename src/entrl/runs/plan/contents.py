@@ -7,9 +7,10 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from entrl.diagnosis.bounds import BEYOND
+
 NAMED = 3  # rows named in a message about many
 FEWEST = 4  # rows below which nothing is said of all of them alike, our choice
-SHOWN = 0.9  # share of golds that stand in their prompts from which on it is said, our choice
 
 
 def some(names: Sequence[str]) -> str:
@@ -59,7 +60,7 @@ def _shown_golds(rows: Any, where: str) -> list[str]:
         if gold is not None and len(str(gold)) > 1
     ]
     shown = [row_id for row_id, text, gold in pairs if re.search(rf"(?<!\w){re.escape(gold)}(?!\w)", text)]
-    if len(pairs) < FEWEST or len(shown) < SHOWN * len(pairs):
+    if len(pairs) < FEWEST or len(shown) < BEYOND["share of golds in their prompts"].high * len(pairs):
         return []
     return [
         f"{where}: the gold answer stands in the prompt of {len(shown)} of {len(rows)} rows ({some(shown)}); take it "

@@ -116,9 +116,8 @@ def plan(
     rows += [("device memory", device.described), *estimate.rows]
     short = estimate.short if device.binding else []
     own = [p for p in estimate.problems if p not in found.problems]
-    missing = (
-        [] if prepared.args is None else [*missing_here(recipe, prepared.args), *missing_sandbox(prepared.reward_funcs)]
-    )
+    missing = [] if prepared.args is None else missing_here(recipe, prepared.args)
+    missing += missing_sandbox(prepared.reward_funcs, rows_ask=data.runs_code)
     misplaced = place_problems(recipe.run_dir)
     missing += [] if misplaced else unwritable(recipe.run_dir)
     return Plan(

@@ -1,4 +1,4 @@
-"""What every number of the `trainer` group may be, and from where on it is legal and rarely meant.
+"""What every number of the `trainer` group may be; where one is legal and rarely meant is in `entrl.diagnosis.bounds`.
 
 A test holds the numeric fields of the trainer's config against this table: a key that TRL adds must be looked at.
 Source of the bounds: what each means (a share, a count, a rate), and what transformers, TRL and torch divide by.
@@ -83,50 +83,6 @@ FREE = frozenset(
 NEEDED = ("max_completion_length", "num_generations")  # that TRL's annotations let be null
 
 
-class Usual(NamedTuple):
-    """Where runs lie; beyond it `why` is said. 0 is judged apart, where it switches something off."""
-
-    low: float
-    high: float
-    why: str
-    zero: str | None = None  # what 0 does, None where it is ordinary
-
-
-USUAL: dict[str, Usual] = {  # the bounds are our choice: an order of magnitude beyond what is published, or more
-    "learning_rate": Usual(
-        1e-8,
-        1e-2,  # above it AdamW leaves any language model's weights behind
-        "runs have about 1e-6 for all weights, 1e-5 to 1e-4 for adapters; far above the policy is lost in a few steps, "
-        "far below it does not move",
-        "nothing will be trained",
-    ),
-    "weight_decay": Usual(0, 1, "runs have 0 to 0.1; is it in percent?"),
-    "adam_epsilon": Usual(0, 1e-3, "it is added to the root of squared gradients, which it would outweigh"),
-    "max_grad_norm": Usual(1e-3, math.inf, "every step would be scaled down to almost nothing; runs have 0.1 to 1"),
-    "epsilon": Usual(
-        1e-4, 1, "it is a distance from the ratio 1; runs have 0.2", "every token whose ratio has moved is clipped"
-    ),
-    "epsilon_high": Usual(1e-4, 20, "it is a distance from the ratio 1; runs have 0.2 to 0.3 (CISPO up to 5)"),
-    "beta": Usual(0, 1, "runs have 0 to 0.1; the policy would be held to the reference and learn nothing else"),
-    "temperature": Usual(
-        0.05, 5, "runs have 0.6 to 1.2; far above tokens are noise, far below all completions are alike"
-    ),
-    "top_k": Usual(2, math.inf, "with one token to choose from all completions of a prompt are the same; 0 is off"),
-    "top_p": Usual(0.1, 1, "so few tokens are left to choose from that completions of a prompt are alike; 1 is off"),
-    "min_p": Usual(0, 0.9, "so few tokens are left to choose from that completions of a prompt are alike; 0 is off"),
-    "repetition_penalty": Usual(1, 2, "below 1 repetition is rewarded, far above 1 text falls apart; 1 is off"),
-    "entropy_coef": Usual(0, 1, "runs have 0 to 0.01; below 0 entropy is fined, far above it is all that is paid"),
-    "top_entropy_quantile": Usual(0.01, 1, "it is the share of tokens trained on; 1 is all", "no token is trained on"),
-    "num_iterations": Usual(
-        1, 32, "it is the updates made of one rollout, of which the last learn from a foreign policy"
-    ),
-    "num_train_epochs": Usual(0, 1e4, "so many passes over the data do not end; set trainer.max_steps"),
-    "neftune_noise_alpha": Usual(0, 100, "runs have 5 to 15"),
-    "dataloader_num_workers": Usual(0, 128, "each is a process of its own"),
-    "ref_model_mixup_alpha": Usual(1e-6, 1, "it is the share of the policy in the new reference", "it never moves"),
-}
-
-
 def null_problems(numbers: Mapping[str, Any], *, where: str = "trainer") -> list[str]:
     return [
         f"{where}.{name} is null, and its number is reckoned with; write one, or leave the key out for the default"
@@ -148,18 +104,4 @@ def range_problems(numbers: Mapping[str, Any], *, where: str = "trainer") -> lis
             percent = "; a share is written 0.2, not 20" if allowed is not None and allowed.high <= 1 < value else ""
             rule = "a number" if allowed is None else allowed.rule
             out.append(f"{where}.{name} must be {rule}; got {value}{percent}")
-    return out
-
-
-def unusual(numbers: Mapping[str, Any], *, where: str = "trainer") -> list[str]:
-    """Of a group as it is written: numbers that are legal and rarely meant."""
-    out = []
-    for name, usual in USUAL.items():
-        value = numbers.get(name)
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            continue
-        if value == 0:
-            out += [] if usual.zero is None else [f"{where}.{name} is 0: {usual.zero}; set it above 0"]
-        elif not usual.low <= value <= usual.high:
-            out.append(f"{where}.{name} of {value:g} is rarely meant: {usual.why}; set it nearer, unless it is meant")
     return out

@@ -38,6 +38,7 @@ class Found:
     unchecked: list[str] = field(default_factory=list)  # what could not be looked at from here
     count: int | None = None  # rows of the training set, None where nobody says
     longest: dict[str, int] = field(default_factory=dict)  # tokens of the longest prompt of "data" and "eval"
+    runs_code: bool = False  # whether a verifier of the rows runs what the model wrote
 
 
 def check_data(recipe: Recipe, prepared: Prepared) -> Found:
@@ -49,7 +50,7 @@ def check_data(recipe: Recipe, prepared: Prepared) -> Found:
         found.count = recipe.data.train_size if endless else len(rows)
         trained = rows
         check_training_rows(recipe, prepared, rows, found, count=found.count)
-        _try_rewards(recipe, prepared, rows, found)
+        try_own_rewards(recipe, prepared, rows, found)
     if (spec := recipe.eval) is not None:
         for part in spec.parts.values():
             probe = replace(recipe, eval=replace(part, size=PROBE_ROWS) if is_endless(part.task) else part)
@@ -58,18 +59,26 @@ def check_data(recipe: Recipe, prepared: Prepared) -> Found:
     return found
 
 
-def check_rows(recipe: Recipe, prepared: Prepared, rows: Any) -> Found:
-    """What `train` says before it begins, of the training set it has loaded and of the evaluation set."""
+def check_rows(recipe: Recipe, prepared: Prepared, rows: Any, *, trial: bool = True) -> Found:
+    """What `train` says before it begins, of the training set it has loaded and of the evaluation set.
+
+    trial: whether the user's own rewards are called, by one process of several
+    """
     found = Found()
     check_training_rows(recipe, prepared, rows, found, count=len(rows))
+    if trial:
+        try_own_rewards(recipe, prepared, rows, found)
     for part in [] if recipe.eval is None else recipe.eval.parts.values():
         if not is_endless(part.task):
             one = replace(recipe, eval=part)
             check_evaluation_rows(one, prepared, one.load_eval_data(), found, rows)
+        elif prepared.environment is None:
+            probe = replace(recipe, eval=replace(part, size=PROBE_ROWS)).load_eval_data()
+            found.runs_code |= "code" in check_golds(probe).kinds
     return found
 
 
-def _try_rewards(recipe: Recipe, prepared: Prepared, rows: Any, found: Found) -> None:
+def try_own_rewards(recipe: Recipe, prepared: Prepared, rows: Any, found: Found) -> None:
     if found.problems or prepared.problems:  # a reward that cannot be called is named already
         return
     try:
@@ -183,6 +192,7 @@ def _check_golds(rows: Any, kind: str, where: str, effect: str, found: Found) ->
     except (ValueError, TypeError) as error:  # a column `verifier` that is none
         found.problems.append(f"{where}: {error}")
         return
+    found.runs_code |= "code" in golds.kinds
     found.problems += golds.problems(where)
     found.warnings += golds.warnings(where, effect.format(left=golds.rows - len(golds.bad)))
 

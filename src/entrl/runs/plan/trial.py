@@ -1,25 +1,31 @@
 """A trial call of the user's own rewards on a group of short completions: what train would find at its first step.
 
-Rewards are made anew from the recipe, so that one that remembers what it saw has not seen this. Those of this package
-are tested elsewhere and not called; nor are those of a run with an environment, whose events nobody has here.
+`entrl plan` and `entrl train` make it, the latter in its first process. It is made in a fork, so that one that
+remembers what it saw has not seen this, and one that ends its process ends the fork. Where there is none (beside Linux,
+or for a reward on a GPU that this process has opened) rewards are made anew from the recipe and called here under an
+alarm. Those of this package are tested elsewhere and not called; nor are those of a run with an environment, whose
+events nobody has here.
 """
 
-import asyncio
-import inspect
 import math
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
+from entrl.diagnosis.bounds import BEYOND
 from entrl.runs.plan.checks import Prepared
-from entrl.runs.plan.limits import within
+from entrl.runs.plan.limits import apart, within
 from entrl.runs.recipe import Recipe
+from entrl.runs.reward_call import called, completion_row, signals_of
+from entrl.settings.names import Loaded
 from entrl.trainers.shared.first_look import think_tags_of
-from entrl.trainers.shared.rewards import RewardError, guarded, needed_signals
+from entrl.trainers.shared.rewards import RewardError, guarded, needed_signals, reward_name
 
-TRIAL_S = 30.0  # seconds for one call; a rollout would wait as long for every batch
-LARGEST = 1e6  # of a reward; single precision tells no difference below 0.06 there
+ON_GPU = "CUDA in forked subprocess"  # what torch says where the process that was forked has opened a GPU
+LARGEST = BEYOND["rewards.* of a trial call"]
 SHORT = ("1", "2 + 2")  # completions, beside those made of the row's gold answer
 
 
@@ -36,34 +42,38 @@ def try_rewards(recipe: Recipe, prepared: Prepared, rows: Any, tokenizer: Any) -
     trial = Trial()
     if prepared.environment is not None or prepared.args is None or not prepared.rewards:
         return trial
-    own = [r.value for r in recipe.build_rewards() if not r.source.startswith("entrl_rewards.")]
-    if not own:
+    own = [i for i, reward in enumerate(prepared.rewards) if not reward.source.startswith("entrl_rewards.")]
+    if not own or not recipe.reward_trial_s:
         return trial
-    sources = [r.source for r in prepared.rewards if not r.source.startswith("entrl_rewards.")]
     signals = _signals(prepared, rows, tokenizer)
     tags = think_tags_of(tokenizer, prepared.args, needed=False, warn=lambda _: None)
     shared = {"gather": list, "training": True, "tokenizer": tokenizer, "think_tags": tags}
-    for guard, source in zip(guarded(own, **shared), sources, strict=True):
-        _try_one(guard, source, signals, trial)
+    for number in own:
+        _try_one(recipe, prepared.rewards[number], number, signals, shared, trial)
     return trial
 
 
-def _try_one(guard: Any, source: str, signals: dict[str, Any], trial: Trial) -> None:
-    count = len(signals["completions"])
+def _try_one(
+    recipe: Recipe, reward: Loaded, number: int, signals: dict[str, Any], shared: dict[str, Any], trial: Trial
+) -> None:
+    count, source = len(signals["completions"]), reward.source
+
+    def call(one: Loaded) -> list[float | None]:
+        (guard,) = guarded([one.value], **shared)
+        return called(guard, signals)
+
     try:
-        values = within(TRIAL_S, lambda: called(guard, signals), f"reward {guard.__name__!r} ({source})")
-    except RewardError as error:
-        trial.problems.append(f"{error} (in a trial call on {count} short completions)")
-        return
+        values = _limited(recipe, reward, number, call)
     except ValueError as error:
-        trial.problems.append(f"{error} (in a trial call on {count} short completions)")
+        slow = "; where it is slow and no more, raise reward_trial_s" * ("did not come back" in str(error))
+        trial.problems.append(f"{error}{slow} (in a trial call on {count} short completions)")
         return
     if all(value is None for value in values):
         trial.warnings.append(
             f"reward {source} returned None for all {count} completions of a trial call, so it applies to none of "
             "them: nothing is paid by it; look with `entrl try-reward` at what it says of real completions"
         )
-    elif (most := max(abs(value) for value in values if value is not None)) > LARGEST:
+    elif (most := max(abs(value) for value in values if value is not None)) > LARGEST.high:
         trial.warnings.append(
             f"reward {source} returned {most:g} in a trial call on {count} short completions: rewards are averaged in "
             "single precision, where beside it all others vanish; scale it to about 1"
@@ -86,44 +96,47 @@ def tag_problems(prepared: Prepared, tokenizer: Any) -> list[str]:
     return []
 
 
-def called(guard: Any, signals: dict[str, Any]) -> list[float | None]:
-    """What the reward says of these signals, also where it is asynchronous."""
-    answer = guard(**signals)
-    return asyncio.run(_awaited(answer)) if inspect.isawaitable(answer) else answer
-
-
-async def _awaited(answer: Any) -> Any:
-    return await answer
+def _limited(
+    recipe: Recipe, reward: Loaded, number: int, call: Callable[[Loaded], list[float | None]]
+) -> list[float | None]:
+    """ValueError for what a reward raises, returns that is no reward, or never returns."""
+    what, seconds = f"reward {reward_name(reward.value)!r} ({reward.source})", recipe.reward_trial_s
+    if sys.platform == "linux":
+        try:
+            return apart(seconds, lambda: call(reward), what)
+        except RewardError as error:
+            if ON_GPU not in str(error):
+                raise
+    again = recipe.build_rewards()[number]
+    return within(seconds, lambda: call(again), what)
 
 
 def _signals(prepared: Prepared, rows: Any, tokenizer: Any) -> dict[str, Any]:
-    """What a reward is called with: the first row's prompt, whole groups of it, as TRL and the trainer hand it over."""
-    from transformers import TrainerState
-
-    row = dict(rows[0])
-    prompt = row.pop("prompt")
-    kinds = _texts(row.get("answer"), prepared.args)
+    """The first row's prompt, answered by whole groups."""
+    columns = dict(rows[0])
+    prompt = columns.pop("prompt")
+    kinds = _texts(columns.get("answer"), prepared.args)
     size = prepared.args.num_generations
-    count = size * math.ceil(len(kinds) / size)
-    texts = [kinds[i % len(kinds)] for i in range(count)]
-    ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
-    chat = not isinstance(prompt, str)
-    return {
-        "prompts": [prompt] * count,
-        "completions": [[{"role": "assistant", "content": text}] for text in texts] if chat else texts,
-        "completion_ids": ids,
-        **{name: [value] * count for name, value in row.items()},
-        "trainer_state": TrainerState(),
-        "log_extra": lambda *_: None,
-        "log_metric": lambda *_: None,
-        "group_index": [i // size for i in range(count)],
-        "token_entropies": [torch.ones(len(one)) for one in ids],
-        "token_logprobs": [-torch.ones(len(one)) for one in ids],
-        "token_mask": [torch.ones(len(one), dtype=torch.bool) for one in ids],
-        "truncated": [False] * count,
-        "prompt_ids": [tokenizer(str(prompt), add_special_tokens=False)["input_ids"]] * count,
-        "answer_texts": texts,
-    }
+    asked = tokenizer(str(prompt), add_special_tokens=False)["input_ids"]
+    made = []
+    for i in range(size * math.ceil(len(kinds) / size)):
+        text = kinds[i % len(kinds)]
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        made.append(
+            completion_row(
+                prompt,
+                text,
+                group=i // size,
+                truncated=False,
+                answer=text,
+                columns=columns,
+                completion_ids=ids,
+                prompt_ids=asked,
+                token_entropies=torch.ones(len(ids)),
+                token_logprobs=-torch.ones(len(ids)),
+            )
+        )
+    return signals_of(made)
 
 
 def _texts(gold: Any, args: Any) -> list[str]:

@@ -7,7 +7,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from entrl.runs.plan.ranges import range_problems, unusual
+from entrl.diagnosis.bounds import BEYOND, unusual
+from entrl.runs.plan.ranges import range_problems
 from entrl.runs.recipe import Recipe
 from entrl.settings.groups import flat
 from entrl.settings.names import Loaded
@@ -20,14 +21,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "importance_sampling_level": ("token", "sequence"),
     "vllm_mode": ("colocate", "server"),
 }
-SLOWEST_S = 300  # seconds of a verifier for one answer; our choice
-HOTTEST = 5  # sampling temperature of an evaluation; our choice
-HIGHEST_BAND = 10  # times the starting entropy, of which a band's lower edge is a share; our choice
-LARGEST_WEIGHT = 1000  # of a reward; our choice
-MOST_SAMPLES = 1024  # of a problem in an evaluation; our choice, published evaluations have up to 1,024
-LARGEST_GIB = 1024  # of one device; an accelerator of today has up to 288
 SIZES = ("alpha", "bonus", "a")  # of terms of our rewards
-QUICKEST_S = 0.1  # seconds of a verifier's child for one answer, some milliseconds where nobody else works; our choice
 
 
 def value_problems(trainer: dict[str, Any]) -> list[str]:
@@ -111,7 +105,7 @@ def _weight_warnings(recipe: Recipe) -> list[str]:
         return ["every rewards.*.weight is 0: the policy is paid for nothing; give one of them a weight above 0"]
     out = []
     for i, spec in enumerate(recipe.rewards):
-        if abs(spec.weight) > LARGEST_WEIGHT:
+        if abs(spec.weight) > BEYOND["rewards.*.weight"].high:
             out.append(
                 f"rewards.{i}.weight of {spec.use} is {spec.weight:g}, beside which nothing else counts; set it near 1"
             )
@@ -128,13 +122,13 @@ def _reward_warnings(recipe: Recipe, args: Any, rewards: Sequence[Loaded]) -> li
     out = []
     for i, (reward, spec) in enumerate(zip(rewards, recipe.rewards, strict=False)):
         where, value = f"rewards.{i}.args", reward.value
-        limit = getattr(value, "timeout_s", None)
-        if limit is not None and limit < QUICKEST_S:
+        limit, usual = getattr(value, "timeout_s", None), BEYOND["rewards.*.args.timeout_s"]
+        if limit is not None and limit < usual.low:
             out.append(
                 f"{where}.timeout_s of {spec.use} is {limit:g}: checks by a child process take longer on a busy "
-                f"machine, and what is not checked in time gets no reward; set it to {QUICKEST_S:g} at least"
+                f"machine, and what is not checked in time gets no reward; set it to {usual.low:g} at least"
             )
-        if limit is not None and limit > SLOWEST_S:
+        if limit is not None and limit > usual.high:
             out.append(
                 f"{where}.timeout_s of {spec.use} is {limit:g} seconds for one answer, which a rollout waits for; is "
                 "it in milliseconds? Set it to about 5"
@@ -173,13 +167,13 @@ def _controller_warnings(recipe: Recipe, controllers: Sequence[Loaded]) -> list[
             for name in ("coef", "strength")
             if getattr(value, name, None) == 0
         ]
-        if (floor := getattr(value, "floor", None)) is not None and floor > 1:
+        if (floor := getattr(value, "floor", None)) is not None and floor > BEYOND["controllers.*.args.floor"].high:
             out.append(
                 f"{where}.floor of {spec.use} is {floor:g} in reward units, above the spread that rewards of 0 and 1 "
                 "can have (0.5): every advantage is divided by it; set it near 0.05"
             )
         band = getattr(value, "band", None)
-        if band is not None and band[0] > HIGHEST_BAND:
+        if band is not None and band[0] > BEYOND["controllers.*.args.band"].high:
             out.append(
                 f"{where}.band of {spec.use} is {list(band)}, as shares of the starting entropy; is it in percent? "
                 f"Write [{band[0] / 100:g}, {band[1] / 100:g}]"
@@ -189,7 +183,7 @@ def _controller_warnings(recipe: Recipe, controllers: Sequence[Loaded]) -> list[
 
 def _launch_warnings(recipe: Recipe) -> list[str]:
     gib = recipe.launch.device_memory_gib
-    if gib is None or gib <= LARGEST_GIB:
+    if gib is None or gib <= BEYOND["launch.device_memory_gib"].high:
         return []
     return [f"launch.device_memory_gib of {gib:g} is more than any device has; is it in MiB? Write {gib / 1024:g}"]
 
@@ -208,12 +202,12 @@ def _evaluation_warnings(recipe: Recipe, args: Any) -> list[str]:
                 "eval.counts counts in texts, and with an environment the evaluation is of dialogues, where it does "
                 "nothing; leave it out"
             )
-        if spec.samples > MOST_SAMPLES:
+        if spec.samples > BEYOND["eval.samples"].high:
             out.append(
                 f"eval.samples of {spec.samples:,} answers to each of the problems take longer than most trainings; "
                 "set it to what the largest eval.k needs"
             )
-        if spec.temperature > HOTTEST:
+        if spec.temperature > BEYOND["eval.temperature"].high:
             out.append(
                 f"eval.temperature of {spec.temperature:g} samples little but noise; runs have 0.6 to 1.2, set it there"
             )
