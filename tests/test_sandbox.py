@@ -126,14 +126,14 @@ def test_the_group_is_killed_before_its_leader_is_collected():
     process, child = leader()
     assert ended(process, 20) == 7
     assert process.returncode is None  # so the number is still its own
-    assert _read(f"/proc/{child}/cmdline")
+    _wait_for(lambda: _read(f"/proc/{child}/cmdline"))  # empty for a moment while it starts
     assert end_group(process) == 7
     _wait_for(lambda: not _read(f"/proc/{child}/cmdline"))
 
     process, child = leader()
     process.wait()
     assert (ended(process), end_group(process, patience_s=1)) == (7, 7)
-    assert _read(f"/proc/{child}/cmdline")
+    _wait_for(lambda: _read(f"/proc/{child}/cmdline"))  # empty for a moment while it starts
     os.kill(child, signal.SIGKILL)
 
 
