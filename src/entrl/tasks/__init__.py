@@ -7,10 +7,10 @@ Every row has `prompt` (a string, or chat messages), `answer` (the gold answer, 
 `verifier` (JSON that `entrl_rewards.accuracy` reads), `problem_id` and `level` (a string; "" where the task has no
 levels). A file's other columns go with them to the rewards.
 
-Kinds:   `sums` (the tiny reasoner's task), `additions` (the overthinker's), `functions` (programs),
-         `reasoning_gym:NAME`, files of your own (`jsonl:PATH`, `json:PATH`, `csv:PATH`, `parquet:PATH`, see
-         `entrl.tasks.files`), benchmarks of the hub by name; `twenty_questions` and `diagram`, which are played in an
-         environment (see `entrl.tasks.inquiries`)
+Kinds:   `sums` (the tiny reasoner's task), `additions` (the overthinker's), `functions` (programs), `countdown` and
+         `sudoku` (asked in a line, see `docs/search_traces.md`), `reasoning_gym:NAME`, files of your own
+         (`jsonl:PATH`, `json:PATH`, `csv:PATH`, `parquet:PATH`, see `entrl.tasks.files`), benchmarks of the hub by
+         name; `twenty_questions` and `diagram`, which are played in an environment (see `entrl.tasks.inquiries`)
 Split:   procedural tasks put a problem in train or test by a hash of its text, so the two never share one,
          whatever the seeds and sizes (see `entrl.tasks.rows.side_of`)
 """
@@ -23,11 +23,13 @@ from entrl.settings.arguments import argument_hints
 from entrl.settings.groups import typed
 from entrl.settings.names import suggest
 from entrl.tasks.additions import additions_rows
+from entrl.tasks.countdown import countdown_rows
 from entrl.tasks.files import FILE_TASKS, file_rows
 from entrl.tasks.functions import functions_rows
 from entrl.tasks.hub import BENCHMARKS, benchmark_rows
 from entrl.tasks.reasoning_gym_rows import chat_rows
 from entrl.tasks.rows import Row, as_dataset
+from entrl.tasks.sudoku import sudoku_rows
 from entrl.tasks.sums import sums_rows
 
 if TYPE_CHECKING:  # a second to import, and readers of run folders need only `entrl.settings.json_lines`
@@ -38,6 +40,8 @@ PROCEDURAL: dict[str, Callable[..., list[Row]]] = {
     "sums": sums_rows,
     "additions": additions_rows,
     "functions": functions_rows,
+    "countdown": countdown_rows,
+    "sudoku": sudoku_rows,
 }
 INQUIRIES = ("twenty_questions", "diagram")
 

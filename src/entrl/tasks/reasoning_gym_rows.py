@@ -6,7 +6,7 @@ other side and repeats are skipped. The first n rows do not depend on how many a
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from entrl.settings.groups import field_hints, typed
@@ -46,14 +46,20 @@ def chat_rows(
 
 
 def distinct_items(
-    name: str, config: dict[str, Any], *, split: str, size: int, seed: int
+    name: str,
+    config: dict[str, Any],
+    *,
+    split: str,
+    size: int,
+    seed: int,
+    key: Callable[[dict[str, Any]], str] = lambda item: item["question"],
 ) -> list[tuple[dict[str, Any], str]]:
-    """`size` different items of one side of the split, each with its verifier."""
+    """`size` different items of one side of the split, each with its verifier; two are the same where `key` is."""
     found: dict[str, tuple[dict[str, Any], str]] = {}
     barren = 0
     for item, where in _items(name, config, seed=seed):
-        question = item["question"]
-        if side_of(question) != split or question in found:
+        text = key(item)
+        if side_of(text) != split or text in found:
             barren += 1
             if barren >= MAX_BARREN:
                 raise ValueError(
@@ -62,7 +68,7 @@ def distinct_items(
                 )
             continue
         barren = 0
-        found[question] = item, _verifier(name, config, item, where)
+        found[text] = item, _verifier(name, config, item, where)
         if len(found) == size:
             break
     return list(found.values())
