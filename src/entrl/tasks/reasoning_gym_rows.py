@@ -15,6 +15,7 @@ from entrl.tasks.rows import Row, chat, digest, side_of, verifier_json
 from entrl.verify.gym_scorers import check_dataset
 
 CHUNK = 256  # items generated per reasoning-gym dataset object
+MAX_FAILURES = 8  # items in a row that the generator gives up before we do
 MAX_BARREN = 4096  # items in a row that add nothing before we say that the problem space is used up
 
 # Options whose own default is of another type than their annotation.
@@ -76,10 +77,21 @@ def distinct_items(
 
 def _items(name: str, config: dict[str, Any], *, seed: int) -> Iterator[tuple[dict[str, Any], tuple[int, int]]]:
     start = digest(f"{name}/{seed}") % 2**30  # seeds start far apart
+    failures = 0
     while True:
         dataset = create(name, {**config, "seed": start, "size": CHUNK})
         for index in range(CHUNK):
-            yield dataset[index], (start, index)
+            try:
+                item = dataset[index]
+            except ValueError as error:  # countdown draws a hundred times at most
+                failures += 1
+                if failures == MAX_FAILURES:
+                    raise ValueError(
+                        f"reasoning-gym {name!r} makes no problem with {config}: {error}; widen its config"
+                    ) from error
+                continue
+            failures = 0
+            yield item, (start, index)
         start += CHUNK
 
 
