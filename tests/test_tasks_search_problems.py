@@ -56,13 +56,13 @@ def test_a_generator_that_gives_up_says_so():
 
 
 def test_an_item_that_the_generator_gives_up_is_left_out():
-    """Two numbers from 1 to 20 that make 350 to 360: one attempt in some hundred succeeds, and items make 100."""
-    rare = {"min_numbers": 2, "max_numbers": 2, "max_value": 20, "min_target": 350, "max_target": 360}
+    """Two numbers up to 20 that make 320 to 330: one attempt in some hundred succeeds, and an item takes 100."""
+    rare = {"min_numbers": 2, "max_numbers": 2, "max_value": 20, "min_target": 320, "max_target": 330}
     dataset = create("countdown", {**rare, "seed": digest("countdown/0") % 2**30, "size": 20})
     with pytest.raises(ValueError, match="Failed to generate"):
         list(map(dataset.__getitem__, range(20)))
     rows = load_task({"task": "countdown", **rare}, size=2)
-    assert {json.loads(row["verifier"])["target"] for row in rows} <= set(range(350, 361))
+    assert {json.loads(row["verifier"])["target"] for row in rows} <= set(range(320, 331))
 
 
 @pytest.mark.parametrize(("mode", "ending"), [("auto", ""), ("slow", "<think>"), ("fast", "<think></think>")])

@@ -199,10 +199,12 @@ def test_lessons_that_search(task, args):
     rows = lesson_rows(spec, lesson_problems(spec), character_tokenizer())
     assert {row["correct"] for row in rows} == {1}
     assert [row["problem_id"] for row in rows[::2]] == [row["problem_id"] for row in rows[1::2]]
-    assert rows[0]["completion"] != rows[1]["completion"]  # another draw of the same problem
+    twice = [(one["completion"], other["completion"]) for one, other in zip(rows[::2], rows[1::2], strict=True)]
+    assert any(one != other for one, other in twice)  # each lesson of a problem is drawn anew
+    assert any(row["trace"]["backtracks"] for row in rows)
     for row in rows:
         trace = row["completion"].removeprefix("<think>").partition("</think>")[0]
-        assert 0 < row["trace"]["backtracks"] == trace.count("<")
+        assert row["trace"]["backtracks"] == trace.count("<")
         assert row["trace"]["wrong_branches"] <= 3
         in_tags = task == "reasoning_gym:countdown"  # the instruction asks for them
         assert row["completion"].endswith("</answer>") == in_tags
@@ -220,10 +222,9 @@ def test_the_teachers_rate_is_said():
     many = LessonsSpec(task="sudoku", problems=10, trace=TraceSpec(form="detours", k=8))
     rows = lesson_rows(many, lesson_problems(many), character_tokenizer())
     fewer = sum(row["trace"]["wrong_branches"] < 8 for row in rows)
-    assert f"10 of 10 lessons end in a right answer; {fewer} have fewer than k=8 wrong" in trace_summary(
-        rows, many.trace
-    )
     assert fewer
+    told = f"10 of 10 lessons end in a right answer; {fewer} have fewer than k=8 wrong branches"
+    assert told in trace_summary(rows, many.trace)
 
 
 def test_lessons_without_the_trace():
@@ -301,9 +302,8 @@ def test_a_start_from_search_traces_is_made(file, tmp_path):
         "noise": {"kind": "dynamic", "contamination": 0.5, "intensity": 0.3},
     }
     start = load(file, f"answers.lessons={json.dumps({'task': 'countdown', 'problems': 8, 'trace': trace})}")
-    assert (
-        ColdStart.make(parse_yaml(start.to_yaml()), name="start", base=start.base).config_hash() == start.config_hash()
-    )
+    again = ColdStart.make(parse_yaml(start.to_yaml()), name="start", base=start.base)
+    assert again.config_hash() == start.config_hash()
     said = Console(record=True, quiet=False, file=io.StringIO(), width=200)
     manifest = cold_start(start, console=said)
     assert (manifest["status"], manifest["rows"], manifest["steps"]) == ("finished", 8, 2)

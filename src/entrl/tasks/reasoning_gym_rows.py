@@ -15,7 +15,7 @@ from entrl.tasks.rows import Row, chat, digest, side_of, verifier_json
 from entrl.verify.gym_scorers import check_dataset
 
 CHUNK = 256  # items generated per reasoning-gym dataset object
-MAX_FAILURES = 8  # items in a row that the generator gives up before we do
+MAX_FAILURES = 20  # items in a row that the generator gives up before we do
 MAX_BARREN = 4096  # items in a row that add nothing before we say that the problem space is used up
 
 # Options whose own default is of another type than their annotation.
