@@ -56,13 +56,13 @@ def test_a_generator_that_gives_up_says_so():
 
 
 def test_an_item_that_the_generator_gives_up_is_left_out():
-    """Two numbers up to 20 that make 320 to 330: one attempt in some hundred succeeds, and an item takes 100."""
-    rare = {"min_numbers": 2, "max_numbers": 2, "max_value": 20, "min_target": 320, "max_target": 330}
-    dataset = create("countdown", {**rare, "seed": digest("countdown/0") % 2**30, "size": 20})
+    """Three numbers up to 20 that make 2,000 to 2,300: a hundred attempts, which an item takes, often fail."""
+    rare = {"min_numbers": 3, "max_numbers": 3, "max_value": 20, "min_target": 2000, "max_target": 2300}
+    dataset = create("countdown", {**rare, "seed": digest("countdown/0") % 2**30, "size": 1})
     with pytest.raises(ValueError, match="Failed to generate"):
-        list(map(dataset.__getitem__, range(20)))
-    rows = load_task({"task": "countdown", **rare}, size=2)
-    assert {json.loads(row["verifier"])["target"] for row in rows} <= set(range(320, 331))
+        dataset[0]
+    rows = load_task({"task": "countdown", **rare}, size=1)
+    assert 2000 <= json.loads(rows[0]["verifier"])["target"] <= 2300
 
 
 @pytest.mark.parametrize(("mode", "ending"), [("auto", ""), ("slow", "<think>"), ("fast", "<think></think>")])
