@@ -3,6 +3,7 @@
 import random
 import re
 from functools import cache
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -85,6 +86,15 @@ def test_a_text_that_is_no_trace(text, message):
 def test_no_trace_has_no_steps():
     assert read("") == []
     assert write([]) == ""
+
+
+def test_the_trace_of_the_documentation():
+    page = (Path(__file__).parents[1] / "docs" / "search_traces.md").read_text()
+    prompt, trace, answer = re.search(r"(3,5,7->26:)<think>(.*)</think>(.*)", page).groups()
+    done = walk(Countdown((3, 5, 7), 26), read(trace))
+    assert done.solved
+    assert Countdown((3, 5, 7), 26).answer(done.path, "short") == answer
+    assert prompt.startswith("3,5,7")
 
 
 # --- depth-first search -------------------------------------------------------------------------------------------

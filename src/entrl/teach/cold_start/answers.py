@@ -106,10 +106,8 @@ def trace_summary(rows: Sequence[Row], trace: TraceSpec) -> str:
     """How often the teacher came to a right answer, and where it had fewer wrong branches than asked."""
     right = sum(row["correct"] or 0 for row in rows)
     text = f"teacher: {right} of {len(rows)} lessons end in a right answer"
-    if trace.k is None:
-        return text
-    fewer = sum(row["trace"]["wrong_branches"] < trace.k for row in rows)
-    return f"{text}; {fewer} have fewer than k={trace.k} wrong branches, all that there are"
+    fewer = sum(row["trace"]["wrong_branches"] < (trace.k or 0) for row in rows)
+    return f"{text}; {fewer} have fewer than k={trace.k} wrong branches, all that there are" if fewer else text
 
 
 # --- a policy's own answers ---------------------------------------------------------------------------------------
