@@ -28,8 +28,10 @@ from entrl.traces import (
     write,
 )
 from entrl.traces.countdown import Countdown, FaultyCountdown
+from entrl.traces.lessons import faulty
 from entrl.traces.sudoku import Sudoku
 from entrl.verify.countdown import makes_target
+from entrl.verify.gym_expressions import exact
 from entrl.verify.sudoku import fills_puzzle
 
 FORMS = [
@@ -168,6 +170,36 @@ def test_what_follows_a_dynamic_error_is_built_on_it(which, form, intensity, see
             problem.game.wrong((), problem.game.read(step.text)) for step in read(lesson.trace) if step.kind == "create"
         ]
         assert all(wrong)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.integers(1, 4), min_size=3, max_size=5), st.floats(0.2, 0.9), st.randoms(use_true_random=False))
+def test_what_a_faulty_run_knows_is_the_value_of_its_expression(numbers, intensity, rng):
+    """Small numbers, so that equal ones stand side by side of which one is wrong; any way down."""
+    game = FaultyCountdown(tuple(numbers), 7, intensity, str(rng.random()))
+    state, path = game.start, []
+    while len(state) > 1:
+        path.append(rng.choice(game.moves(state, "given", rng)))
+        state = game.after(state, path[-1])
+    truth, answer = path[-1].result.truth, game.answer(path, "short")
+    if truth is None:
+        with pytest.raises(ZeroDivisionError):
+            exact(answer)
+    else:
+        assert exact(answer) == truth
+
+
+@pytest.mark.parametrize("which", range(30, 45))
+def test_a_digit_that_is_touched_is_never_the_right_one(which):
+    game = faulty(problems()[which].game, 1.0, seed="x")
+    states = [game.start]
+    for _ in range(5):
+        for cell, digit in enumerate(states[-1]):
+            if not digit:
+                assert all(move.digit != game.solution[cell] for move in game.possible(states[-1], cell))
+        if not (moves := game.moves(states[-1], "first", random.Random(0))):
+            break
+        states.append(game.after(states[-1], moves[-1]))
 
 
 def test_dynamic_errors_by_the_share_asked():

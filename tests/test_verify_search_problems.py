@@ -186,6 +186,23 @@ def test_numbers_that_hid_from_the_graders_of_reasoning_gym(text):
         assert reasoning_gym_score(text, {"dataset": dataset, "entry": entry}) < 0.1
 
 
+@pytest.mark.parametrize(
+    ("text", "numbers", "target"),
+    [
+        ("4**2", [4, 2], 16),
+        ("7//2", [7, 2], 3),
+        ("2.5*10", [2, 5, 10], 25),
+        ("1_2+3", [1, 2, 3], 15),
+        ("2e1+4", [2, 1, 4], 24),
+        ("3*4#", [3, 4], 12),
+        ("3*4\n", [3, 4], 12),
+    ],
+)
+def test_the_right_value_in_a_spelling_that_is_not_asked_for(text, numbers, target):
+    assert not makes_target(text, numbers, target)
+    assert not slow_makes_target(text, numbers, target)
+
+
 def test_a_value_near_the_target_is_not_the_target():
     # 998 + 2/250 = 998.008; within reasoning-gym's 1e-5 of the target (0.00998), and not it
     assert (

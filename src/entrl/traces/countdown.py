@@ -138,12 +138,6 @@ class FaultyCountdown(Countdown):
     intensity: float
     seed: str
 
-    def after(self, state: Numbers, move: Move) -> Numbers:
-        rest = list(state)
-        for number in (move.left, move.right):  # of equal numbers the one that is meant
-            rest.pop(next(i for i, one in enumerate(rest) if one == number and _truth(one) == _truth(number)))
-        return tuple(sorted([*rest, move.result], reverse=True))
-
     def possible(self, state: Numbers) -> list[Move]:
         return [move._replace(result=self._result(state, move)) for move in super().possible(state)]
 
@@ -175,9 +169,9 @@ class _Part(NamedTuple):
 
 
 def _taken(pool: list[_Part], number: int) -> _Part:
-    """The part with this number; of a faulty run, with the same truth behind it."""
+    """The oldest part with this number, which is also the first of equal numbers in a state."""
     for i, part in enumerate(pool):
-        if part.number == number and _truth(part.number) == _truth(number):
+        if part.number == number:
             return pool.pop(i)
     raise TraceError(f"the path takes {number}, which is not there")
 
