@@ -10,6 +10,7 @@ from entrl.evaluation.scoring import tags_of
 from entrl.evaluation.writing import encode
 from entrl.maths.phases import answer_text
 from entrl.tasks import load_task
+from entrl.tasks.countdown import backtrack_count
 from entrl.tasks.reasoning_gym_rows import create
 from entrl.tasks.rows import digest
 from entrl_lab.nursery.tokenizer import character_tokenizer
@@ -78,6 +79,20 @@ def test_a_mode_ends_the_prompt_and_the_answer_is_found_behind_it(mode, ending):
     prompt_ids = encode(tokenizer, row["prompt"], {})
     tags = tags_of(tokenizer, "<think>", "</think>")
     assert answer_text(ids, tags, tokenizer, prompt_ids=prompt_ids) == row["answer"]
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [
+        ("<think>7+5=12,12+3=15<,12*3=36<<,7*3=21,21+5=26</think>7*3+5", 3),
+        ("7+5=12<<</think><answer>12</answer>", 2),  # the prompt opened the thinking
+        ("<think></think>7<8", 0),
+        ("<think>7+5=12<", 1),
+        ("", 0),
+    ],
+)
+def test_backtracks_of_a_completion(text, count):
+    assert backtrack_count(text) == count
 
 
 def test_a_system_prompt_makes_messages():

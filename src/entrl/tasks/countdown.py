@@ -9,6 +9,8 @@ from typing import Any
 
 from entrl.tasks.reasoning_gym_rows import distinct_items
 from entrl.tasks.rows import Mode, Row, digest, short_prompt, verifier_json
+from entrl.tasks.traces import THINK_CLOSE, THINK_OPEN
+from entrl.traces.steps import BACK
 
 
 def countdown_rows(
@@ -40,6 +42,14 @@ def countdown_rows(
     }
     items = distinct_items("countdown", config, split=split, size=size, seed=seed, key=problem_key)
     return [_row(item, system, mode) for item, _ in items]
+
+
+def backtrack_count(text: str) -> int:
+    """Steps taken back in a completion, of Countdown or Sudoku, well formed or not: for `eval.counts`.
+
+    The thinking is what comes before the first closing tag, all of the text where there is none.
+    """
+    return text.partition(THINK_CLOSE)[0].replace(THINK_OPEN, "").count(BACK)
 
 
 def problem_key(item: dict[str, Any]) -> str:

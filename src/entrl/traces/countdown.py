@@ -30,7 +30,8 @@ OPERATIONS: dict[str, Callable[[int, int], int]] = {
     "/": operator.floordiv,
 }
 SLIPS = (-10, -2, -1, 1, 2, 10)  # what a wrong result is off by: a digit or a carry
-MOVE = re.compile(r"([0-9]+)([-+*/])([0-9]+)=([0-9]+)", re.ASCII)
+NUMBER = "(0|[1-9][0-9]{0,17})"  # a model may have written it, and int() takes no number of any length
+MOVE = re.compile(rf"{NUMBER}([-+*/]){NUMBER}={NUMBER}")
 
 Numbers = tuple[int, ...]  # descending
 
