@@ -24,6 +24,7 @@ from entrl.teach.cold_start.answers import (
     measured_rates,
     sample_problems,
     sample_rows,
+    taught_traces,
     trace_summary,
 )
 from entrl.teach.cold_start.spec import ColdStart, LessonsSpec, SampleSpec, SamplingSpec
@@ -219,6 +220,12 @@ def test_the_teachers_rate_is_said():
     assert 0 < right < 40
     assert all(row["correct"] == (not row["completion"].endswith("</think>none")) for row in rows)
     assert trace_summary(rows, spec.trace) == f"teacher: {right} of 40 lessons end in a right answer"
+    assert taught_traces(rows, spec.trace) == rows
+    kept = taught_traces(rows, TraceSpec(form="search", width=2, keep_unsolved=False))
+    assert kept == [row for row in rows if row["correct"]]
+    unsolved = [row for row in rows if not row["correct"]][:2]
+    with pytest.raises(ValueError, match=r"solved none of 2 lessons, and trace\.keep_unsolved is false; raise"):
+        taught_traces(unsolved, TraceSpec(form="search", width=2, keep_unsolved=False))
     many = LessonsSpec(task="sudoku", problems=10, trace=TraceSpec(form="detours", k=8))
     rows = lesson_rows(many, lesson_problems(many), character_tokenizer())
     fewer = sum(row["trace"]["wrong_branches"] < 8 for row in rows)

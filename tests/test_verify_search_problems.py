@@ -1,6 +1,7 @@
 """The verifiers of Countdown and Sudoku, attacked, and compared with slow twins that were written apart from them."""
 
 import random
+import re
 from fractions import Fraction
 from functools import cache
 
@@ -136,19 +137,8 @@ def right_in_python(text: str, numbers: list[int], target: int) -> bool:
     """reasoning-gym's own reading lets `//` and `**` stand; nothing but plain arithmetic gets as far as here."""
     if not set(text.strip()) <= set("0123456789+-*/() "):
         return False
-    digits = "".join(char if char.isdigit() else " " for char in text).split()
-    value = eval("".join(f"Fraction({d})" if d.isdigit() else d for d in tokens(text)), {"Fraction": Fraction})
-    return sorted(map(int, digits)) == sorted(numbers) and value == target
-
-
-def tokens(text: str) -> list[str]:
-    found = [""]
-    for char in text:
-        if char.isdigit() and found[-1].isdigit():
-            found[-1] += char
-        else:
-            found.append(char)
-    return found
+    value = eval(re.sub("[0-9]+", r"Fraction(\g<0>)", text), {"Fraction": Fraction})
+    return sorted(map(int, re.findall("[0-9]+", text))) == sorted(numbers) and value == target
 
 
 def test_fuzzed_countdown_answers():

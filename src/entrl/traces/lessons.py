@@ -33,6 +33,7 @@ class TraceSpec:
     width: int | None = None  # search: moves tried at a node
     budget: int | None = None  # search: steps until the teacher gives up (BUDGET)
     skip: float = 0.0  # search: probability of leaving a failed branch out
+    keep_unsolved: bool = True  # teach lessons whose search found nothing, and says so
     costs: bool = False
     drop: DropSpec | None = None
     noise: NoiseSpec | None = None
@@ -77,7 +78,7 @@ BUDGET = 200  # steps; a full search of three numbers takes at most about 60, of
 class Lesson(NamedTuple):
     trace: str
     answer: str
-    facts: dict[str, str | int | None]  # what `train.jsonl` keeps of it
+    facts: dict[str, str | int | bool | None]  # what `train.jsonl` keeps of it
 
 
 def trace_lesson(problem: Problem, spec: TraceSpec, *, seed: str) -> Lesson:
@@ -98,6 +99,7 @@ def trace_lesson(problem: Problem, spec: TraceSpec, *, seed: str) -> Lesson:
         if path is not None:
             break
     facts = _facts(problem.game, steps) | {"order": order, "noise": touched.kind if touched else None}
+    facts["solved"] = path is not None  # of a faulty run, as it believes
     steps = skip_branches(steps, spec.skip, drawn("skip"))
     steps = steps if spec.costs else [step for step in steps if step.kind != "cost"]
     if spec.drop is not None:
@@ -121,7 +123,7 @@ def _searched(
     return detours(game, path, spec.k, order=order, rng=drawn("branches")), path
 
 
-def _facts(game: Game, steps: list[Step]) -> dict[str, str | int | None]:
+def _facts(game: Game, steps: list[Step]) -> dict[str, str | int | bool | None]:
     done = walk(game, steps, strict=False)
     return {"nodes": done.nodes, "backtracks": done.backtracks, "wrong_branches": len(done.wrong_branches)}
 

@@ -4,7 +4,7 @@ problem_id, source, level, prompt, completion
 correct      1, 0, or null where nobody checked
 length       tokens, the end token included
 pass_rate    of the problem, where it was measured apart from these answers
-trace        of lessons with a search: order, nodes, backtracks, wrong_branches, level (what was dropped), noise
+trace        of lessons with a search: order, solved, nodes, backtracks, wrong_branches, level (of dropping), noise
 """
 
 import random
@@ -43,6 +43,7 @@ def collect(
         rows = lesson_rows(spec.lessons, problems, student[1])
         if spec.lessons.trace is not None:
             say(trace_summary(rows, spec.lessons.trace))
+            rows = taught_traces(rows, spec.lessons.trace)
     else:
         assert spec.sample is not None  # AnswersSpec has exactly one
         problems = sample_problems(spec.sample, base)
@@ -100,6 +101,17 @@ def _as_asked(answer: str, prompt: Any) -> str:
     """In <answer> tags where the prompt wants them."""
     wants_tags = not isinstance(prompt, str) and ANSWER_TAGS in prompt[-1]["content"]
     return f"<answer>{answer}</answer>" if wants_tags else answer
+
+
+def taught_traces(rows: Sequence[Row], trace: TraceSpec) -> list[Row]:
+    """The lessons that are kept. ValueError where the teacher found nothing at all."""
+    kept = [row for row in rows if trace.keep_unsolved or row["trace"]["solved"]]
+    if not kept:
+        raise ValueError(
+            f"the teacher solved none of {len(rows)} lessons, and trace.keep_unsolved is false; raise trace.budget or "
+            "trace.width, or take easier problems"
+        )
+    return kept
 
 
 def trace_summary(rows: Sequence[Row], trace: TraceSpec) -> str:
