@@ -21,9 +21,9 @@ def countdown_rows(
     min_numbers: int = 3,
     max_numbers: int = 3,
     min_value: int = 1,
-    max_value: int = 9,
+    max_value: int = 20,
     min_target: int = 5,
-    max_target: int = 50,
+    max_target: int = 99,
     system: str = "",
     mode: Mode = "auto",
 ) -> list[Row]:
