@@ -172,21 +172,25 @@ def test_what_follows_a_dynamic_error_is_built_on_it(which, form, intensity, see
         assert all(wrong)
 
 
-@settings(max_examples=200, deadline=None)
-@given(st.lists(st.integers(1, 4), min_size=3, max_size=5), st.floats(0.2, 0.9), st.randoms(use_true_random=False))
-def test_what_a_faulty_run_knows_is_the_value_of_its_expression(numbers, intensity, rng):
+def test_what_a_faulty_run_knows_is_the_value_of_its_expression():
     """Small numbers, so that equal ones stand side by side of which one is wrong; any way down."""
-    game = FaultyCountdown(tuple(numbers), 7, intensity, str(rng.random()))
-    state, path = game.start, []
-    while len(state) > 1:
-        path.append(rng.choice(game.moves(state, "given", rng)))
-        state = game.after(state, path[-1])
-    truth, answer = path[-1].result.truth, game.answer(path, "short")
-    if truth is None:
-        with pytest.raises(ZeroDivisionError):
-            exact(answer)
-    else:
-        assert exact(answer) == truth
+    undefined = 0
+    for seed in range(1500):
+        rng = random.Random(seed)
+        numbers = [rng.randint(1, 4) for _ in range(rng.randint(3, 5))]
+        game = FaultyCountdown(tuple(numbers), 7, rng.uniform(0.2, 0.9), str(seed))
+        state, path = game.start, []
+        while len(state) > 1:
+            path.append(rng.choice(game.moves(state, "given", rng)))
+            state = game.after(state, path[-1])
+        answer, truth = game.answer(path, "short"), path[-1].result.truth
+        if truth is None:
+            undefined += 1
+            with pytest.raises(ZeroDivisionError):
+                exact(answer)
+        else:
+            assert exact(answer) == truth, (seed, answer)
+    assert undefined < 100
 
 
 @pytest.mark.parametrize("which", range(30, 45))

@@ -53,7 +53,7 @@ def verified(game, answer: str) -> bool:
 # --- the grammar --------------------------------------------------------------------------------------------------
 
 
-@given(st.lists(st.tuples(st.sampled_from(["7+5=12", "b3=4"]), st.integers(-1, 30), st.integers(0, 3))))
+@given(st.lists(st.tuples(st.sampled_from(["7+5=12", "b3=4"]), st.integers(-1, 30), st.integers(0, 3)), max_size=8))
 def test_what_is_written_is_read(items):
     steps = [
         step
@@ -121,7 +121,7 @@ def failed_nodes(game, state, order, rng) -> tuple[bool, int]:
     return False, failed
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(games(), st.integers(0, 3), st.integers(0, 2**32))
 def test_every_search_parses_solves_and_backtracks_as_its_tree_does(game, order, seed):
     order = game.ORDERS[order % len(game.ORDERS)]
@@ -216,7 +216,7 @@ def test_every_problem_of_reasoning_gym_has_a_path_of_whole_numbers(numbers):
         assert verified(game, game.answer(path, "gym"))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(countdowns(most=5), st.randoms(use_true_random=False))
 def test_an_expression_has_the_value_of_its_path(game, rng):
     """Any way down, solved or not; the parentheses are the ones that are needed."""
@@ -309,7 +309,7 @@ def can_end_wrong(game, state) -> bool:
     return not moves or any(can_end_wrong(game, game.after(state, move)) for move in moves)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(games(), st.sampled_from([0, 1, 2, 3, 5, 10]), st.integers(0, 2**32))
 def test_k_detours_are_k_different_wrong_branches(game, k, seed):
     order = game.ORDERS[0]

@@ -139,6 +139,12 @@ class FaultyCountdown(Countdown):
     intensity: float
     seed: str
 
+    def after(self, state: Numbers, move: Move) -> Numbers:
+        rest = list(state)
+        for number in (move.left, move.right):
+            rest.pop(next(i for i, one in enumerate(rest) if _same(one, number)))
+        return tuple(sorted([*rest, move.result], reverse=True))
+
     def possible(self, state: Numbers) -> list[Move]:
         return [move._replace(result=self._result(state, move)) for move in super().possible(state)]
 
@@ -163,6 +169,11 @@ def _truth(number: int) -> Fraction | int | None:
     return number.truth if isinstance(number, Claimed) else number
 
 
+def _same(one: int, other: int) -> bool:
+    """Of equal numbers of a faulty run one may be wrong, and the expression has to take the one that was meant."""
+    return one == other and _truth(one) == _truth(other)
+
+
 class _Part(NamedTuple):
     number: int
     text: str
@@ -170,9 +181,8 @@ class _Part(NamedTuple):
 
 
 def _taken(pool: list[_Part], number: int) -> _Part:
-    """The oldest part with this number, which is also the first of equal numbers in a state."""
     for i, part in enumerate(pool):
-        if part.number == number:
+        if _same(part.number, number):
             return pool.pop(i)
     raise TraceError(f"the path takes {number}, which is not there")
 
