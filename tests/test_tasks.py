@@ -224,7 +224,11 @@ def test_jsonl_errors(jsonl, records, match):
     ("spec", "options", "match"),
     [
         ("sumz", {}, "unknown task 'sumz'. Did you mean 'sums'"),
-        ("what", {}, "unknown task 'what'. Known: sums, additions, functions, hanoi, .*, graph_path, gsm8k"),
+        (
+            "what",
+            {},
+            "unknown task 'what'. Known: sums, additions, functions, hanoi, .*, graph_path, countdown, sudoku",
+        ),
         ("reasoning_gym:", {}, "unknown task 'reasoning_gym:'"),
         ("reasoning_gym:chain_sun", {}, "no dataset 'chain_sun'. Did you mean 'chain_sum'"),
         ({"task": "reasoning_gym:chain_sum", "min_term": 2}, {}, "no option 'min_term'. Did you mean 'min_terms'"),

@@ -1,6 +1,7 @@
 """entrl.teach.cold_start: what its file may say, what is kept, where answers come from, and small starts made for
 real."""
 
+import io
 import json
 import re
 from fractions import Fraction
@@ -17,9 +18,18 @@ from entrl.runs.recipe import load_recipe
 from entrl.settings.yaml import parse_yaml
 from entrl.tasks.rechecks import recheck_count
 from entrl.teach.cold_start import cold_start, is_made, load_cold_start
-from entrl.teach.cold_start.answers import lesson_problems, lesson_rows, measured_rates, sample_problems, sample_rows
+from entrl.teach.cold_start.answers import (
+    lesson_problems,
+    lesson_rows,
+    measured_rates,
+    sample_problems,
+    sample_rows,
+    taught_traces,
+    trace_summary,
+)
 from entrl.teach.cold_start.spec import ColdStart, LessonsSpec, SampleSpec, SamplingSpec
 from entrl.teach.curation import pass_rates
+from entrl.traces import DropSpec, TraceSpec
 from entrl_lab.nursery.tokenizer import character_tokenizer
 
 RECIPES = Path(__file__).parents[1] / "recipes" / "ares"
@@ -87,6 +97,13 @@ def test_the_shipped_run_starts_where_the_cold_starts_end():
         ("answers.lessons.think=2", "think is a probability"),
         ("answers.lessons.checks=[]", "checks is empty"),
         ("answers.lessons.checks=[0.1, 1.2]", "check is a probability"),
+        ('answers.lessons={"trace": {"form": "search"}}', "trace is for the tasks countdown, sudoku, .*, got none"),
+        ('answers.lessons={"task": "sudoku"}', "answers.lessons of sudoku are search traces; say which"),
+        ("answers.lessons.trace.frm=search", "unknown key 'frm' in answers.lessons.trace. Did you mean 'form'"),
+        ("answers.lessons.trace.k=1", "answers.lessons.trace needs a 'form'"),
+        ('answers.lessons.trace={"form": "dfs"}', "trace.form must be one of search, detours, solution"),
+        ('answers.lessons.trace={"form": "search", "drop": {"level": 1}}', "unknown key 'level' in .*trace.drop"),
+        ('answers.lessons.trace={"form": "search", "noise": {}}', "answers.lessons.trace.noise needs a 'kind'"),
         ("answers.lessons.problems=0", "answers.lessons.problems must be at least 1"),
         ("answers.file=x.jsonl", r"exactly one of file, sample and lessons, got \['file', 'lessons'\]"),
         ("answers={}", "exactly one of file, sample and lessons, got none"),
@@ -168,6 +185,76 @@ def test_lessons_that_overthink():
         LessonsSpec(task="additions", rechecks=True, slip=0.1)
 
 
+@pytest.mark.parametrize(
+    ("task", "args"),
+    [
+        ("countdown", {}),
+        ("countdown", {"system": "Think, then answer."}),
+        ("sudoku", {}),
+        ("reasoning_gym:countdown", {"min_numbers": 3, "max_numbers": 3, "min_target": 5, "max_value": 9}),
+        ("reasoning_gym:mini_sudoku", {"instruction": ""}),
+    ],
+)
+def test_lessons_that_search(task, args):
+    spec = LessonsSpec(task=task, args=args, problems=6, per_problem=2, trace=TraceSpec(form="detours", k=3))
+    rows = lesson_rows(spec, lesson_problems(spec), character_tokenizer())
+    assert {row["correct"] for row in rows} == {1}
+    assert [row["problem_id"] for row in rows[::2]] == [row["problem_id"] for row in rows[1::2]]
+    twice = [(one["completion"], other["completion"]) for one, other in zip(rows[::2], rows[1::2], strict=True)]
+    assert any(one != other for one, other in twice)  # each lesson of a problem is drawn anew
+    assert any(row["trace"]["backtracks"] for row in rows)
+    for row in rows:
+        trace = row["completion"].removeprefix("<think>").partition("</think>")[0]
+        assert row["trace"]["backtracks"] == trace.count("<")
+        assert row["trace"]["wrong_branches"] <= 3
+        in_tags = task == "reasoning_gym:countdown"  # the instruction asks for them
+        assert row["completion"].endswith("</answer>") == in_tags
+        assert "<|unk|>" not in character_tokenizer().decode(character_tokenizer()(row["completion"])["input_ids"])
+
+
+def test_the_teachers_rate_is_said():
+    """A teacher who looks at one step a node misses solutions; its lessons say none and count as wrong."""
+    spec = LessonsSpec(task="countdown", problems=40, trace=TraceSpec(form="search", width=2))
+    rows = lesson_rows(spec, lesson_problems(spec), character_tokenizer())
+    right = sum(row["correct"] for row in rows)
+    assert 0 < right < 40
+    assert all(row["correct"] == (not row["completion"].endswith("</think>none")) for row in rows)
+    assert trace_summary(rows, spec.trace) == f"teacher: {right} of 40 lessons end in a right answer"
+    assert taught_traces(rows, spec.trace) == rows
+    kept = taught_traces(rows, TraceSpec(form="search", width=2, keep_unsolved=False))
+    assert kept == [row for row in rows if row["correct"]]
+    unsolved = [row for row in rows if not row["correct"]][:2]
+    with pytest.raises(ValueError, match=r"solved none of 2 lessons, and trace\.keep_unsolved is false; raise"):
+        taught_traces(unsolved, TraceSpec(form="search", width=2, keep_unsolved=False))
+    many = LessonsSpec(task="sudoku", problems=10, trace=TraceSpec(form="detours", k=8))
+    rows = lesson_rows(many, lesson_problems(many), character_tokenizer())
+    fewer = sum(row["trace"]["wrong_branches"] < 8 for row in rows)
+    assert fewer
+    told = f"10 of 10 lessons end in a right answer; {fewer} have fewer than k=8 wrong branches"
+    assert told in trace_summary(rows, many.trace)
+
+
+def test_lessons_without_the_trace():
+    spec = LessonsSpec(task="countdown", problems=4, trace=TraceSpec(form="search", drop=DropSpec(mode="fast")))
+    rows = lesson_rows(spec, lesson_problems(spec), character_tokenizer())
+    assert all(row["completion"].startswith("<think></think>") and row["correct"] for row in rows)
+    assert {row["trace"]["level"] for row in rows} == {4}
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"rechecks": True}, r"rechecks and trace, two kinds of lessons"),
+        ({"think": 0.5}, r"answers\.lessons\.trace replaces the mixture"),
+        ({"args": {"mode": "slow"}}, r"args\.mode ends the prompt with tags"),
+        ({"trace": TraceSpec(form="search", order="fewest")}, r"trace\.order of countdown must be of distance"),
+    ],
+)
+def test_search_lessons_that_are_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        LessonsSpec(**{"task": "countdown", "trace": TraceSpec(form="search"), **fields})
+
+
 def test_lessons_say_which_task_they_are_for():
     with pytest.raises(ValueError, match=r"terms are tiers of the task sums"):
         LessonsSpec(task="reasoning_gym:chain_sum", terms=[2])
@@ -208,6 +295,31 @@ def test_a_policys_answers_are_scored_and_truncated_ones_left_out():
 
 
 # --- made for real ------------------------------------------------------------------------------------------------
+
+
+def test_a_start_from_search_traces_is_made(file, tmp_path):
+    """Two steps, every key written: the file is read back as it was, and the rows say what each lesson is."""
+    trace = {
+        "form": "search",
+        "order": ["distance", "factors"],
+        "width": 4,
+        "skip": 0.2,
+        "costs": True,
+        "drop": {"levels": [0.1, 0.1, 0.1, 0.1]},
+        "noise": {"kind": "dynamic", "contamination": 0.5, "intensity": 0.3},
+    }
+    start = load(file, f"answers.lessons={json.dumps({'task': 'countdown', 'problems': 8, 'trace': trace})}")
+    again = ColdStart.make(parse_yaml(start.to_yaml()), name="start", base=start.base)
+    assert again.config_hash() == start.config_hash()
+    said = Console(record=True, quiet=False, file=io.StringIO(), width=200)
+    manifest = cold_start(start, console=said)
+    assert (manifest["status"], manifest["rows"], manifest["steps"]) == ("finished", 8, 2)
+    assert re.search(r"teacher: \d of 8 lessons end in a right answer", said.export_text())
+    rows = [json.loads(line) for line in (tmp_path / "start" / "train.jsonl").read_text().splitlines()]
+    assert {row["trace"]["noise"] for row in rows} == {None, "dynamic"}
+    assert {row["trace"]["order"] for row in rows} == {"distance", "factors"}
+    report = json.loads((tmp_path / "start" / "report.json").read_text())
+    assert report["levels"]["3"]["accuracy"] == sum(row["correct"] for row in rows) / 8
 
 
 def test_a_start_is_made_once_and_is_the_same_each_time(file, tmp_path):

@@ -13,6 +13,8 @@ answer is scored depends on the row's `verifier` column (JSON or a dict, key `ki
     exact           equal after squeezing white space
     choice          the letter in \boxed{}, after "answer is" or "Answer:", or alone
     puzzle          the last list of moves solves the puzzle; graph_path: it is a path (docs/puzzles.md)
+    countdown       an expression with exactly the target and exactly the given numbers; <answer> tags are taken off
+    sudoku          the filled grid; <answer> tags are taken off
     code            the share of passed tests of the last ```python block, run in a sandbox (`entrl_rewards.code`)
 
 A prediction that cannot be parsed is wrong. A check that crashed or ran out of time gives None and is counted
@@ -52,9 +54,9 @@ class Accuracy:
         "require_close": None,
     }
 
-    kind: Literal["auto", "math", "reasoning_gym", "exact", "choice", "code", "puzzle", "graph_path"] = (
-        "auto"  # auto: the row decides, else math
-    )
+    kind: Literal[
+        "auto", "math", "reasoning_gym", "exact", "choice", "countdown", "sudoku", "puzzle", "graph_path", "code"
+    ] = "auto"  # auto: the row decides, else math
     timeout_s: float = 5.0  # seconds of wall clock per item, our choice
     threshold: float = 0.99  # a graded score from here on counts as right, our choice
     partial_credit: bool = False  # give the graded score itself

@@ -8,10 +8,10 @@ Every row has `prompt` (a string, or chat messages), `answer` (the gold answer, 
 levels). A file's other columns go with them to the rewards.
 
 Kinds:   `sums` (the tiny reasoner's task), `additions` (the overthinker's), `functions` (programs), `hanoi`,
-         `checkers`, `river`, `blocks` (puzzles with a dial), `graph_path` (paths through graphs),
-         `reasoning_gym:NAME`, files of your own (`jsonl:PATH`, `json:PATH`, `csv:PATH`, `parquet:PATH`, see
-         `entrl.tasks.files`), benchmarks of the hub by name; `twenty_questions` and `diagram`, which are played in an
-         environment (see `entrl.tasks.inquiries`)
+         `checkers`, `river`, `blocks` (puzzles with a dial), `graph_path` (paths through graphs), `countdown` and
+         `sudoku` (asked in a line, see `docs/search_traces.md`), `reasoning_gym:NAME`, files of your own
+         (`jsonl:PATH`, `json:PATH`, `csv:PATH`, `parquet:PATH`, see `entrl.tasks.files`), benchmarks of the hub by
+         name; `twenty_questions` and `diagram`, which are played in an environment (see `entrl.tasks.inquiries`)
 Split:   procedural tasks put a problem in train or test by a hash of its text, so the two never share one,
          whatever the seeds and sizes (see `entrl.tasks.rows.side_of`)
 """
@@ -24,6 +24,7 @@ from entrl.settings.arguments import argument_hints
 from entrl.settings.groups import typed
 from entrl.settings.names import suggest
 from entrl.tasks.additions import additions_rows
+from entrl.tasks.countdown import countdown_rows
 from entrl.tasks.files import FILE_TASKS, file_rows
 from entrl.tasks.functions import functions_rows
 from entrl.tasks.graph_paths import graph_path_rows
@@ -31,6 +32,7 @@ from entrl.tasks.hub import BENCHMARKS, benchmark_rows
 from entrl.tasks.puzzles import blocks_rows, checkers_rows, hanoi_rows, river_rows
 from entrl.tasks.reasoning_gym_rows import chat_rows
 from entrl.tasks.rows import Row, as_dataset
+from entrl.tasks.sudoku import sudoku_rows
 from entrl.tasks.sums import sums_rows
 
 if TYPE_CHECKING:  # a second to import, and readers of run folders need only `entrl.settings.json_lines`
@@ -46,6 +48,8 @@ PROCEDURAL: dict[str, Callable[..., list[Row]]] = {
     "river": river_rows,
     "blocks": blocks_rows,
     "graph_path": graph_path_rows,
+    "countdown": countdown_rows,
+    "sudoku": sudoku_rows,
 }
 INQUIRIES = ("twenty_questions", "diagram")
 

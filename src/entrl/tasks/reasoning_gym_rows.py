@@ -6,7 +6,7 @@ other side and repeats are skipped. The first n rows do not depend on how many a
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from entrl.settings.groups import field_hints, typed
@@ -15,6 +15,7 @@ from entrl.tasks.rows import Row, chat, digest, side_of, verifier_json
 from entrl.verify.gym_scorers import check_dataset
 
 CHUNK = 256  # items generated per reasoning-gym dataset object
+MAX_FAILURES = 20  # items in a row that the generator gives up before we do
 MAX_BARREN = 4096  # items in a row that add nothing before we say that the problem space is used up
 
 # Options whose own default is of another type than their annotation.
@@ -46,14 +47,20 @@ def chat_rows(
 
 
 def distinct_items(
-    name: str, config: dict[str, Any], *, split: str, size: int, seed: int
+    name: str,
+    config: dict[str, Any],
+    *,
+    split: str,
+    size: int,
+    seed: int,
+    key: Callable[[dict[str, Any]], str] = lambda item: item["question"],
 ) -> list[tuple[dict[str, Any], str]]:
-    """`size` different items of one side of the split, each with its verifier."""
+    """`size` different items of one side of the split, each with its verifier; two are the same where `key` is."""
     found: dict[str, tuple[dict[str, Any], str]] = {}
     barren = 0
     for item, where in _items(name, config, seed=seed):
-        question = item["question"]
-        if side_of(question) != split or question in found:
+        text = key(item)
+        if side_of(text) != split or text in found:
             barren += 1
             if barren >= MAX_BARREN:
                 raise ValueError(
@@ -62,7 +69,7 @@ def distinct_items(
                 )
             continue
         barren = 0
-        found[question] = item, _verifier(name, config, item, where)
+        found[text] = item, _verifier(name, config, item, where)
         if len(found) == size:
             break
     return list(found.values())
@@ -70,10 +77,21 @@ def distinct_items(
 
 def _items(name: str, config: dict[str, Any], *, seed: int) -> Iterator[tuple[dict[str, Any], tuple[int, int]]]:
     start = digest(f"{name}/{seed}") % 2**30  # seeds start far apart
+    failures = 0
     while True:
         dataset = create(name, {**config, "seed": start, "size": CHUNK})
         for index in range(CHUNK):
-            yield dataset[index], (start, index)
+            try:
+                item = dataset[index]
+            except ValueError as error:  # countdown draws a hundred times at most
+                failures += 1
+                if failures == MAX_FAILURES:
+                    raise ValueError(
+                        f"reasoning-gym {name!r} makes no problem with {config}: {error}; widen its config"
+                    ) from error
+                continue
+            failures = 0
+            yield item, (start, index)
         start += CHUNK
 
 

@@ -3,11 +3,15 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, NotRequired, TypedDict
+
+from entrl.tasks.traces import THINK_CLOSE, THINK_OPEN
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
+Mode = Literal["auto", "slow", "fast"]
+MODES = {"auto": "", "slow": THINK_OPEN, "fast": THINK_OPEN + THINK_CLOSE}  # what a prompt ends with
 TEST_EVERY = 5  # one text in five is a test problem's; more would make slow generators slower still
 BOXED = r"Please reason step by step, and put your final answer within \boxed{}."
 
@@ -40,6 +44,18 @@ def chat(question: str, *, instruction: str = "", system: str = "") -> list[dict
     text = f"{question}\n\n{instruction}" if instruction else question
     messages = [{"role": "user", "content": text}]
     return [{"role": "system", "content": system}, *messages] if system else messages
+
+
+def short_prompt(question: str, *, system: str, mode: Mode) -> str | list[dict[str, str]]:
+    """A question in a line as it is, with the tags of a mode (Dualformer's) behind it; or as chat messages.
+
+    ValueError for a mode beside a system prompt: what a chat template puts behind the question comes after it.
+    """
+    if mode not in MODES:
+        raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
+    if system and mode != "auto":
+        raise ValueError(f"mode {mode} ends the prompt, and a chat template writes on behind; leave system or mode out")
+    return chat(question, system=system) if system else question + MODES[mode]
 
 
 def verifier_json(kind: str, **fields: Any) -> str:

@@ -6,6 +6,8 @@ Same scores as reasoning-gym's on its own answers and on ordinary wrong ones, fr
 Source:  reasoning-gym 0.1.25, `score_answer` of each dataset
 Differs: lists are literals: `[1] * 3` or a comprehension is not worked out
          `x* *2`, which sympy's parser joins, is no power
+         countdown wants exactly the target (there: within 1e-5) from digits, + - * / and ( ) alone: `0x11 # 3 4` is 17
+         to a parser and holds 3 and 4
          puzzle24 wants exactly 24 from the row's own numbers (there: anything from 24 to 25 of four numbers in range)
          the integrals read elementary functions only (`Integral(...)` is the question again and scores 0) and compare
          numbers at eight points (there: sympy's simplify, which needs 40 s for cos(8*x - 3)**4/4 and calls it wrong)
@@ -21,6 +23,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from entrl.verify.countdown import makes_target
 from entrl.verify.gym_expressions import Unreadable, exact, integer, literal, symbolic
 
 Grader = Callable[[str, Mapping[str, Any], Any], float]
@@ -64,26 +67,18 @@ def _as_list(text: str, gold: str | None, render: Callable[[Any], str], right: A
 
 def countdown(text: str, entry: Mapping[str, Any], config: Any) -> float:
     """1 for the target from exactly the row's numbers, 0.05 for other arithmetic, 0.01 for anything else."""
+    if makes_target(text, entry["metadata"]["numbers"], entry["metadata"]["target"], python=True):
+        return 1.0
     try:
-        value = float(exact(text))
+        exact(text)
     except UNREADABLE:
         return 0.01
-    target = entry["metadata"]["target"]
-    near = abs(value - target) <= 1e-6 + 1e-5 * abs(target)  # numpy's isclose, as reasoning-gym calls it
-    return 1.0 if near and _numbers(text) == sorted(entry["metadata"]["numbers"]) else 0.05
+    return 0.05
 
 
 def puzzle24(text: str, entry: Mapping[str, Any], config: Any) -> float:
     """1 for 24 from exactly the row's numbers, else 0.01."""
-    try:
-        right = exact(text) == 24 and _numbers(text) == sorted(entry["metadata"]["numbers"])
-    except UNREADABLE:
-        return 0.01
-    return 1.0 if right else 0.01
-
-
-def _numbers(text: str) -> list[int]:
-    return sorted(int(number) for number in re.findall(r"\b\d+\b", text))
+    return 1.0 if makes_target(text, entry["metadata"]["numbers"], 24, python=True) else 0.01
 
 
 def integration(text: str, entry: Mapping[str, Any], config: Any) -> float:

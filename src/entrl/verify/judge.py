@@ -9,12 +9,14 @@ from entrl.puzzles import graph_of, judge, puzzle_of
 from entrl.verify.answers import final_answer
 from entrl.verify.choices import chosen_letter, gold_letter
 from entrl.verify.code_tests import read_tests
+from entrl.verify.countdown import makes_target
 from entrl.verify.gym import reasoning_gym_score
 from entrl.verify.gym_scorers import check_dataset
 from entrl.verify.mathematics import gold_statement, math_score, quick_score
+from entrl.verify.sudoku import check_puzzle, fills_puzzle
 
-Kind = Literal["math", "reasoning_gym", "exact", "choice", "code", "puzzle", "graph_path"]
-INLINE = ("exact", "choice", *PUZZLE_KINDS)  # cannot hang: no process needed
+Kind = Literal["math", "reasoning_gym", "exact", "choice", "countdown", "sudoku", "puzzle", "graph_path", "code"]
+INLINE = ("exact", "choice", "countdown", "sudoku", *PUZZLE_KINDS)  # cannot hang: no process needed
 LETTERS = "ABCD"  # of kind choice, where a row names no others
 KINDS = ("math", "reasoning_gym", *INLINE, "code")
 IMPORTS = {"math": "math_verify", "reasoning_gym": "reasoning_gym"}  # loaded before an item's clock starts
@@ -42,6 +44,10 @@ def check(kind: str, text: str, gold: str, spec: Mapping[str, Any]) -> float:
     if kind == "choice":
         letters = "".join(spec.get("letters", LETTERS))
         return float(chosen_letter(text, letters) == gold_letter(gold, letters))
+    if kind == "countdown":
+        return float(makes_target(final_answer(text), spec["numbers"], spec["target"]))
+    if kind == "sudoku":
+        return float(fills_puzzle(final_answer(text), spec["puzzle"]))
     return float(" ".join(final_answer(text).split()) == " ".join(gold.split()))
 
 
@@ -97,6 +103,8 @@ def read_verifier(column: Any, row: int, *, default: str = "auto") -> tuple[str,
         _check_puzzle(kind, spec, row)
     if kind == "choice":
         _check_letters(spec.get("letters", LETTERS), row)
+    if kind in ("countdown", "sudoku"):
+        _check_board(kind, spec, row)
     return kind, spec
 
 
@@ -105,6 +113,19 @@ def _check_puzzle(kind: str, spec: Mapping[str, Any], row: int) -> None:
         puzzle_of(spec) if kind == "puzzle" else graph_of(spec)
     except ValueError as error:
         raise ValueError(f"row {row}: {error}; entrl.tasks.load_task writes it") from error
+
+
+def _check_board(kind: str, spec: Mapping[str, Any], row: int) -> None:
+    try:
+        if kind == "sudoku":
+            check_puzzle(spec.get("puzzle", ()))
+        elif not all(type(number) is int for number in (*spec["numbers"], spec["target"])):
+            raise ValueError("numbers and target must be integers")
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"row {row}: kind {kind!r} needs the dataset column 'verifier' with its board ({error}); "
+            f"entrl.tasks.load_task({kind!r}, ...) writes it"
+        ) from None
 
 
 def _check_letters(letters: Any, row: int) -> None:

@@ -4,6 +4,7 @@ problem_id, source, level, prompt, completion
 correct      1, 0, or null where nobody checked
 length       tokens, the end token included
 pass_rate    of the problem, where it was measured apart from these answers
+trace        of lessons with a search: order, solved, nodes, backtracks, wrong_branches, level (of dropping), noise
 """
 
 import random
@@ -21,10 +22,12 @@ from entrl.models.load import load_policy
 from entrl.runs.specs import DataSpec, load_rows
 from entrl.settings.names import load_object
 from entrl.tasks import load_task
+from entrl.tasks.reasoning_gym_rows import ANSWER_TAGS
 from entrl.tasks.rechecks import Overthinking, overthinking_lesson
-from entrl.tasks.traces import lesson
+from entrl.tasks.traces import THINK_CLOSE, THINK_OPEN, lesson
 from entrl.teach.answer_files import Row, read_answers, token_count, with_lengths
 from entrl.teach.cold_start.spec import TIERS, AnswersSpec, LessonsSpec, SampleSpec, SamplingSpec
+from entrl.traces import TraceSpec, problem_of, trace_lesson
 
 Policy = tuple[Any, Any]  # model and tokenizer
 
@@ -38,6 +41,9 @@ def collect(
     if spec.lessons is not None:
         problems = lesson_problems(spec.lessons)
         rows = lesson_rows(spec.lessons, problems, student[1])
+        if spec.lessons.trace is not None:
+            say(trace_summary(rows, spec.lessons.trace))
+            rows = taught_traces(rows, spec.lessons.trace)
     else:
         assert spec.sample is not None  # AnswersSpec has exactly one
         problems = sample_problems(spec.sample, base)
@@ -62,6 +68,8 @@ def lesson_problems(spec: LessonsSpec) -> Any:
 
 def lesson_rows(spec: LessonsSpec, problems: Any, tokenizer: Any) -> list[Row]:
     """The lessons of one problem stand together; `correct` says whether the script's slips spoilt the answer."""
+    if spec.trace is not None:
+        return trace_rows(spec, spec.trace, problems, tokenizer)
     rng, mixtures = random.Random(spec.seed), spec.mixtures()
     pairs = [(dict(problem), mixtures[j % len(mixtures)]) for problem in problems for j in range(spec.per_problem)]
     if spec.rechecks:
@@ -70,6 +78,48 @@ def lesson_rows(spec: LessonsSpec, problems: Any, tokenizer: Any) -> list[Row]:
         texts = [lesson(problem["prompt"], rng, mixture=mixture) for problem, mixture in pairs]
     lengths = [token_count(text, tokenizer) for text in texts]
     return scored_rows([problem for problem, _ in pairs], texts, lengths, source=spec.task or "sums")
+
+
+def trace_rows(spec: LessonsSpec, trace: TraceSpec, problems: Any, tokenizer: Any) -> list[Row]:
+    """Lessons with a search; `correct` says whether the teacher found a solution, and noise left it one."""
+    asked = [(dict(problem), copy) for problem in problems for copy in range(spec.per_problem)]
+    lessons = [
+        trace_lesson(problem_of(row["verifier"]), trace, seed=f"{spec.seed}/{row['problem_id']}/{copy}")
+        for row, copy in asked
+    ]
+    rows = [row for row, _ in asked]
+    texts = [
+        f"{THINK_OPEN}{lesson.trace}{THINK_CLOSE}{_as_asked(lesson.answer, row['prompt'])}"
+        for row, lesson in zip(rows, lessons, strict=True)
+    ]
+    lengths = [token_count(text, tokenizer) for text in texts]
+    scored = scored_rows(rows, texts, lengths, source=spec.task or "")
+    return [{**row, "trace": lesson.facts} for row, lesson in zip(scored, lessons, strict=True)]
+
+
+def _as_asked(answer: str, prompt: Any) -> str:
+    """In <answer> tags where the prompt wants them."""
+    wants_tags = not isinstance(prompt, str) and ANSWER_TAGS in prompt[-1]["content"]
+    return f"<answer>{answer}</answer>" if wants_tags else answer
+
+
+def taught_traces(rows: Sequence[Row], trace: TraceSpec) -> list[Row]:
+    """The lessons that are kept. ValueError where the teacher found nothing at all."""
+    kept = [row for row in rows if trace.keep_unsolved or row["trace"]["solved"]]
+    if not kept:
+        raise ValueError(
+            f"the teacher solved none of {len(rows)} lessons, and trace.keep_unsolved is false; raise trace.budget or "
+            "trace.width, or take easier problems"
+        )
+    return kept
+
+
+def trace_summary(rows: Sequence[Row], trace: TraceSpec) -> str:
+    """How often the teacher came to a right answer, and where it had fewer wrong branches than asked."""
+    right = sum(row["correct"] or 0 for row in rows)
+    text = f"teacher: {right} of {len(rows)} lessons end in a right answer"
+    fewer = sum(row["trace"]["wrong_branches"] < (trace.k or 0) for row in rows)
+    return f"{text}; {fewer} have fewer than k={trace.k} wrong branches, all that there are" if fewer else text
 
 
 # --- a policy's own answers ---------------------------------------------------------------------------------------

@@ -4,7 +4,8 @@ model:     {path, dtype, ...}      what is taught, as in a recipe
 answers:   one of
     file: answers.jsonl            rows of `entrl.teach.answer_files`, relative to this file
     sample: {task, size, ...}      a policy's own answers to the problems of a task
-    lessons: {terms, ...}          scripted traces for sums, the nursery's or (task:) of reasoning_gym:chain_sum
+    lessons: {terms, ...}          scripted traces for sums, the nursery's or (task:) of reasoning_gym:chain_sum;
+                                   or (trace: {form, ...}) searches of Countdown and Sudoku
   and, where pass rates should not be counted from these answers themselves,
     pass_rate: {policy, samples}   measured by sampling a policy on the same problems
 lora:      peft.LoraConfig fields, or null: all weights
@@ -25,6 +26,8 @@ from entrl.settings.names import find_file
 from entrl.tasks.traces import Mixture
 from entrl.teach.curation import CurationSpec
 from entrl.teach.made_model import MadeModel
+from entrl.traces import TraceSpec
+from entrl.traces.problems import TASKS as SEARCH_TASKS
 
 OWNED_SFT_KEYS = {
     "output_dir": "set `out`",
@@ -40,10 +43,10 @@ TIERS = [2, 4, 6]  # terms of the task `sums` where none are named
 
 @dataclass(frozen=True, kw_only=True)
 class LessonsSpec:
-    """Scripted traces for sums: problems dealt out over tiers of difficulty, in the order they are taught."""
+    """Scripted traces: sums dealt out over tiers of difficulty, in the order they are taught, or searches."""
 
     terms: list[int] | None = None  # tiers of difficulty of the task sums: numbers of terms (TIERS)
-    task: str | None = None  # None: sums; else reasoning_gym:chain_sum, or additions
+    task: str | None = None  # None: sums; else reasoning_gym:chain_sum, additions, or one with a search (trace)
     args: dict[str, Any] | None = None  # options of that task
     problems: int = 9600
     per_problem: int = 1  # lessons written for each problem
@@ -52,16 +55,19 @@ class LessonsSpec:
     slip: float = Mixture().slip
     checks: list[float] | None = None  # in place of check: lesson j of a problem has checks[j % len(checks)]
     rechecks: bool = False  # lessons that overthink (entrl.tasks.rechecks) in place of the mixture
+    trace: TraceSpec | None = None  # search traces of Countdown and Sudoku in place of both
     seed: int = 0
 
     def __post_init__(self) -> None:
         for name in ("problems", "per_problem"):
             at_least_one(f"answers.lessons.{name}", getattr(self, name))
-        if self.rechecks and (self.checks is not None or self.mixtures() != [Mixture()]):
+        instead = "rechecks" if self.rechecks else "trace" if self.trace is not None else None
+        if instead and (self.checks is not None or self.mixtures() != [Mixture()]):
             raise ValueError(
-                "answers.lessons.rechecks replaces the mixture, so think, check, checks and slip would say nothing; "
+                f"answers.lessons.{instead} replaces the mixture, so think, check, checks and slip would say nothing; "
                 "leave them out"
             )
+        self._check_trace()
         if self.checks is not None and not self.checks:
             raise ValueError("answers.lessons.checks is empty; list one share for each lesson of a problem")
         if self.task is None and self.args is not None:
@@ -69,6 +75,21 @@ class LessonsSpec:
         if self.task is not None and self.terms is not None:
             raise ValueError("answers.lessons.terms are tiers of the task sums; with a task, set its own args instead")
         self.mixtures()
+
+    def _check_trace(self) -> None:
+        if self.trace is not None:
+            if self.rechecks:
+                raise ValueError("answers.lessons has rechecks and trace, two kinds of lessons; leave one out")
+            self.trace.check_task(self.task)
+            if (self.args or {}).get("mode", "auto") != "auto":
+                raise ValueError(
+                    "answers.lessons.args.mode ends the prompt with tags, which lessons bring themselves; leave it out"
+                )
+        elif self.task in SEARCH_TASKS:
+            raise ValueError(
+                f"answers.lessons of {self.task} are search traces; say which with answers.lessons.trace, such as "
+                "{form: detours, k: 3}"
+            )
 
     def mixtures(self) -> list[Mixture]:
         """Of the lessons of one problem, in turn."""
