@@ -3,6 +3,7 @@
 import json
 import math
 from itertools import combinations
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from entrl.curriculum.preselect import PreSelect, bits_per_character, concordanc
 from entrl.curriculum.rules import Prompts, Rule, Tried
 from entrl.curriculum.skills import Skills, agreeing, draw_questions, is_difficult, missing_skills, skill_counts
 from entrl.curriculum.uniform import Uniform
+from entrl.settings.names import import_file
 
 
 def prompts(trials, passes, failed=None, **columns):
@@ -372,17 +374,18 @@ def test_birdie_refuses_a_negative_loss():
 
 def observed(rule, known, *rollouts):
     for passes in rollouts:
-        rule.observed(known, Tried(prompt_G=[0, 1], trials_G=[98, 98], passes_G=list(passes)))
+        rule.observed(known, Tried(prompt_G=[0, 1], trials_G=[100, 100], passes_G=list(passes)))
 
 
 def test_birdie_s_bandit_by_hand():
     known = prompts([0] * 3, [0] * 3, task=["a", "b", "b"])
     rule = Birdie(every=1, step=0.5, temperature=0.5, explore=0.2)
-    assert rule.weights(known).tolist() == pytest.approx([1 / 2, 1 / 4, 1 / 4])
-    observed(rule, known, (9, 49), (49, 49))  # losses .9 and .5 (smoothed over 100), then .5 and .5
-    # a: reward 1, value .5; b: no change, 0. shares .8 softmax(1, 0) + .1
-    share = 0.8 * math.e / (math.e + 1) + 0.1
-    assert rule.weights(known).tolist() == pytest.approx([share, (1 - share) / 2, (1 - share) / 2])
+    assert rule.weights(known).tolist() == pytest.approx([1 / 3] * 3)
+    observed(rule, known, (10, 50), (50, 50))  # losses .9 and .5, then .5 and .5
+    # a: reward 1, value .5; b: no change, 0: e, 1 and 1 over e + 2, times .8, and .2 / 3 for each
+    total = math.e + 2
+    want = [0.8 * e / total + 0.2 / 3 for e in (math.e, 1, 1)]
+    assert rule.weights(known).tolist() == pytest.approx(want)
 
 
 def test_birdie_goes_on_from_its_state():
@@ -532,3 +535,21 @@ def test_what_a_course_refuses():
 def test_course_options_refuse(options, words):
     with pytest.raises(ValueError, match=words):
         CourseOptions(**options)
+
+
+# --- nobody crowds, nobody starves --------------------------------------------------------------------------------
+
+BENCHMARK = import_file(Path(__file__).parents[1] / "benchmarks" / "curriculum.py")
+
+
+@pytest.mark.parametrize("name", BENCHMARK.RULES)
+def test_a_solved_prompt_does_not_crowd_and_an_impossible_one_not_starve_the_rest(name):
+    """64 prompts, 8 solved and 8 impossible; even draws are 1, the floor is .1."""
+    found = BENCHMARK.measure(BENCHMARK.RULES[name], rollouts=800, seeds=2)
+    share, relative = found["share"], found["relative"]
+    if name != "preselect":  # which does not look at pass rates
+        assert share["solved"] < 1.25 / 8
+    assert relative["most"] < 4.5
+    assert share["rest"] > (0.5 if name == "dart uniform, give_up: 0" else 0.68)
+    assert relative["least of the rest"] > 0.05
+    assert found["found"]["median"] < 100

@@ -7,17 +7,18 @@
 The cube makes small changes count almost nothing: at loss 2 a drop of 1 % gives 0.0015, of 5 % 0.18, of 9 % all of 1.
 The bandit moves each task's value towards its reward and draws tasks by them:
 
-    Q <- Q + step (R - Q)        share = (1 - explore) softmax(Q / temperature) + explore / K
+    Q <- Q + step (R - Q)        w_i = (1 - explore) exp(Q / temperature) / Z + explore / P
+
+where Z sums the exponentials over the P prompts: a task without rewards keeps the share its prompts are of the data.
 
 Source:  samblouir/birdie, birdie_rl/birdie_reward_model/agent_bird.py calculate_reward; exploration ends at 0.2 there
 Differs: there a network predicts rewards from (losses, action) and searches for the best action; this is a plain
-         bandit, its numbers ours. The loss is 1 - accuracy of the completions of `every` rollouts, smoothed by one
-         right and one wrong answer; a task that was not met keeps its loss
+         bandit, its numbers ours. The loss is 1 - accuracy of the completions of `every` rollouts; a task that
+         was not met keeps its loss
 Needs:   a column that names each prompt's task; `data.mixture` writes `task`
 """
 
 import math
-from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -42,7 +43,7 @@ class Birdie(Rule):
     every: int = 8  # rollouts between two rewards
     step: float = 0.3  # of the values, in (0, 1]
     temperature: float = 0.25  # in units of the reward
-    explore: float = 0.2  # share of the prompts that goes to all tasks alike
+    explore: float = 0.2  # share of the draws that no value touches
 
     _losses: dict[str, float] = field(default_factory=dict, init=False, repr=False)
     _values: dict[str, float] = field(default_factory=dict, init=False, repr=False)
@@ -63,18 +64,10 @@ class Birdie(Rule):
     def columns(self) -> tuple[str, ...]:
         return (self.column,)
 
-    def shares(self, tasks: list[str]) -> Floats:
-        """(K,) of sum 1: how the prompts are split over the tasks."""
-        value_K = np.array([self._values.get(task, 0.0) for task in tasks]) / self.temperature
-        soft_K = np.exp(value_K - value_K.max())
-        return (1 - self.explore) * soft_K / soft_K.sum() + self.explore / len(tasks)
-
     def weights(self, prompts: Prompts) -> Floats:
-        task_P = prompts.columns[self.column]
-        size = Counter(task_P)
-        tasks = sorted(size)
-        share = dict(zip(tasks, self.shares(tasks), strict=True))
-        return np.array([share[task] / size[task] for task in task_P])
+        value_P = np.array([self._values.get(task, 0.0) for task in prompts.columns[self.column]]) / self.temperature
+        soft_P = np.exp(value_P - value_P.max())
+        return (1 - self.explore) * soft_P / soft_P.sum() + self.explore / len(soft_P)
 
     def observed(self, prompts: Prompts, tried: Tried) -> None:
         task_P = prompts.columns[self.column]
@@ -90,7 +83,7 @@ class Birdie(Rule):
         for task, (trials, passes) in sorted(self._window.items()):
             if trials == 0:
                 continue
-            loss, value = (trials - passes + 1) / (trials + 2), self._values.get(task, 0.0)
+            loss, value = (trials - passes) / trials, self._values.get(task, 0.0)
             if task in self._losses:
                 self._values[task] = value + self.step * (loss_reward(self._losses[task], loss) - value)
             self._losses[task] = loss
