@@ -269,3 +269,30 @@ def test_a_rule_of_one_s_own(model: str, tmp_path: Path):
     quietly(run(tmp_path / "run", model, own, "eval=null", *options))
     drawn = [group[0] for _, groups in rates(tmp_path / "run" / "pass_rates.jsonl") for group in groups]
     assert drawn == [load_task("sums", split="train", size=32, seed=0)[0]["problem_id"]] * len(drawn)
+
+
+class Told(Course):
+    """Remembers, of each draw, how many rollouts were known."""
+
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
+        self.known: list[int] = []
+
+    def _draw(self, rollout: int, usual: Any) -> list[int]:
+        self.known.append(self.rollouts)
+        return super()._draw(rollout, usual)
+
+
+@pytest.mark.parametrize(
+    ("options", "known"),
+    [
+        ({}, [0, 0, 1, 2, 3, 4, 6, 6, 7, 8]),  # six rollouts a pass, one optimiser step each
+        ({"num_iterations": 2}, [0, 1, 2, 3, 4]),
+        ({"steps_per_generation": 2, "gradient_accumulation_steps": 2}, [0, 0, 1, 3, 3, 4, 6, 6, 7]),
+    ],
+    ids=["one_step", "two_updates", "two_micro_steps"],
+)
+def test_what_is_known_when_a_rollout_is_drawn(options: dict[str, Any], known: list[int], tmp_path: Path):
+    course = Told(Band(), DIGITS)
+    trained(tmp_path, course, max_steps=9, **options)
+    assert course.known == known

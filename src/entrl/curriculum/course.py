@@ -48,6 +48,7 @@ class Course:
         self._row: dict[str, int] = {}  # problem_id -> its first row
         self._pass, self._drawn = 0, list[list[int]]()  # of the pass under way
         self._prompts: Prompts | None = None  # as they are known now
+        self._chosen: tuple[Floats | None] | None = None  # the rule's weights for them
 
     # The data set
 
@@ -65,7 +66,7 @@ class Course:
         self._row = {}
         for row, problem in enumerate(self.problems):
             self._row.setdefault(problem, row)
-        self._prompts = None
+        self._forget()
         self._weights()
         return self
 
@@ -77,7 +78,8 @@ class Course:
 
     def begin(self, earlier: Sequence[Sequence[Group]]) -> None:
         """Before a run's first rollout; earlier: what other runs found, `PassRateFile.others`."""
-        self._pass, self._drawn, self._prompts = 0, [], None
+        self._pass, self._drawn = 0, []
+        self._forget()
         if not self.rollouts:
             self.rates = PassRates(decay=self.options.decay)
             for groups in earlier:
@@ -102,12 +104,19 @@ class Course:
         return draw(weight_P, len(usual), floor=self.options.floor, seed=self.seed, number=number)
 
     def _weights(self) -> Floats | None:
+        if self._chosen is not None:
+            return self._chosen[0]
         weight_P = self.rule.weights(self.prompts())
         if weight_P is not None and np.shape(weight_P) != (len(self.problems),):
             raise ValueError(
                 f"{self.rule.name} gave weights of shape {np.shape(weight_P)} for {len(self.problems)} prompts"
             )
+        self._chosen = (weight_P,)
         return weight_P
+
+    def _forget(self) -> None:
+        """What is known has changed."""
+        self._prompts = self._chosen = None
 
     def prompts(self) -> Prompts:
         """What is known of each row of the data set."""
@@ -144,7 +153,7 @@ class Course:
             self.file.append(self.rollouts, groups, start=self.rollouts == 0)
         self.rollouts += 1
         self.rates.add(groups)
-        self._prompts = None
+        self._forget()
         tried = Tried(prompt_G=rows, trials_G=[g.trials for g in groups], passes_G=[g.passes for g in groups])
         self.rule.observed(self.prompts(), tried)
 
@@ -179,4 +188,4 @@ class Course:
         self.rollouts, self._pass = int(state["rollouts"]), int(state["pass"])
         self._drawn = [list(rows) for rows in state["drawn"]]
         self.rule.load_state_dict(state["rule"])
-        self._prompts = None
+        self._forget()

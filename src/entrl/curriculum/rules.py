@@ -70,7 +70,10 @@ class Rule:
         return ()
 
     def weights(self, prompts: Prompts) -> Floats | None:
-        """(P,) finite and >= 0, in any unit; None: take the next prompts of TRL's own order."""
+        """(P,) finite and >= 0, in any unit; None: take the next prompts of TRL's own order.
+
+        Asked once whenever what is known has changed, whether or not a rollout follows; changes nothing itself.
+        """
         return None
 
     def observed(self, prompts: Prompts, tried: Tried) -> None:

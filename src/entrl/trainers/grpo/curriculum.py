@@ -12,12 +12,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from accelerate.utils import broadcast_object_list
 from torch import Tensor
 from torch.utils.data import Sampler
 
 from entrl.curriculum.course import ID, Course
 from entrl.trainers.grpo.facts import Facts
+from entrl.trainers.shared.waiting import alone_on_main
 
 
 class CurriculumSampler(Sampler[int]):
@@ -55,11 +55,8 @@ class TrainedCourse:
 
     def sampler_of(self, plain: Any) -> CurriculumSampler:
         """At the start of training, on every rank: one reads what other runs found, for all."""
-        file, main = self.course.file, self.facts.trl.accelerator.is_main_process
-        earlier = [file.others() if file is not None and main else []]
-        if self.facts.trl.accelerator.num_processes > 1:
-            broadcast_object_list(earlier)
-        self.course.begin(earlier[0])
+        file = self.course.file
+        self.course.begin([] if file is None else alone_on_main(file.others, "curriculum"))
         self.sampler = CurriculumSampler(plain, self.course)
         return self.sampler
 
