@@ -517,6 +517,9 @@ def test_what_a_course_refuses():
     with pytest.raises(ValueError, match=r"no column 'skills' \(skills reads it\)"):
         Course(Skills()).bind(Rows(problem_id=["a"]), seed=0)
 
+    with pytest.raises(ValueError, match="a streamed data set cannot give"):
+        Course(Band()).bind(iter([]), seed=0)
+
     class Short(Rule):
         name = "short"
 

@@ -45,7 +45,7 @@ class Course:
         self.problems: list[str] = []  # problem_id of each row of the data set
         self.seed = 0
         self._columns: Mapping[str, Sequence[Any]] = {}
-        self._row: dict[str, int] = {}  # problem_id -> its first row
+        self._rows: dict[str, list[int]] = {}  # problem_id -> its rows
         self._pass, self._drawn = 0, list[list[int]]()  # of the pass under way
         self._prompts: Prompts | None = None  # as they are known now
         self._chosen: tuple[Floats | None] | None = None  # the rule's weights for them
@@ -54,6 +54,11 @@ class Course:
 
     def bind(self, rows: Any, *, seed: int) -> Self:
         """Take the rows (a `datasets.Dataset`); ValueError where they lack a column, or the rule refuses them."""
+        if not hasattr(rows, "__getitem__"):
+            raise ValueError(
+                "curriculum draws prompts at random, which a streamed data set cannot give; load it whole (streaming: "
+                "false), or leave the curriculum out"
+            )
         given = list(getattr(rows, "column_names", None) or [])
         readers = {ID: "pass rates are kept by it", **dict.fromkeys(self.rule.columns, f"{self.rule.name} reads it")}
         for name, why in readers.items():
@@ -62,17 +67,17 @@ class Course:
                     f"curriculum: the rows have no column {name!r} ({why}), only {', '.join(given)}; add it to the task"
                 )
         self.problems, self.seed = [str(problem) for problem in rows[ID]], seed
-        self._columns = {name: rows[name] for name in self.rule.columns}
-        self._row = {}
+        self._columns = {name: list(rows[name]) for name in self.rule.columns}
+        self._rows = {}
         for row, problem in enumerate(self.problems):
-            self._row.setdefault(problem, row)
+            self._rows.setdefault(problem, []).append(row)
         self._forget()
         self._weights()
         return self
 
     def code(self, problem: Any) -> int:
         """A number that stands for a problem on every rank."""
-        return self._row[str(problem)]
+        return self._rows[str(problem)][0]
 
     # Drawing
 
@@ -130,6 +135,17 @@ class Course:
             )
         return self._prompts
 
+    def _learn(self, groups: Sequence[Group]) -> None:
+        """Count the groups; only their rows are looked at again."""
+        known, self._chosen = self.prompts(), None
+        arrays = known.trials_P.copy(), known.passes_P.copy(), known.failed_P.copy()
+        self.rates.add(groups)
+        for problem in {group.problem_id for group in groups}:
+            for array, value in zip(arrays, self.rates.of(problem), strict=True):
+                array[self._rows[problem]] = value
+        trials_P, passes_P, failed_P = arrays
+        self._prompts = Prompts(trials_P=trials_P, passes_P=passes_P, failed_P=failed_P, columns=self._columns)
+
     # What came of it
 
     def passed(self, reward: float) -> bool | None:
@@ -152,8 +168,7 @@ class Course:
         if write and self.file is not None:
             self.file.append(self.rollouts, groups, start=self.rollouts == 0)
         self.rollouts += 1
-        self.rates.add(groups)
-        self._forget()
+        self._learn(groups)
         tried = Tried(prompt_G=rows, trials_G=[g.trials for g in groups], passes_G=[g.passes for g in groups])
         self.rule.observed(self.prompts(), tried)
 
