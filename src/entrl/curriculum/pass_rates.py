@@ -11,6 +11,7 @@ Of two lines with one run and rollout the later counts: after a resume a rollout
 runs leave nothing to mend, and any number of runs may share a file.
 """
 
+import errno
 import fcntl
 import json
 import os
@@ -20,6 +21,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from entrl.settings.json_lines import json_lines
+
+NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)  # of such file systems
 
 
 class Group(NamedTuple):
@@ -77,7 +80,7 @@ class PassRateFile:
         if not self.path.exists():
             return []
         with self.path.open("r+b") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+            _lock(file.fileno())
             _drop_half_line(file.fileno())
             kept: dict[tuple[str, int], list[Group]] = {}
             for number, row in json_lines(self.path):
@@ -95,7 +98,7 @@ class PassRateFile:
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a+b") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+            _lock(file.fileno())
             _drop_half_line(file.fileno())
             file.write(text.encode())
             file.flush()
@@ -114,6 +117,15 @@ class PassRateFile:
             f"{self.path}:{number} is no line of pass rates (run, rollout, groups of problem_id, trials, passes); name "
             "another curriculum.file, or take the line out"
         )
+
+
+def _lock(handle: int) -> None:
+    """Until the file is closed. A file system without locks is gone on with: a line is one write in append mode."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
 
 
 def _drop_half_line(handle: int) -> None:
