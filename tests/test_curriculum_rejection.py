@@ -162,6 +162,7 @@ def drawn(policy, file, stop_after=None):
     return rows, said
 
 
+@pytest.mark.slow
 def test_a_policy_is_asked_until_it_has_been_right_often_enough_and_goes_on_after_a_crash(policy, tmp_path):
     whole, said = drawn(policy, tmp_path / "whole.jsonl")
     assert whole

@@ -137,6 +137,7 @@ def test_a_killed_run_goes_on_and_its_file_holds_each_rollout_once(model: str, t
     assert [len(file.read_text().splitlines()) for file in files] == [7, 11]  # with the line that says start
 
 
+@pytest.mark.slow
 def test_a_second_run_starts_with_what_the_first_found(model: str, tmp_path: Path):
     shared = CURRICULUM[:-1] + f", file: {tmp_path / 'shared.jsonl'}}}"
     more = (shared, "eval=null", "trainer.save_strategy=no", "trainer.max_steps=2")
