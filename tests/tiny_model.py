@@ -79,7 +79,7 @@ def trainer(
     folder: Path, rewards: Any = digits, *, controllers: Any = (), cls: Any = EntropyGRPOTrainer, **kwargs: Any
 ):
     """A trainer of `cls`; keyword arguments beside the named ones are options of the configuration."""
-    passed = {k: kwargs.pop(k) for k in ("peft_config", "rollout_func", "eval_dataset") if k in kwargs}
+    passed = {k: kwargs.pop(k) for k in ("peft_config", "rollout_func", "eval_dataset", "curriculum") if k in kwargs}
     extra = {"controllers": controllers} if controllers else {}
     model = kwargs.pop("model", None)
     dataset = kwargs.pop("train_dataset", None)

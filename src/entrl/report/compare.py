@@ -23,6 +23,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from entrl.report.control import control_words
 from entrl.report.metrics import by_task, numbers_of, of_problem
 from entrl.report.read import RunRecord, metric_names, read_runs, series
 from entrl.report.words import words
@@ -68,7 +69,8 @@ def compare_runs(run_a: str | Path, run_b: str | Path) -> dict[str, Any]:
         "b": b.name,
         "difference": "b - a",
         "curves": {axis: _at_equal_axis(a, b, axis, shared) for axis in EQUAL_AXES},
-        "evaluation": _evaluations(a, b),
+        "evaluation": (evaluation := _evaluations(a, b)),
+        "control": control_words(a, b, evaluation),
         "only_a": [name for name in names_a if name not in set(names_b)],
         "only_b": [name for name in names_b if name not in set(names_a)],
         "notes": [f"{run.name}: {note}" for run in (a, b) for note in run.notes],
@@ -153,6 +155,8 @@ def print_comparison(comparison: Mapping[str, Any], console: Console | None = No
     # Text and markup=False: a run folder may be called [red]
     console.print(Text(f"a = {comparison['a']}    b = {comparison['b']}    every difference is b - a"))
     _print_evaluation(comparison["evaluation"], console)
+    for sentence in comparison["control"]:
+        console.print(sentence, markup=False, style="bold")
     for axis, title in EQUAL_AXES.items():
         _print_curves(comparison["curves"][axis], title, console)
     for key, name in (("only_a", comparison["a"]), ("only_b", comparison["b"])):

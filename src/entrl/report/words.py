@@ -157,6 +157,8 @@ ROLLOUTS = {
     "branch/threshold": ("Fork threshold", "nats"),
     "branch/accepted_share": ("Planned forks that were kept", "share"),
     "branch/windows_drawn": ("Windows drawn for a fork", "per fork"),
+    "curriculum/pass_rate": ("Pass rate, mean over the prompts tried", "share"),
+    "curriculum/*": ("Prompts of the curriculum: {}", "share"),
     "filter/pass_rate": ("Groups that pass the filter", "share"),
     "filter/tries": ("Generations of the filter", "generations"),
     "filter/prompts": ("Groups of the filter", "groups"),

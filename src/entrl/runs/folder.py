@@ -39,6 +39,7 @@ OURS = (
     "manifest.json",
     "metrics.jsonl",
     "completions.jsonl",
+    "pass_rates.jsonl",
     "eval_before.json",
     "eval_after.json",
     *PARTIAL,

@@ -5,6 +5,7 @@
             {mixture: [{task, weight, split, train_size, args}], train_size, seed}
     rewards:      [{use, weight, args}]
     controllers:  [{use, args}]
+    curriculum: {use, args, file, reward, pass_above, decay, floor}, or null: TRL's order
     lora:   peft.LoraConfig fields verbatim, or null
     eval:   {task, split, size, samples, k, temperature, top_p, max_new_tokens, batch_size, seed, before, at, args},
             or null
@@ -24,6 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
+from entrl.runs.curriculum import CurriculumSpec
 from entrl.runs.removed_keys import OTHER_TRAINER_KEYS, OWNED_TRAINER_KEYS, REMOVED_TRAINER_KEYS, ours
 from entrl.runs.specs import (
     ControllerSpec,
@@ -61,6 +63,7 @@ class Recipe(SettingsFile, Parts):
     data: DataSpec
     rewards: list[RewardSpec]
     controllers: list[ControllerSpec] = field(default_factory=list)
+    curriculum: CurriculumSpec | None = None
     environment: EnvironmentSpec | None = None
     lora: dict[str, Any] | None = None
     eval: EvalSpec | None = None
@@ -118,6 +121,10 @@ class Recipe(SettingsFile, Parts):
     def build_rewards(self) -> list[Loaded]:
         return [load_reward(r.use, r.args, base=self.base) for r in self.rewards]
 
+    def build_curriculum(self) -> Loaded | None:
+        """A fresh `entrl.curriculum.course.Course`, or None."""
+        return None if self.curriculum is None else self.curriculum.load(self.base, self.run_dir)
+
     def build_environment(self) -> Callable[[], Any] | None:
         """TRL's `environment_factory`, or None."""
         return None if self.environment is None else self.environment.load(self.base)
@@ -166,6 +173,8 @@ def deciding(settings: Mapping[str, Any]) -> dict[str, Any]:
     content = {group: dict(value) if isinstance(value, Mapping) else value for group, value in settings.items()}
     for name in ("doctor", "reward_trial_s"):
         content.pop(name, None)
+    if content.get("curriculum") is None:
+        content.pop("curriculum", None)  # which older runs do not know
     for group, name in UNDECIDING:
         (content.get(group) or {}).pop(name, None)
     for group, name in ADDRESSES:

@@ -253,6 +253,7 @@ def build_trainer(run: Run) -> tuple[Any, ProgressLine]:
         processing_class=tokenizer,
         peft_config=new_adapter(model, prepared.lora),
         controllers=prepared.controller_objects,
+        curriculum=prepared.course,
         environment_factory=prepared.environment,
         # the watch writes into what the log then saves
         callbacks=[watch, DenseEvaluation(dense), BestCheckpoint(), log, progress, watchdog, run.ending],
@@ -270,7 +271,7 @@ def build_trainer(run: Run) -> tuple[Any, ProgressLine]:
 
 def describe_start(run: Run) -> None:
     run.say(run.recipe.to_yaml())
-    for loaded in (*run.prepared.rewards, *run.prepared.controllers):
+    for loaded in (*run.prepared.rewards, *run.prepared.controllers, *filter(None, [run.prepared.curriculum])):
         run.say(f"using {loaded.source} from {loaded.file}")
     for note in run.prepared.notes:
         run.say(note)

@@ -16,6 +16,7 @@ from rich.table import Table
 from entrl_lab.conformance import ares, ares_losses, information_gain
 from entrl_lab.conformance.adaptive_entropy import adaptive_entropy_case
 from entrl_lab.conformance.comparison import Case, CaseResult, Comparison, Runner, Status
+from entrl_lab.conformance.curriculum import allocation_case, difficulty_case, profile_case, stop_case
 from entrl_lab.conformance.entropy_mechanism import entropy_case, loss_case, partition_case
 from entrl_lab.conformance.law import law_case
 from entrl_lab.conformance.neighbours import gppo_case, steer_case
@@ -78,7 +79,11 @@ SECTIONS: dict[str, dict[str, Section]] = {
 }
 
 # the same for files that name a `meta.system` in place of a method
-SYSTEMS: dict[str, dict[str, Section]] = {"Top-H": {"cases": top_h_case}}
+SYSTEMS: dict[str, dict[str, Section]] = {
+    "Top-H": {"cases": top_h_case},
+    "DART-Math": {"stop_rule": stop_case, "prop2diff_allocation": allocation_case},
+    "STAT": {"difficulty_filter": difficulty_case, "profile": profile_case},
+}
 
 # the same for files that have a `topic`, and a `kind` in each case, in place of meta
 TOPICS: dict[str, dict[str, Section]] = {"information_gain": {"cases": information_gain.KINDS}}

@@ -41,6 +41,7 @@ from entrl.tasks import INQUIRIES
 from entrl.trainers.config import EntropyGRPOConfig
 from entrl.trainers.grpo import trainer as _trainer  # noqa: F401  what it stands on in TRL is checked at import
 from entrl.trainers.refusals.checks import check_schedule, reads_policy, wants_no_dropout
+from entrl.trainers.refusals.curriculum import curriculum_problems
 from entrl.trainers.refusals.engine_rules import tool_problems
 from entrl.trainers.refusals.sampling import model_sampling_problems
 from entrl.trainers.refusals.surroundings import refuse_dropout
@@ -54,6 +55,7 @@ class Prepared:
     args: Any = None  # EntropyGRPOConfig, None when it could not be built
     rewards: list[Loaded] = field(default_factory=list)
     controllers: list[Loaded] = field(default_factory=list)
+    curriculum: Loaded | None = None
     lora: Any = None
     environment: Callable[[], Any] | None = None  # makes instances, as TRL wants it
     problems: list[str] = field(default_factory=list)
@@ -66,6 +68,10 @@ class Prepared:
     @property
     def controller_objects(self) -> list[Any]:
         return [c.value for c in self.controllers]
+
+    @property
+    def course(self) -> Any:
+        return None if self.curriculum is None else self.curriculum.value
 
     def raise_first(self) -> None:
         if self.problems:
@@ -141,6 +147,7 @@ def prepare(recipe: Recipe, *, world_size: int | None = None) -> Prepared:
     if not null_problems(recipe.trainer):
         out.args = collect(lambda: _named_args(recipe, world_size), None)
     out.controllers = collect(recipe.build_controllers, [])
+    out.curriculum = collect(recipe.build_curriculum, None)
     out.lora = collect(recipe.build_lora, None)
     out.environment = collect(recipe.build_environment, None)
     problems, notes = collect(lambda: model_problems(recipe.model, out.lora, out.args), ([], []))
@@ -162,6 +169,7 @@ def prepare(recipe: Recipe, *, world_size: int | None = None) -> Prepared:
         out.problems += collect(lambda: schedule_problems(out, size), []) + launch_problems(recipe, size)
         out.problems += evaluation_problems(recipe, out.args) + reference_problems(out.args, out.lora)
         out.problems += name_problems(recipe, out.args) + late_problems(out.args, size) + dropout_problems(recipe, out)
+        out.problems += curriculum_problems(out.course, out.args, out.reward_funcs)
         out.problems += arithmetic_problems(recipe, out.args) + sampler_problems(out.args)
         if recipe.environment is not None:
             out.problems += tool_problems(out.args)

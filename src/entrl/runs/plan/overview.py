@@ -169,6 +169,8 @@ def _describe_parts(recipe: Recipe, prepared: Prepared) -> list[tuple[str, str]]
     for spec, reward in zip(recipe.rewards, prepared.rewards, strict=False):
         rows.append(("reward", f"{spec.weight:g} x {reward.source}  ({reward.file})"))
     rows += [("controller", f"{c.source}  ({c.file})") for c in prepared.controllers]
+    if (course := prepared.curriculum) is not None:
+        rows.append(("curriculum", f"{course.source}  ({course.file}), pass rates in {course.value.file.path}"))
     if recipe.environment is not None:
         arguments = "".join(f", {k}={v}" for k, v in recipe.environment.args.items())
         rows.append(("environment", f"{recipe.environment.use}{arguments}"))

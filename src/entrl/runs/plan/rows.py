@@ -105,6 +105,7 @@ def _loaded(load: Callable[[], Any], what: str, found: Found) -> Any:
 def check_training_rows(recipe: Recipe, prepared: Prepared, rows: Any, found: Found, *, count: int | None) -> None:
     """count: rows the run will have, of which `rows` may be a few; None where the task has not said."""
     found.problems += column_problems(prepared.rewards, rows.column_names) + opening_problems(prepared, rows)
+    found.problems += _course_problems(prepared, rows)
     if count is not None and not recipe.data.endless and (recipe.data.train_size or 0) > count:
         found.warnings.append(
             f"data.train_size of {recipe.data.train_size:,} is more than the {count:,} problems that "
@@ -122,6 +123,17 @@ def check_training_rows(recipe: Recipe, prepared: Prepared, rows: Any, found: Fo
         if count is not None:
             found.problems += too_few_prompts(count, prepared.args)
         _check_texts(recipe, prepared, rows, prepared.args.max_completion_length, "data", found)
+
+
+def _course_problems(prepared: Prepared, rows: Any) -> list[str]:
+    """Columns that a curriculum lacks, and what its rule says of these rows."""
+    if prepared.course is None:
+        return []
+    try:
+        prepared.course.bind(rows, seed=0)
+    except (ValueError, TypeError, KeyError) as error:
+        return [str(error)]
+    return []
 
 
 def _from_file(recipe: Recipe) -> bool:

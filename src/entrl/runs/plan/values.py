@@ -111,7 +111,8 @@ def _weight_warnings(recipe: Recipe) -> list[str]:
             )
         if spec.weight < 0:
             out.append(f"rewards.{i}.weight of {spec.use} is {spec.weight:g}: the policy is paid for less of it")
-        if spec.weight == 0 and not recipe.trainer.get("filter_on"):  # which may read its verdicts
+        read = recipe.trainer.get("filter_on") or recipe.curriculum is not None  # they may read its verdicts
+        if spec.weight == 0 and not read:
             out.append(
                 f"rewards.{i}.weight of {spec.use} is 0: it is logged and pays nothing; leave it out, unless meant"
             )

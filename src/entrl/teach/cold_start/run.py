@@ -18,10 +18,12 @@ from rich.console import Console
 
 from entrl.models.load import load_model, model_problems, new_adapter
 from entrl.runs.card import draft_card, finish_card
+from entrl.runs.contents import contents
 from entrl.runs.folder import now, read_json, write_json, write_text
 from entrl.runs.lock import locked
 from entrl.runs.ours import clear, refuse_foreign
 from entrl.runs.wording import say
+from entrl.settings.groups import content_hash, flat, plain
 from entrl.settings.provenance import git_state, versions
 from entrl.settings.secrets import mask_text, mask_words
 from entrl.teach.answer_files import choose, print_choice, write_choice
@@ -29,6 +31,7 @@ from entrl.teach.cold_start.spec import ColdStart
 from entrl.teach.made_model import is_made, made_from, one_process
 from entrl.version import __version__
 
+DRAWN = "rejection.jsonl"  # what rejection sampling has drawn, for a start that goes on
 WRITTEN = ("recipe.yaml", "manifest.json", "train.jsonl", "report.json", "model")
 
 
@@ -42,6 +45,8 @@ def cold_start(start: ColdStart, *, overwrite: bool = False, console: Console | 
     start.answers_file()  # a missing file should not cost the folder that is there
     refuse_foreign(start.folder, kind="a cold start's folder", place="`out`")
     with locked(start.folder, lambda text: say(console, text), elsewhere="`out`"):
+        if overwrite:
+            clear(start.folder, (DRAWN,))  # kept where a start was interrupted, and goes on
         return _cold_start(start, console)
 
 
@@ -92,6 +97,7 @@ def _clear(folder: Path) -> None:
 def _make(start: ColdStart, console: Console) -> dict[str, Any]:
     from entrl.runs.log import be_quiet  # brings transformers, as what follows
     from entrl.teach.cold_start.answers import collect
+    from entrl.teach.cold_start.rejection import Kept, rejection_report
 
     be_quiet()
     with _threads(start.threads):
@@ -103,10 +109,20 @@ def _make(start: ColdStart, console: Console) -> dict[str, Any]:
         for note in notes:
             say(console, note)
         model, tokenizer = load_model(start.model, lora)
+        kept = Kept(path=start.folder / DRAWN, of=_drawn_from(start))
         every = collect(
-            start.answers, start.answers_file(), (model, tokenizer), base=start.base, say=lambda t: say(console, t)
+            start.answers,
+            start.answers_file(),
+            (model, tokenizer),
+            base=start.base,
+            say=lambda t: say(console, t),
+            kept=kept,
         )
+        if not every:
+            raise ValueError("there is no answer to teach; what was printed above says how many were drawn, and right")
         rows, report = choose(every, start.curation)
+        if start.answers.sample is not None and start.answers.sample.rejection is not None:
+            report["rejection"] = rejection_report(kept, start.answers.sample.rejection)
         write_choice(start.folder, rows, report)
         print_choice(report, console)
         taught = time.perf_counter()
@@ -121,6 +137,14 @@ def _make(start: ColdStart, console: Console) -> dict[str, Any]:
         "weights_sha256": weights_sha256(start.model_dir),
         "seconds": {"answers": round(taught - began, 1), "sft": round(ended - taught, 1)},
     }
+
+
+def _drawn_from(start: ColdStart) -> str:
+    """What the answers of a policy depend on: the settings that say so, and the files of the policy."""
+    settings = {"model": plain(start.model), "sample": plain(start.answers.sample), "threads": start.threads}
+    named = flat({"answers": {"sample": settings["sample"]}, "model": settings["model"]})
+    files = contents(named, start.base) | contents({"model.path": named.get("answers.sample.policy")}, start.base)
+    return content_hash([settings, files])
 
 
 @contextmanager

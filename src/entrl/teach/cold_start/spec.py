@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
+from entrl.curriculum.rejection import RejectionSpec
 from entrl.runs.specs import ModelSpec, build_lora, checked_lora
 from entrl.settings.groups import at_least_one, config_group, field_hints
 from entrl.settings.names import find_file
@@ -130,6 +131,7 @@ class SampleSpec(SamplingSpec):
     split: str = "train"
     size: int | None = None
     data_seed: int = 0
+    rejection: RejectionSpec | None = None  # answers until each problem has enough right ones, in place of `samples`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,6 +151,10 @@ class AnswersSpec:
             raise ValueError(
                 "answers.pass_rate needs problems with verifiers, which a file of answers does not have; write a "
                 "pass_rate into each row of the file"
+            )
+        if self.pass_rate is not None and self.sample is not None and self.sample.rejection is not None:
+            raise ValueError(
+                "answers.sample.rejection counts pass rates from all answers it draws; leave answers.pass_rate out"
             )
 
 

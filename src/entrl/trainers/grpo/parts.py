@@ -7,8 +7,10 @@ from typing import Any
 
 from entrl.controllers.hooks import Controller
 from entrl.controllers.monitor import Monitor
+from entrl.curriculum.course import Course
 from entrl.trainers.grpo.branching import Branching
 from entrl.trainers.grpo.controlled_loss import ControlledLoss
+from entrl.trainers.grpo.curriculum import TrainedCourse
 from entrl.trainers.grpo.facts import Facts
 from entrl.trainers.grpo.group_filter import GroupFiltering, PromptSource
 from entrl.trainers.grpo.logged_windows import LoggedWindows
@@ -53,7 +55,9 @@ class Parts:
     kept: dict[str, Kept]
 
 
-def build(trl: Any, controllers: Sequence[Controller], samples: deque[dict[str, Any]]) -> Parts:
+def build(
+    trl: Any, controllers: Sequence[Controller], samples: deque[dict[str, Any]], curriculum: Course | None = None
+) -> Parts:
     """The parts for a trainer of TRL's; its constructor is through and its options are complete.
 
     samples: where completions for the report are put. Raises ValueError for what only a built trainer knows.
@@ -90,6 +94,7 @@ def build(trl: Any, controllers: Sequence[Controller], samples: deque[dict[str, 
         branching=branching,
         filtering=filtering,
         windows=windows.on,
+        course=None if curriculum is None else TrainedCourse(curriculum, facts),
     )
     kept: dict[str, Any] = {
         "micro_step": _Attribute(trl, "_step"),
@@ -98,6 +103,7 @@ def build(trl: Any, controllers: Sequence[Controller], samples: deque[dict[str, 
         "probe": observation.probe,
         "branching": branching,
         "filter": filtering,
+        "curriculum": curriculum,
         "controllers": KeptEach(facts.controls.all),
         "rewards": KeptEach(trl.reward_funcs),
         "generation": trl.vllm_generation if has_replicas(trl) else None,

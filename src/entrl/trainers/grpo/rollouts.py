@@ -10,6 +10,7 @@ from entrl.engines.top_h import TopHLogitsProcessor, generating_through
 from entrl.maths.branching import tree_advantages
 from entrl.trainers.grpo.branching import BranchedRollout, Branching
 from entrl.trainers.grpo.continuations import sampler_of
+from entrl.trainers.grpo.curriculum import TrainedCourse
 from entrl.trainers.grpo.facts import Facts
 from entrl.trainers.grpo.group_filter import GroupFiltering
 from entrl.trainers.grpo.reward_signals import RewardSignals, weighted_rewards
@@ -42,11 +43,13 @@ class Rollouts:
         branching: Branching | None,
         filtering: GroupFiltering | None,
         windows: bool,
+        course: TrainedCourse | None = None,
     ) -> None:
         self.facts, self.trl, self.controls = facts, facts.trl, facts.controls
         self.log, self.ranks = facts.log, facts.ranks
         self.scoring, self.signals, self.report, self.observation = scoring, signals, report, observation
         self.branching, self.filtering, self.windows = branching, filtering, windows
+        self.course = course
         self.turn_credit = turn_options(facts.trl.args)
         together, alike = generates_together(facts.trl)
         self.rounds = TurnRounds(facts.ranks, on=together, fill=alike)
@@ -135,6 +138,8 @@ class Rollouts:
         assert self.current is not None
         if self.report.tasks and self.trl.model.training:
             self.current.columns[TASK] = [self.report.tasks.index(row[TASK]) for row in inputs]
+        if self.course is not None and self.trl.model.training:
+            self.log.add(self.course.record(inputs, rewards_NF))
         for reward in self.trl.reward_funcs:
             self.current.columns.update(getattr(reward, "row_columns", {}))
 

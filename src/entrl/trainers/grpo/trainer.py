@@ -16,11 +16,14 @@ from torch import Tensor
 from trl import GRPOTrainer
 
 from entrl.controllers.hooks import Controller
+from entrl.curriculum.course import Course
 from entrl.engines.faults import RolloutError
 from entrl.trainers.config import EntropyGRPOConfig
+from entrl.trainers.grpo.curriculum import TrainedCourse
 from entrl.trainers.grpo.parts import Parts, build
 from entrl.trainers.grpo.vllm import generating_with
 from entrl.trainers.refusals.checks import check_schedule
+from entrl.trainers.refusals.curriculum import curriculum_problems
 from entrl.trainers.refusals.engine_rules import tool_problems
 from entrl.trainers.refusals.surroundings import check_surroundings
 from entrl.trainers.seam import check_trl
@@ -36,6 +39,7 @@ class EntropyGRPOTrainer(Resumable, GRPOTrainer):
 
     Arguments are TRL's, plus
         controllers: `entrl.controllers.hooks.Controller` objects.
+        curriculum: an `entrl.curriculum.course.Course`, which chooses the prompts of each rollout; None: TRL's order.
 
     A reward function gets what it names among its parameters (or in a `needs` attribute), one entry per completion:
         token_entropies  1-D float32, nats, over the full vocabulary at the training temperature, under the policy
@@ -67,6 +71,7 @@ class EntropyGRPOTrainer(Resumable, GRPOTrainer):
         args: Any = None,
         *trl_args: Any,
         controllers: Sequence[Controller] | None = None,
+        curriculum: Course | None = None,
         **trl_kwargs: Any,
     ) -> None:
         self.controllers = list(controllers or [])
@@ -76,6 +81,7 @@ class EntropyGRPOTrainer(Resumable, GRPOTrainer):
             complete(args, EntropyGRPOConfig)
             refuse(tool_problems(args) if speaks else [])
             refuse(check_schedule(args, self.controllers, listed, args.world_size))
+            refuse(curriculum_problems(curriculum, args, listed))
         if "rollout_func" in trl_kwargs:
             trl_kwargs["rollout_func"] = checked_rollout_func(trl_kwargs["rollout_func"])
         with generating_with(args):
@@ -83,12 +89,28 @@ class EntropyGRPOTrainer(Resumable, GRPOTrainer):
         if args is None:
             complete(self.args, EntropyGRPOConfig)
             refuse(check_schedule(self.args, self.controllers, self.reward_funcs, self.args.world_size))
+            refuse(curriculum_problems(curriculum, self.args, self.reward_funcs))
         check_surroundings(self.args, self.accelerator)
         self.completion_samples: deque[dict[str, Any]] = deque(maxlen=1024)
         self.checkpoint_files = []
-        self._parts = parts = build(self, self.controllers, self.completion_samples)
+        self._parts = parts = build(self, self.controllers, self.completion_samples, curriculum)
         self._observation, self.kept, self.counters = parts.observation, parts.kept, parts.counters
         self.think_tags = parts.facts.tags
+
+    # Which rows of the data set
+
+    def _get_train_sampler(self, dataset: Any = None) -> Any:
+        plain, course = super()._get_train_sampler(dataset), self._course
+        return plain if course is None else course.sampler_of(plain)
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        if self._course is not None:
+            self._course.start_pass(kwargs["epoch"])
+        super()._run_epoch(*args, **kwargs)
+
+    @property
+    def _course(self) -> TrainedCourse | None:
+        return None if self._parts is None else self._parts.rollouts.course
 
     # From the rows of the data set to the rows of the loss
 

@@ -1,0 +1,138 @@
+"""Pass rates per problem: counts that fade, and the one file they are kept in.
+
+    trials <- decay * trials + n        passes <- decay * passes + k        at each try of n completions, k passed
+
+The file holds JSON lines and is only appended to, under a lock:
+
+    {"run": "...", "start": true}                                    what this run wrote before counts no more
+    {"run": "...", "rollout": 3, "groups": [["p7", 8, 2], ...]}      problem_id, completions judged, passes
+
+Of two lines with one run and rollout the later counts: after a resume a rollout is made, and written, again. So killed
+runs leave nothing to mend, and any number of runs may share a file.
+"""
+
+import errno
+import fcntl
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from entrl.settings.json_lines import json_lines
+
+NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)  # of such file systems
+
+
+class Group(NamedTuple):
+    """The completions of one prompt in one rollout."""
+
+    problem_id: str
+    trials: int  # completions judged
+    passes: int
+
+
+class Count(NamedTuple):
+    """What is known of one problem; the first two fade."""
+
+    trials: float = 0.0
+    passes: float = 0.0
+    failed: int = 0  # completions judged since the last that passed
+
+
+@dataclass(kw_only=True)
+class PassRates:
+    """problem_id -> counts. decay: in (0, 1], what older trials weigh once a problem is tried again."""
+
+    decay: float
+    counts: dict[str, Count] = field(default_factory=dict)
+
+    def add(self, groups: Iterable[Group]) -> None:
+        for problem, trials, passes in groups:
+            if trials == 0:
+                continue
+            old = self.counts.get(problem, Count())
+            failed = 0 if passes else old.failed + trials
+            self.counts[problem] = Count(self.decay * old.trials + trials, self.decay * old.passes + passes, failed)
+
+    def of(self, problem: str) -> Count:
+        return self.counts.get(problem, Count())
+
+    def state_dict(self) -> dict[str, Any]:
+        return {problem: list(count) for problem, count in self.counts.items()}
+
+    def load_state_dict(self, state: Mapping[str, Sequence[float]]) -> None:
+        self.counts = {problem: Count(t, p, int(f)) for problem, (t, p, f) in state.items()}
+
+
+class PassRateFile:
+    """The file, as one run reads and writes it. run: what names this run among those that share the file."""
+
+    def __init__(self, path: Path, *, run: str) -> None:
+        self.path, self.run = path, run
+
+    def others(self) -> list[list[Group]]:
+        """The rollouts of all other runs, in the order they were first written.
+
+        A line that a kill cut off is taken away. ValueError names a line that is none of this file's form.
+        """
+        if not self.path.exists():
+            return []
+        with self.path.open("r+b") as file:
+            _lock(file.fileno())
+            _drop_half_line(file.fileno())
+            kept: dict[tuple[str, int], list[Group]] = {}
+            for number, row in json_lines(self.path):
+                run, rollout, groups = self._read(row, number)
+                if groups is None:
+                    kept = {key: found for key, found in kept.items() if key[0] != run}
+                elif run != self.run:
+                    kept[run, rollout] = groups
+        return list(kept.values())
+
+    def append(self, rollout: int, groups: Sequence[Group], *, start: bool) -> None:
+        """Add one rollout; start: the run's first, which replaces what a run of this name wrote before."""
+        lines: list[dict[str, Any]] = [{"run": self.run, "start": True}] if start else []
+        lines.append({"run": self.run, "rollout": rollout, "groups": [list(group) for group in groups]})
+        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a+b") as file:
+            _lock(file.fileno())
+            _drop_half_line(file.fileno())
+            file.write(text.encode())
+            file.flush()
+
+    def _read(self, row: Any, number: int) -> tuple[str, int, list[Group] | None]:
+        try:
+            run = str(row["run"])
+            if row.get("start"):
+                return run, 0, None
+            groups = [Group(str(problem), int(trials), int(passes)) for problem, trials, passes in row["groups"]]
+            if all(0 <= group.passes <= group.trials for group in groups):
+                return run, int(row["rollout"]), groups
+        except (KeyError, TypeError, ValueError, AttributeError):
+            pass
+        raise ValueError(
+            f"{self.path}:{number} is no line of pass rates (run, rollout, groups of problem_id, trials, passes); name "
+            "another curriculum.file, or take the line out"
+        )
+
+
+def _lock(handle: int) -> None:
+    """Until the file is closed. A file system without locks is gone on with: a line is one write in append mode."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+
+
+def _drop_half_line(handle: int) -> None:
+    """Cut a file that does not end in a line feed behind its last one."""
+    end = os.fstat(handle).st_size
+    keep = end
+    while keep and os.pread(handle, 1, keep - 1) != b"\n":
+        keep -= 1
+    if keep != end:
+        os.ftruncate(handle, keep)
