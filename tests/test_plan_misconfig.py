@@ -305,6 +305,18 @@ CASES = [
     key("length null", "max_completion_length is null", max_completion_length=None),
     Wrong(what="checkpoints of no strategy", changes={"trainer.save_steps": 1}, warns="trainer.save_steps is set, and"),
     Wrong(what="weight of a million", changes={"rewards": [{"use": "accuracy", "weight": 1e6}]}, warns="rewards.0"),
+    Wrong(what="weight of 1e-9", changes={"rewards": [{"use": "accuracy", "weight": 1e-9}]}, warns="next to nothing"),
+    Wrong(what="greedy", changes={"trainer.generation_kwargs": {"do_sample": False}}, stops="without spread"),
+    Wrong(what="beams", changes={"trainer.generation_kwargs": {"num_beams": 4}}, stops="without spread"),
+    Wrong(what="columns taken away", changes={"trainer.remove_unused_columns": True}, stops="remove_unused_columns"),
+    Wrong(
+        what="too many sums", changes={"data": {"task": "additions", "train_size": 100_000}}, stops="asked for 100000"
+    ),
+    Wrong(
+        what="too many sums to evaluate",
+        changes={"eval": {"task": "additions", "size": 100_000, "samples": 1, "k": [1], "max_new_tokens": 4}},
+        stops="has 202 test problems",
+    ),
     Wrong(what="logging_steps 0", changes={"trainer.logging_steps": 0}, stops="logging_steps"),
 ]
 SMALL: dict[str, Any] = {

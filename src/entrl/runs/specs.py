@@ -13,7 +13,7 @@ from entrl.runs.removed_keys import OTHER_LORA_KEYS, REMOVED_MODEL_KEYS, ours
 from entrl.settings.arguments import configure
 from entrl.settings.groups import at_least_one, check, config_group, field_hints
 from entrl.settings.names import Loaded, find_file, load_object
-from entrl.tasks import FILE_TASKS, is_endless, load_task
+from entrl.tasks import FILE_TASKS, is_endless, is_soon_made, load_task
 from entrl.tasks.mixture import Source, mixed, shares, source_names
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -97,10 +97,12 @@ class DataSpec:
         return all(is_endless(entry.task) and entry.train_size is None for entry in self.mixture)
 
     def probe(self, rows: int) -> int:
-        """How many rows to make for a look at `rows` of each task at least."""
-        if self.mixture is None:
-            return rows
-        return math.ceil(rows / min(shares([entry.weight for entry in self.mixture])))
+        """How many rows to make for a look at `rows` of each task: all of few, and no more than are used."""
+        if self.mixture is not None:
+            wanted = math.ceil(rows / min(shares([entry.weight for entry in self.mixture])))
+        else:
+            wanted = (self.train_size or rows) if is_soon_made(str(self.task)) else rows
+        return min(wanted, self.train_size or wanted)
 
 
 def _written(entry: MixedSpec) -> dict[str, Any]:

@@ -52,8 +52,9 @@ PROCEDURAL: dict[str, Callable[..., list[Row]]] = {
     "sudoku": sudoku_rows,
 }
 INQUIRIES = ("twenty_questions", "diagram")
+FEW = ("additions", "hanoi", "checkers", "blocks")  # generated, and there are no more than some thousands of them
 
-__all__ = ["FILE_TASKS", "Row", "Split", "is_endless", "load_task", "task_names"]
+__all__ = ["FILE_TASKS", "Row", "Split", "is_endless", "is_soon_made", "load_task", "task_names"]
 
 
 def task_names() -> list[str]:
@@ -64,6 +65,11 @@ def task_names() -> list[str]:
 def is_endless(task: str) -> bool:
     """True for a task that generates its problems: it has as many as are asked for, and none repeats."""
     return task.partition(":")[0] in (*PROCEDURAL, "reasoning_gym", *INQUIRIES)
+
+
+def is_soon_made(task: str) -> bool:
+    """True for a generated task that has few problems: all that a run asks for can be made to look at them."""
+    return task.partition(":")[0] in FEW
 
 
 def load_task(

@@ -94,6 +94,8 @@ def _read(gold: Any) -> CodeTests:
         raise ValueError(f"the tests have the keys {sorted(gold)}; {_SHAPES}")
     if not cases:
         raise ValueError("there are no test cases, so every program would pass; drop the row")
+    if all(case.stdin is not None and not case.expected.strip() for case in cases):
+        raise ValueError("every expected output is empty, so a program that prints nothing would pass; drop the row")
     return CodeTests(cases=tuple(cases), prefix=str(gold.get("prefix") or ""))
 
 
@@ -135,7 +137,15 @@ def _asserted(text: str) -> list[Case]:
         found = [_as_data(s.test) for s in statements if isinstance(s, ast.Assert)]
         if all(case is not None for case in found):
             return [case for case in found if case is not None]
+    if not any(_can_fail(node) for statement in statements for node in ast.walk(statement)):
+        raise ValueError(f"nothing in a test can fail, so every program would pass: {text[:60]!r}; write an assert")
     return [Case(beside=text)]
+
+
+def _can_fail(node: ast.AST) -> bool:
+    """An assert, a raise, or a call of anything but print."""
+    call = isinstance(node, ast.Call) and not (isinstance(node.func, ast.Name) and node.func.id == "print")
+    return call or isinstance(node, ast.Assert | ast.Raise)
 
 
 def _as_data(test: ast.expr) -> Case | None:

@@ -6,6 +6,7 @@ from typing import Any
 from entrl.models.folder import config_problems
 from entrl.models.load import load_config, on_meta
 from entrl.models.shape import ModelShape, model_shape
+from entrl.models.shipped import bare_names
 from entrl.runs.plan.adapter import adapter_warnings, target_problem
 from entrl.runs.plan.checks import ELSEWHERE, Prepared, first_line
 from entrl.runs.plan.device import Device
@@ -14,6 +15,7 @@ from entrl.runs.plan.machines import Machines
 from entrl.runs.plan.memory import GIB, Training
 from entrl.runs.plan.peaks import explained, gib, least_training, prompt_tokens, run_peaks, shortages, told, training_of
 from entrl.runs.recipe import Recipe
+from entrl.settings.names import suggest
 
 Rows = list[tuple[str, str]]
 
@@ -40,8 +42,10 @@ def describe_model(recipe: Recipe, prepared: Prepared) -> Estimate:
     except FileNotFoundError as error:
         return Estimate(problems=[str(error)])
     except OSError as error:  # transformers: not on disk and the hub does not answer
-        why = f"model {recipe.model.path} could not be looked at from here ({first_line(error)})"
-        return Estimate(unchecked=[f"{why}; {ELSEWHERE}, or name a folder in model.path. Memory is not estimated"])
+        near = suggest(str(recipe.model.path).strip().lower(), bare_names())
+        why = f"model {recipe.model.path!r} could not be looked at from here ({first_line(error)})"
+        cure = f"{ELSEWHERE}, or name a folder in model.path.{near}"
+        return Estimate(unchecked=[f"{why}; {cure} Memory is not estimated"])
     except ValueError as error:  # a configuration of no architecture
         return Estimate(problems=[f"model.path {recipe.model.path}: {first_line(error)}; take another folder"])
     try:

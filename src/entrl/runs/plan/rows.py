@@ -17,7 +17,7 @@ from entrl.runs.plan.trial import tag_problems, try_rewards
 from entrl.runs.plan.values import tasks_of
 from entrl.runs.recipe import Recipe
 from entrl.runs.specs import EvalSpec
-from entrl.tasks import FILE_TASKS, is_endless
+from entrl.tasks import FILE_TASKS, is_endless, is_soon_made
 from entrl.trainers.refusals.schedule import describe_schedule
 from entrl.verify.golds import check_golds, gold_kind
 
@@ -53,10 +53,15 @@ def check_data(recipe: Recipe, prepared: Prepared) -> Found:
         try_own_rewards(recipe, prepared, rows, found)
     if (spec := recipe.eval) is not None:
         for part in spec.parts.values():
-            probe = replace(recipe, eval=replace(part, size=PROBE_ROWS) if is_endless(part.task) else part)
+            probe = replace(recipe, eval=_few_of(part))
             if rows := _loaded(probe.load_eval_data, "eval", found):
                 check_evaluation_rows(probe, prepared, rows, found, trained)
     return found
+
+
+def _few_of(part: EvalSpec) -> EvalSpec:
+    """An evaluation that is soon made; of one without end, a few of its problems."""
+    return replace(part, size=PROBE_ROWS) if is_endless(part.task) and not is_soon_made(part.task) else part
 
 
 def check_rows(recipe: Recipe, prepared: Prepared, rows: Any, *, trial: bool = True) -> Found:
@@ -73,7 +78,7 @@ def check_rows(recipe: Recipe, prepared: Prepared, rows: Any, *, trial: bool = T
             one = replace(recipe, eval=part)
             check_evaluation_rows(one, prepared, one.load_eval_data(), found, rows)
         elif prepared.environment is None:
-            probe = replace(recipe, eval=replace(part, size=PROBE_ROWS)).load_eval_data()
+            probe = replace(recipe, eval=_few_of(part)).load_eval_data()
             found.runs_code |= "code" in check_golds(probe).kinds
     return found
 

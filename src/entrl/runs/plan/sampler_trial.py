@@ -14,6 +14,12 @@ def sampler_problems(args: Any) -> list[str]:
     given = {name: value for name, value in given.items() if name not in ("max_new_tokens", "max_length", "max_time")}
     if args.use_vllm or not (given or args.cache_implementation):
         return []
+    if given.get("do_sample") is False or given.get("num_beams", 1) != 1:
+        what = "do_sample: false" if given.get("do_sample") is False else f"num_beams: {given['num_beams']}"
+        return [
+            f"trainer.generation_kwargs: {what} makes the completions of a prompt alike, and a group without spread "
+            "teaches nothing; leave it out"
+        ]
     keys = [key for key in ("generation_kwargs", "cache_implementation") if getattr(args, key)]
     try:
         _generate(given | {"cache_implementation": args.cache_implementation} if args.cache_implementation else given)

@@ -31,6 +31,11 @@ def value_problems(trainer: dict[str, Any]) -> list[str]:
         for name, known in CHOICES.items()
         if name in trainer and trainer[name] not in known
     ]
+    if trainer.get("remove_unused_columns"):
+        out.append(
+            "trainer.remove_unused_columns: true takes away the columns that rewards read (answer, verifier); leave it "
+            "out"
+        )
     return out + range_problems(trainer)
 
 
@@ -108,6 +113,11 @@ def _weight_warnings(recipe: Recipe) -> list[str]:
         if abs(spec.weight) > BEYOND["rewards.*.weight"].high:
             out.append(
                 f"rewards.{i}.weight of {spec.use} is {spec.weight:g}, beside which nothing else counts; set it near 1"
+            )
+        if 0 < abs(spec.weight) < (least := BEYOND["size of rewards.*.weight"].low):
+            out.append(
+                f"rewards.{i}.weight of {spec.use} is {spec.weight:g}, which pays next to nothing (below {least:g}); "
+                "set it near 1, or leave the reward out"
             )
         if spec.weight < 0:
             out.append(f"rewards.{i}.weight of {spec.use} is {spec.weight:g}: the policy is paid for less of it")
