@@ -41,7 +41,8 @@ def picture(result: Mapping[str, Any]) -> str | None:
         body += _placed(_accuracy(found, height), NAMES + TOKENS_WIDTH, top + TITLE, ACCURACY_WIDTH, height)
         top += TITLE + height + 14
     seeds = max(arm["seeds"] for _, found in panels for arm in found["arms"].values())
-    note = f"Means over up to {seeds} seeds with 95 % t intervals. Solid line: {labels[result['reference']]}; dashed: the margin."
+    line = labels[result["reference"]]
+    note = f"Means over up to {seeds} seeds with 95 % t intervals. Solid line: {line}; dashed: the margin."
     body += f'<text x="8" y="{top + 8:.0f}">{escape(note)}</text>'
     box = f'viewBox="0 0 {width} {top + 18:.0f}" width="{width}" height="{top + 18:.0f}"'
     return (
