@@ -14,10 +14,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from entrl.errors import told
 from entrl.runs.plan.checks import required_names
 from entrl.runs.reward_call import called, signals_of
 from entrl.runs.specs import load_reward
 from entrl.runs.stored import Stored
+from entrl.runs.wording import one_line
 from entrl.settings.arguments import TRL_KEYWORDS
 from entrl.settings.names import Loaded, find_file, import_file
 from entrl.trainers.shared.first_look import think_tags_of
@@ -78,7 +80,9 @@ class Tried:
         rows += [(f"{value:.4g} for", text) for value, text in self.ends]
         width = max(len(label) for label, _ in rows)
         lines = [f"{label:<{width}}  {text}" for label, text in rows]
-        return "\n".join([*lines, *(f"problem: {p}" for p in self.problems), *(f"note: {n}" for n in self.notes)])
+        return "\n".join(
+            [*lines, *(f"problem: {one_line(p)}" for p in self.problems), *(f"note: {one_line(n)}" for n in self.notes)]
+        )
 
 
 def find_reward(name: str, args: Mapping[str, Any], *, base: Path | None = None) -> Loaded:
@@ -183,6 +187,8 @@ def _number(value: Any, tried: Tried) -> float | None:
             what = f"not a number ({type(value).__name__})"
         except OverflowError:  # an integer that no float holds
             number, what = math.inf, "infinite"
+        except Exception as error:  # whatever its __float__ raises
+            what = f"not a number ({told(error)})"
     if what is not None:
         tried.odd[what] = tried.odd.get(what, 0) + 1
     return number

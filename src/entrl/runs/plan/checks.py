@@ -11,6 +11,7 @@ from typing import Any
 
 from entrl.engines.adapters import check_servable_config
 from entrl.engines.servers import checked_urls
+from entrl.errors import said, told
 from entrl.evaluation.scoring import counters
 from entrl.models.folder import folder_problems
 from entrl.models.load import generation_defaults, load_config, model_problems, on_meta
@@ -135,7 +136,7 @@ def prepare(recipe: Recipe, *, world_size: int | None = None) -> Prepared:
         try:
             return what()
         except (ValueError, TypeError, OSError, ImportError, ArithmeticError) as error:
-            out.problems.append(str(error) or type(error).__name__)
+            out.problems.append(said(error))
             return default
 
     out.problems += variable_problems() + value_problems(recipe.trainer) + weight_problems(recipe)
@@ -327,7 +328,7 @@ def opening_problems(prepared: Prepared, rows: Any) -> list[str]:
     try:
         prepared.environment().reset(**first)
     except (ValueError, TypeError, KeyError) as error:
-        return [f"the environment cannot open the task's first row: {type(error).__name__}: {error}"]
+        return [f"the environment cannot open the task's first row: {told(error)}"]
     return []
 
 
@@ -345,4 +346,4 @@ ELSEWHERE = "plan again where there is a network, unset HF_HUB_OFFLINE"
 
 
 def first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0][:160]
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
