@@ -35,7 +35,8 @@ def told(error: BaseException) -> str:
     """The kind and the words of an error of somebody else's code, whose `__str__` may fail itself."""
     kind = type(error).__name__
     try:
-        return brief(f"{kind}: {error}")
+        words = str(error)
+        return brief(f"{kind}: {words}" if words.strip() else kind)
     except (Exception, SystemExit) as second:
         return brief(f"{kind}, whose message raised {type(second).__name__}")
 

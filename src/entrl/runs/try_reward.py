@@ -8,6 +8,7 @@ import dataclasses
 import inspect
 import math
 import statistics
+import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,6 +17,9 @@ from typing import Any
 
 from entrl.errors import told
 from entrl.runs.plan.checks import required_names
+from entrl.runs.plan.limits import NotBack, apart
+from entrl.runs.plan.loading import is_own, load_apart
+from entrl.runs.recipe import LONGEST_TRIAL_S
 from entrl.runs.reward_call import called, signals_of
 from entrl.runs.specs import load_reward
 from entrl.runs.stored import Stored
@@ -104,6 +108,23 @@ def _only_one(name: str, base: Path | None) -> str:
     if len(own) != 1:
         raise ValueError(f"{name} defines {', '.join(own) or 'no function'}; write one of them as {name}:NAME")
     return own[0]
+
+
+def try_apart(name: str, args: Mapping[str, Any], stored: Stored, *, seconds: float) -> Tried:
+    """Load it and call it, each in a fork first that has `seconds`; one that does not come back is a problem of it.
+
+    ValueError for seconds beyond what can be waited, and as `find_reward` for what cannot be loaded.
+    """
+    if not 0 < seconds <= LONGEST_TRIAL_S:
+        raise ValueError(f"--timeout must be above 0 and at most {LONGEST_TRIAL_S} seconds (a day), got {seconds:g}")
+    try:
+        load_apart(lambda: find_reward(name, args), name, seconds=seconds, limit="--timeout")
+        loaded = find_reward(name, args)
+        if sys.platform != "linux" or not is_own(name):
+            return try_reward(loaded, stored)
+        return apart(seconds, lambda: try_reward(loaded, stored), f"reward {name}")
+    except NotBack as error:
+        return Tried(reward=name, file=None, completions=len(stored.rows), problems=[str(error)])
 
 
 def try_reward(loaded: Loaded, stored: Stored) -> Tried:

@@ -21,6 +21,7 @@ from entrl.runs.plan.adapter import adapter_problems
 from entrl.runs.plan.arithmetic import arithmetic_problems
 from entrl.runs.plan.environment import variable_problems
 from entrl.runs.plan.late import late_problems
+from entrl.runs.plan.loading import refuse_endless
 from entrl.runs.plan.missing import name_problems
 from entrl.runs.plan.ranges import null_problems
 from entrl.runs.plan.sampler_trial import sampler_problems
@@ -142,7 +143,7 @@ def prepare(recipe: Recipe, *, world_size: int | None = None) -> Prepared:
     out.problems += variable_problems() + value_problems(recipe.trainer) + weight_problems(recipe)
     out.problems += nan_problems(recipe) + size_problems(recipe)
     out.problems += folder_problems(recipe.model)
-    out.rewards = collect(recipe.build_rewards, [])
+    out.rewards = collect(lambda: refuse_endless(recipe) or recipe.build_rewards(), [])
     out.problems += path_problems(out.rewards)
     out.problems += best_problems(recipe, [reward_name(r.value) for r in out.rewards])
     if not null_problems(recipe.trainer):
