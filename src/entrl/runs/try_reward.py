@@ -18,7 +18,7 @@ from typing import Any
 from entrl.errors import told
 from entrl.runs.plan.checks import required_names
 from entrl.runs.plan.limits import NotBack, apart
-from entrl.runs.plan.loading import is_own, load_apart
+from entrl.runs.plan.loading import is_own, load_apart, with_limit
 from entrl.runs.recipe import LONGEST_TRIAL_S
 from entrl.runs.reward_call import called, signals_of
 from entrl.runs.specs import load_reward
@@ -118,13 +118,13 @@ def try_apart(name: str, args: Mapping[str, Any], stored: Stored, *, seconds: fl
     if not 0 < seconds <= LONGEST_TRIAL_S:
         raise ValueError(f"--timeout must be above 0 and at most {LONGEST_TRIAL_S} seconds (a day), got {seconds:g}")
     try:
-        load_apart(lambda: find_reward(name, args), name, seconds=seconds, limit="--timeout")
+        load_apart(lambda: find_reward(name, args), name, seconds=seconds)
         loaded = find_reward(name, args)
         if sys.platform != "linux" or not is_own(name):
             return try_reward(loaded, stored)
         return apart(seconds, lambda: try_reward(loaded, stored), f"reward {name}")
     except NotBack as error:
-        return Tried(reward=name, file=None, completions=len(stored.rows), problems=[str(error)])
+        return Tried(reward=name, file=None, completions=len(stored.rows), problems=[with_limit(error, "--timeout")])
 
 
 def try_reward(loaded: Loaded, stored: Stored) -> Tried:

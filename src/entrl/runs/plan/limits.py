@@ -23,7 +23,7 @@ PR_SET_PDEATHSIG = 1
 
 
 class NotBack(ValueError):
-    """What was tried has not come back: it took too long, or it ended its process."""
+    """What was tried has not come back: it took too long, ended its process, or raised what is no Exception."""
 
 
 class _TimeIsUp(BaseException):
@@ -55,8 +55,8 @@ def within(seconds: float, work: Callable[[], T], what: str) -> T:
 def apart(seconds: float, work: Callable[[], T], what: str) -> T:
     """What `work` returns or raises, found out in a fork of this process, so that nothing it does reaches this one.
 
-    NotBack where it is not back after `seconds`, whatever holds it up, or ends its process: `os._exit`, a crash.
-    ValueError in place of what is no Exception, such as KeyboardInterrupt. The fork dies with the thread that calls.
+    NotBack where it is not back after `seconds`, whatever holds it up, ends its process (`os._exit`, a crash), or
+    raises what is no Exception, such as KeyboardInterrupt. The fork dies with the thread that calls.
     Linux alone: elsewhere a fork of a process with threads is not safe.
     """
     context = multiprocessing.get_context("fork")
@@ -142,7 +142,7 @@ def _tell(work: Callable[[], Any], what: str, sending: Any, parent: int) -> None
     except Exception as error:
         answer = False, error
     except BaseException as error:  # nobody's Ctrl-C: the terminal does not reach this session
-        answer = False, ValueError(f"{what} raised {told(error)}; raise an Exception there instead")
+        answer = False, NotBack(f"{what} raised {told(error)}; raise an Exception there instead")
     with contextlib.suppress(Exception):  # whatever has become of them
         sys.stdout.flush()
         sys.stderr.flush()

@@ -12,8 +12,6 @@ from entrl.runs.plan.limits import NotBack, apart, within
 from entrl.runs.recipe import Recipe
 from entrl.runs.specs import load_reward
 
-RAISE_LIMIT = "; where it is slow and no more, raise {}"
-
 
 def is_own(use: str) -> bool:
     """Whether a recipe's word is none for a reward of this package."""
@@ -21,18 +19,17 @@ def is_own(use: str) -> bool:
 
 
 def refuse_endless(recipe: Recipe) -> None:
-    """ValueError where loading one of its rewards does not come back within `reward_trial_s`, or ends its process."""
-    for reward in recipe.rewards if recipe.reward_trial_s else []:
-        load_apart(
-            lambda use=reward.use, args=reward.args: load_reward(use, args, base=recipe.base),
-            reward.use,
-            seconds=recipe.reward_trial_s,
-            limit="reward_trial_s",
-        )
+    """NotBack where loading one of its rewards does not come back within `reward_trial_s`, or ends its process."""
+    seconds = recipe.reward_trial_s
+    for use, args in [(reward.use, reward.args) for reward in recipe.rewards if seconds]:
+        try:
+            load_apart(lambda use=use, args=args: load_reward(use, args, base=recipe.base), use, seconds=seconds)
+        except NotBack as error:
+            raise NotBack(with_limit(error, "reward_trial_s")) from None
 
 
-def load_apart(load: Callable[[], Any], use: str, *, seconds: float, limit: str) -> None:
-    """Load one in a fork; beside Linux here, under an alarm. limit: the name of what sets `seconds`."""
+def load_apart(load: Callable[[], Any], use: str, *, seconds: float) -> None:
+    """Load one in a fork; beside Linux here, under an alarm."""
     if not is_own(use):
         return
 
@@ -40,7 +37,9 @@ def load_apart(load: Callable[[], Any], use: str, *, seconds: float, limit: str)
         with contextlib.suppress(Exception, SystemExit):
             load()
 
-    try:
-        (apart if sys.platform == "linux" else within)(seconds, work, f"loading reward {use}")
-    except NotBack as error:
-        raise NotBack(f"{error}{RAISE_LIMIT.format(limit) * ('come back' in str(error))}") from None
+    (apart if sys.platform == "linux" else within)(seconds, work, f"loading reward {use}")
+
+
+def with_limit(error: ValueError, limit: str) -> str:
+    """Its words; where time was up, with what sets how long that is."""
+    return f"{error}; where it is slow and no more, raise {limit}" if "did not come back" in str(error) else str(error)
