@@ -1,6 +1,8 @@
 """The trial call of a user's rewards before training: what never returns, what ends its process, what is only slow."""
 
 import os
+import re
+import signal
 import time
 
 import pytest
@@ -8,7 +10,7 @@ from short_run import quietly, short_recipe
 from tiny_model import saved_model
 
 from entrl.runs.plan import plan
-from entrl.runs.plan.limits import apart
+from entrl.runs.plan.limits import NotBack, apart
 from entrl.runs.recipe import deciding
 from entrl.trainers.shared.rewards import RewardError
 
@@ -22,7 +24,13 @@ WRONG = {
     "ends the process": ("import os; os._exit(3)", r"ended its process \(exit code 3\); raise an error there"),
     "crashes": ("import ctypes; ctypes.string_at(0)", r"ended its process \(SIGSEGV\)"),
     "asks to exit": ("import sys; sys.exit(0)", r"raised SystemExit: 0"),
-    "interrupts": ("raise KeyboardInterrupt", r"ended its process \(exit code 1\)"),
+    "raises no Exception": ("raise type('Stop', (BaseException,), {})('now')", r"raised Stop: now; raise an Exception"),
+    "raises what cannot be said": (
+        "raise type('Silent', (Exception,), {'__str__': lambda self: 1 / 0})()",
+        r"raised Silent, whose message raised ZeroDivisionError",
+    ),
+    "raises what cannot be written": ("raise ValueError('bad \\ud800')", r"raised ValueError: bad \\ud800 \("),
+    "interrupts": ("raise KeyboardInterrupt", r"raised KeyboardInterrupt; raise an Exception there instead"),
 }
 
 
@@ -67,9 +75,80 @@ def test_without_a_trial_nothing_is_called(model, tmp_path):
     recipe = recipe_of(model, tmp_path, f"open('{tmp_path}/seen', 'w')", "reward_trial_s=0")
     assert plan(recipe).problems == []
     assert not (tmp_path / "seen").exists()
-    with pytest.raises(ValueError, match=r"reward_trial_s must be a number of seconds, 0 for no trial call, got -1"):
+    with pytest.raises(ValueError, match=r"reward_trial_s must be .* up to 86400 \(a day\), 0 for .*, got -1"):
         recipe_of(model, tmp_path, "pass", "reward_trial_s=-1")
+    with pytest.raises(ValueError, match=r"up to 86400 \(a day\), .*, got 1e\+18"):
+        recipe_of(model, tmp_path, "pass", "reward_trial_s=1e18")
     assert deciding(recipe.resolved()) == deciding(recipe_of(model, tmp_path, "pass").resolved())
+
+
+IMPORTS = {
+    "loops": ("while True: pass", r"loading reward .*mine.py:reward did not come back within 1 s; .* reward_trial_s"),
+    "ends": ("import os; os._exit(0)", r"loading reward .*mine.py:reward ended its process \(exit code 0\)"),
+    "interrupts": ("raise KeyboardInterrupt", r"loading reward .*mine.py:reward raised KeyboardInterrupt"),
+    "raises": ("1 / 0", r"mine.py cannot be imported: ZeroDivisionError: division by zero; mend that file"),
+    "exits": ("raise SystemExit(2)", r"mine.py cannot be imported: SystemExit: 2; mend that file"),
+}
+
+
+@pytest.mark.parametrize("what", IMPORTS)
+def test_a_file_that_does_it_while_it_is_imported(what, model, tmp_path):
+    """In the fork; here it is imported once it came back."""
+    line, words = IMPORTS[what]
+    recipe = recipe_of(model, tmp_path, "pass", "reward_trial_s=1")
+    wrong = recipe_of(model, tmp_path, "pass", "reward_trial_s=1", "trainer.num_generations=0")
+    (tmp_path / "mine.py").write_text(f"def reward(completions, **_):\n    pass\n\n\n{line}\n")
+    problems = plan(wrong).problems
+    assert [bool(re.search(words, problem)) for problem in problems].count(True) == 1, problems
+    assert any("num_generations must be" in problem for problem in problems)
+    with pytest.raises(ValueError, match=words):
+        quietly(recipe)
+
+
+def test_apart_tells_whatever_is_raised():
+    for stop, kind in ((KeyboardInterrupt, "KeyboardInterrupt"), (GeneratorExit, "GeneratorExit")):
+        with pytest.raises(ValueError, match=f"it raised {kind}"):
+            apart(5, lambda stop=stop: _raise(stop()), "it")
+    with pytest.raises(ValueError, match="it: TwoArguments: a and b"):
+        apart(5, lambda: _raise(TwoArguments("a", "b")), "it")
+
+
+class TwoArguments(Exception):
+    """Can be sent and not received."""
+
+    def __init__(self, a, b):
+        super().__init__(f"{a} and {b}")
+
+
+def test_apart_where_the_kernel_gives_no_descriptor_of_a_process(monkeypatch):
+    def forbidden(pid):
+        raise PermissionError
+
+    monkeypatch.setattr(os, "pidfd_open", forbidden)
+    assert apart(5, lambda: 1, "it") == 1
+    with pytest.raises(NotBack, match=r"ended its process \(exit code 3\)"):
+        apart(20, lambda: os._exit(3), "it")
+    with pytest.raises(NotBack, match=r"did not come back within 0.2 s"):
+        apart(0.2, lambda: time.sleep(60), "it")
+
+
+def test_the_fork_dies_with_a_killed_parent(tmp_path):
+    note = tmp_path / "fork"
+
+    def work():
+        note.write_text(str(os.getpid()))
+        time.sleep(60)
+
+    if (parent := os.fork()) == 0:
+        apart(60, work, "it")
+        os._exit(0)
+    _until(lambda: note.exists() and note.read_text(), 20)
+    fork = int(note.read_text())
+    assert _lives(fork)
+    os.kill(parent, signal.SIGKILL)
+    os.waitpid(parent, 0)
+    _until(lambda: not _lives(fork), 5)
+    assert not _lives(fork)
 
 
 def test_apart_leaves_nothing_behind(tmp_path):
@@ -92,10 +171,14 @@ def test_apart_leaves_nothing_behind(tmp_path):
     with pytest.raises(ValueError, match=r"it ended its process \(exit code 0\)"):
         apart(20, daemon, "it")
     child = int((tmp_path / "child").read_text())
-    end = time.monotonic() + 5
-    while time.monotonic() < end and _lives(child):
-        time.sleep(0.05)
+    _until(lambda: not _lives(child), 5)
     assert not _lives(child)
+
+
+def _until(found, seconds):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and not found():
+        time.sleep(0.05)
 
 
 def _raise(error):

@@ -1,5 +1,6 @@
 """Programs in the sandbox: what they get, what they may use, what is said when it cannot be had."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -174,6 +175,41 @@ def test_a_sandbox_that_fails_is_no_verdict_on_the_program(box, monkeypatch):
 
 
 @pytest.mark.slow
+def test_a_program_that_empties_and_fills_its_own_pipes(box):
+    """It opens them the other way round: what was ready when the parent looked is so no more."""
+    program = """
+import os, time
+try:
+    out = os.open("/proc/self/fd/1", os.O_RDONLY | os.O_NONBLOCK)
+except PermissionError:  # bubblewrap of root
+    os._exit(0)
+end = time.monotonic() + 1.0
+while time.monotonic() < end:
+    os.write(1, b"x")
+    try:
+        os.read(out, 10)
+    except BlockingIOError:
+        pass
+"""
+    assert box.run(program).status in ("ok", "output")
+
+
+def test_a_pipe_that_is_not_ready_after_all_stays_open():
+    with subprocess.Popen(["sleep", "60"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        for pipe in (process.stdin, process.stdout):
+            os.set_blocking(pipe.fileno(), False)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                os.write(process.stdin.fileno(), bytes(1 << 16))
+        watch = processes._Watch(process, b"more", "landlock", Limits())
+        assert watch._send()
+        assert watch.unsent == b"more"
+        assert watch._receive(process.stdout.fileno())
+        process.kill()
+
+
 def test_a_killed_parent_takes_its_program_along(box):
     code = f"from entrl.sandbox import *; open_sandbox(tier={box.tier!r}).run('import time; time.sleep(60)')"
     parent = subprocess.Popen([sys.executable, "-c", code])

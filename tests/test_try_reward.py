@@ -139,6 +139,32 @@ def test_the_command(here: Path, capsys: pytest.CaptureFixture[str]):
     assert "write 1 or more" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("body", "problem"),
+    [
+        ("import ctypes; ctypes.string_at(0)", r"reward mine\.py ended its process \(SIGSEGV\)"),
+        ("while True: pass", r"reward mine\.py did not come back within 2 s; .*"),
+        ("raise KeyboardInterrupt", r"reward mine\.py raised KeyboardInterrupt"),
+        ("raise type('Stop', (BaseException,), {})()", r"reward mine\.py raised Stop; raise an Exception there"),
+    ],
+)
+@pytest.mark.parametrize("where", ["call", "import"])
+def test_what_does_not_come_back(here: Path, capsys: pytest.CaptureFixture[str], where: str, body: str, problem: str):
+    define = "def reward(completions, **_):\n    "
+    (here / "mine.py").write_text(f"{define}{body}\n" if where == "call" else f"{define}pass\n{body}\n")
+    assert main(["try-reward", "mine.py", "--on", "kept.jsonl", "--timeout", "2"]) == 1
+    said = capsys.readouterr()
+    assert re.search(f"problem: {'loading ' * (where == 'import')}{problem}", said.out), said.out
+    assert "Traceback" not in said.err
+    assert ("raise --timeout" in said.out) == ("while" in body)
+
+
+def test_a_timeout_that_cannot_be_waited(here: Path, capsys: pytest.CaptureFixture[str]):
+    for seconds in ("0", "1e18", "nan"):
+        assert main(["try-reward", "mine.py:length", "--on", "kept.jsonl", "--timeout", seconds]) == 2
+        assert "--timeout must be above 0 and at most 86400 seconds" in capsys.readouterr().err
+
+
 def test_a_file_that_holds_none(here: Path):
     (here / "empty.jsonl").write_text("")
     with pytest.raises(ValueError, match="holds no completions"):

@@ -16,6 +16,7 @@ from typing import NoReturn
 from entrl.cli import build, evaluate, judge, play, run, sandbox
 from entrl.cli.errors import BrokenCommand
 from entrl.cli.parsers import Command
+from entrl.errors import told
 from entrl.settings.names import suggest
 
 ENTRY_POINTS = "entrl.commands"
@@ -61,7 +62,7 @@ def load_plugin(entry: EntryPoint) -> Command:
     try:
         command = entry.load()
     except Exception as error:  # a stranger's module may raise anything, and must not take the other commands along
-        return _broken(f"{whose} cannot be loaded: {type(error).__name__}: {error}", error)
+        return _broken(f"{whose} cannot be loaded: {told(error)}", error)
     if not isinstance(command, Command):
         return _broken(f"{whose} is no entrl.cli.parsers.Command but {type(command).__name__}")
     return command

@@ -4,7 +4,7 @@ import sys
 import traceback
 
 from entrl.engines.faults import RolloutError
-from entrl.errors import CannotWrite, SandboxError, UnsupportedTRL
+from entrl.errors import CannotWrite, SandboxError, UnsupportedTRL, said
 from entrl.runs.together import is_hushed, rank_prefix
 from entrl.runs.wording import shown
 
@@ -29,7 +29,7 @@ USER_ERRORS = (
 
 
 def one_line(error: BaseException) -> str:
-    return " ".join(shown(str(error)).split()) or type(error).__name__
+    return " ".join(shown(said(error)).split())
 
 
 def print_error(error: BaseException) -> None:

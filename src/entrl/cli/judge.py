@@ -47,20 +47,21 @@ def try_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("reward", metavar="FILE[:FUNCTION]", help="as `use` in a recipe: a file, a module, a bare name")
     parser.add_argument("args", nargs="*", metavar="KEY=VALUE", help="arguments of the reward, such as alpha=0.5")
     parser.add_argument("--on", type=path, required=True, metavar="RUN|FILE", help="a run folder, or completions.jsonl")
+    parser.add_argument("--timeout", type=float, default=600.0, metavar="S", help="seconds it may take (default 600)")
     parser.add_argument("--limit", type=count, metavar="N", help="look at the first N completions alone")
     parser.add_argument("--json", action="store_true", dest="as_json", help="print everything as JSON")
 
 
 def run_try(options: argparse.Namespace) -> int:
     from entrl.runs.stored import read_stored
-    from entrl.runs.try_reward import find_reward, try_reward
+    from entrl.runs.try_reward import try_apart
     from entrl.settings.overrides import apply_override
 
     args: dict[str, Any] = {}
     for word in options.args:
         apply_override(args, word)
-    loaded = find_reward(options.reward, args)
-    tried = try_reward(loaded, read_stored(options.on, limit=options.limit))
+    stored = read_stored(options.on, limit=options.limit)
+    tried = try_apart(options.reward, args, stored, seconds=options.timeout)
     print(json.dumps(tried.to_json(), indent=2, ensure_ascii=False) if options.as_json else shown(tried.render()))
     return 1 if tried.problems else 0
 

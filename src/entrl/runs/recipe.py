@@ -19,7 +19,6 @@ written twice or was removed from TRL stops the recipe with the next move. YAML 
 `1e-4` is a number, `no` is the word "no".
 """
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -49,6 +48,7 @@ DOCTOR = ("off", "warn", "strict")
 NEVER = 10**9  # steps; beyond every run
 UNDECIDING = (("trainer", "output_dir"), *(("launch", name) for name in LaunchSpec.PLANNED))
 SERVERS = ("vllm_replicas", "vllm_server_base_url", "vllm_server_host", "vllm_server_port")
+LONGEST_TRIAL_S = 86400  # what the system waits has an end, which a value of 1e18 is beyond
 ADDRESSES = (*(("trainer", name) for name in SERVERS), ("eval", "servers"))
 
 
@@ -70,16 +70,17 @@ class Recipe(SettingsFile, Parts):
     launch: LaunchSpec = field(default_factory=LaunchSpec)
     trainer: dict[str, Any] = field(default_factory=dict)
     doctor: str = "off"  # or warn, strict: a few prompts are answered and looked at before the first step
-    # Seconds for the trial call of each reward of one's own before training; 0: none is made. Our choice: short beside
-    # any run, long for a dozen short completions.
+    # Seconds for each reward of one's own to be loaded, and to be called on trial, before training; 0: no trial. Our
+    # choice: short beside any run, long for a dozen short completions.
     reward_trial_s: float = 60.0
 
     def __post_init__(self) -> None:
         check(bool(self.rewards), "rewards is empty; name at least one")
         check(self.doctor in DOCTOR, f"doctor must be one of {', '.join(DOCTOR)}, got {self.doctor!r}")
         check(
-            0 <= self.reward_trial_s < math.inf,
-            f"reward_trial_s must be a number of seconds, 0 for no trial call, got {self.reward_trial_s!r}",
+            0 <= self.reward_trial_s <= LONGEST_TRIAL_S,
+            f"reward_trial_s must be a number of seconds up to {LONGEST_TRIAL_S} (a day), 0 for no trial call, "
+            f"got {self.reward_trial_s!r}",
         )
         check(bool(self.trainer.get("output_dir", True)), "trainer.output_dir is empty; name a folder, or leave it out")
 

@@ -17,6 +17,7 @@ from rich.text import Text
 from transformers import PrinterCallback, ProgressCallback, set_seed
 
 from entrl.engines.faults import RolloutError
+from entrl.errors import said
 from entrl.models.load import load_model, load_policy, new_adapter
 from entrl.models.quantization import keep_adapter_in_float32
 from entrl.report import write_report
@@ -120,7 +121,7 @@ def _noted(run: Run) -> RunResult:
     except BaseException as error:
         status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
         lost = "lost the other ranks, one of which failed: " if lost_ranks(error) else ""
-        words = f"{lost}{type(error).__name__}: {error}"
+        words = f"{lost}{type(error).__name__}: {said(error)}"
         with contextlib.suppress(RuntimeError):  # of a store that is gone
             if status == "interrupted" and (elsewhere := failed_elsewhere()):  # so the launcher ended this rank
                 status, words = "failed", elsewhere

@@ -8,16 +8,22 @@ import dataclasses
 import inspect
 import math
 import statistics
+import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from entrl.errors import told
 from entrl.runs.plan.checks import required_names
+from entrl.runs.plan.limits import NotBack, apart
+from entrl.runs.plan.loading import is_own, load_apart, with_limit
+from entrl.runs.recipe import LONGEST_TRIAL_S
 from entrl.runs.reward_call import called, signals_of
 from entrl.runs.specs import load_reward
 from entrl.runs.stored import Stored
+from entrl.runs.wording import one_line
 from entrl.settings.arguments import TRL_KEYWORDS
 from entrl.settings.names import Loaded, find_file, import_file
 from entrl.trainers.shared.first_look import think_tags_of
@@ -78,7 +84,9 @@ class Tried:
         rows += [(f"{value:.4g} for", text) for value, text in self.ends]
         width = max(len(label) for label, _ in rows)
         lines = [f"{label:<{width}}  {text}" for label, text in rows]
-        return "\n".join([*lines, *(f"problem: {p}" for p in self.problems), *(f"note: {n}" for n in self.notes)])
+        return "\n".join(
+            [*lines, *(f"problem: {one_line(p)}" for p in self.problems), *(f"note: {one_line(n)}" for n in self.notes)]
+        )
 
 
 def find_reward(name: str, args: Mapping[str, Any], *, base: Path | None = None) -> Loaded:
@@ -100,6 +108,23 @@ def _only_one(name: str, base: Path | None) -> str:
     if len(own) != 1:
         raise ValueError(f"{name} defines {', '.join(own) or 'no function'}; write one of them as {name}:NAME")
     return own[0]
+
+
+def try_apart(name: str, args: Mapping[str, Any], stored: Stored, *, seconds: float) -> Tried:
+    """Load it and call it, each in a fork first that has `seconds`; one that does not come back is a problem of it.
+
+    ValueError for seconds beyond what can be waited, and as `find_reward` for what cannot be loaded.
+    """
+    if not 0 < seconds <= LONGEST_TRIAL_S:
+        raise ValueError(f"--timeout must be above 0 and at most {LONGEST_TRIAL_S} seconds (a day), got {seconds:g}")
+    try:
+        load_apart(lambda: find_reward(name, args), name, seconds=seconds)
+        loaded = find_reward(name, args)
+        if sys.platform != "linux" or not is_own(name):
+            return try_reward(loaded, stored)
+        return apart(seconds, lambda: try_reward(loaded, stored), f"reward {name}")
+    except NotBack as error:
+        return Tried(reward=name, file=None, completions=len(stored.rows), problems=[with_limit(error, "--timeout")])
 
 
 def try_reward(loaded: Loaded, stored: Stored) -> Tried:
@@ -183,6 +208,8 @@ def _number(value: Any, tried: Tried) -> float | None:
             what = f"not a number ({type(value).__name__})"
         except OverflowError:  # an integer that no float holds
             number, what = math.inf, "infinite"
+        except Exception as error:  # whatever its __float__ raises
+            what = f"not a number ({told(error)})"
     if what is not None:
         tried.odd[what] = tried.odd.get(what, 0) + 1
     return number

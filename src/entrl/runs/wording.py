@@ -10,13 +10,19 @@ from entrl.settings.secrets import mask_text
 if TYPE_CHECKING:
     from rich.console import Console
 
-# C0 but for tab and newline, DEL, C1 (U+009B starts an escape sequence too), and marks that turn the reading direction.
-CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+# C0 but for tab and newline, DEL, C1 (U+009B starts an escape sequence too), marks that turn the reading direction,
+# separators that end a line, and lone surrogates, which no terminal's encoding can write.
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\u2028\u2029\ud800-\udfff]")
 
 
 def printable(text: str) -> str:
     r"""The text with control characters written out, such as \x1b: a terminal shows them and obeys none."""
     return CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
+
+
+def one_line(text: str) -> str:
+    """A finding as it is printed: with line ends in it, what others wrote could look like another finding."""
+    return " ".join(text.split())
 
 
 def shown(text: str) -> str:

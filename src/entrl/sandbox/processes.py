@@ -123,12 +123,17 @@ class _Watch:
             sent = os.write(self._stdin(), self.unsent[:CHUNK])
         except BrokenPipeError:  # it reads no more
             return False
+        except BlockingIOError:  # it has filled its own input since it was ready
+            return True
         self.unsent = self.unsent[sent:]
         return bool(self.unsent)
 
     def _receive(self, pipe: int) -> bool:
         """Whether the pipe is still open."""
-        data = os.read(pipe, CHUNK)
+        try:
+            data = os.read(pipe, CHUNK)
+        except BlockingIOError:  # it has read its own output since it was ready
+            return True
         assert self.process.stdout is not None
         (self.stdout if pipe == self.process.stdout.fileno() else self.stderr).extend(data)
         return bool(data)

@@ -19,6 +19,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from entrl.errors import told
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Loaded:
@@ -64,7 +66,7 @@ def import_file(path: Path) -> ModuleType:
     except BaseException as error:
         del sys.modules[name]
         if isinstance(error, SystemExit) or (isinstance(error, Exception) and not isinstance(error, ImportError)):
-            raise ValueError(f"{path} cannot be imported: {type(error).__name__}: {error}; mend that file") from error
+            raise ValueError(f"{path} cannot be imported: {told(error)}; mend that file") from error
         raise
     return module
 

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from entrl.runs.doctor.examination import Examination
 from entrl.runs.doctor.sampled import Row, Sampled
+from entrl.runs.wording import one_line
 
 LONGEST = 160  # characters of a cell, cut in the middle
 SHOWN = 2  # completions of a prompt
@@ -37,9 +38,9 @@ def lines(found: Examination, *, table: bool = True, width: int | None = None) -
         yield f"of {len(found.sampled.rows)} completions: {shares}"
         yield f"start: {', '.join(_reach(found.sampled))}"
     yield from (f"{name}: {value}" for name, value in found.facts.items())
-    yield from (f"error: {text}" for text in found.errors)
-    yield from (f"warning: {text}" for text in found.warnings)
-    yield from (f"not checked: {text}" for text in found.unchecked)
+    yield from (f"error: {one_line(text)}" for text in found.errors)
+    yield from (f"warning: {one_line(text)}" for text in found.warnings)
+    yield from (f"not checked: {one_line(text)}" for text in found.unchecked)
     yield _verdict(found)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from entrl.engines.adapters import check_servable_config
 from entrl.engines.servers import checked_urls
+from entrl.errors import said, told
 from entrl.evaluation.scoring import counters
 from entrl.models.folder import folder_problems
 from entrl.models.load import generation_defaults, load_config, model_problems, on_meta
@@ -20,6 +21,7 @@ from entrl.runs.plan.adapter import adapter_problems
 from entrl.runs.plan.arithmetic import arithmetic_problems
 from entrl.runs.plan.environment import variable_problems
 from entrl.runs.plan.late import late_problems
+from entrl.runs.plan.loading import refuse_endless
 from entrl.runs.plan.missing import name_problems
 from entrl.runs.plan.ranges import null_problems
 from entrl.runs.plan.sampler_trial import sampler_problems
@@ -135,13 +137,13 @@ def prepare(recipe: Recipe, *, world_size: int | None = None) -> Prepared:
         try:
             return what()
         except (ValueError, TypeError, OSError, ImportError, ArithmeticError) as error:
-            out.problems.append(str(error) or type(error).__name__)
+            out.problems.append(said(error))
             return default
 
     out.problems += variable_problems() + value_problems(recipe.trainer) + weight_problems(recipe)
     out.problems += nan_problems(recipe) + size_problems(recipe)
     out.problems += folder_problems(recipe.model)
-    out.rewards = collect(recipe.build_rewards, [])
+    out.rewards = collect(lambda: refuse_endless(recipe) or recipe.build_rewards(), [])
     out.problems += path_problems(out.rewards)
     out.problems += best_problems(recipe, [reward_name(r.value) for r in out.rewards])
     if not null_problems(recipe.trainer):
@@ -327,7 +329,7 @@ def opening_problems(prepared: Prepared, rows: Any) -> list[str]:
     try:
         prepared.environment().reset(**first)
     except (ValueError, TypeError, KeyError) as error:
-        return [f"the environment cannot open the task's first row: {type(error).__name__}: {error}"]
+        return [f"the environment cannot open the task's first row: {told(error)}"]
     return []
 
 
@@ -345,4 +347,4 @@ ELSEWHERE = "plan again where there is a network, unset HF_HUB_OFFLINE"
 
 
 def first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0][:160]
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]

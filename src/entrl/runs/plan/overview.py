@@ -24,6 +24,7 @@ from entrl.runs.plan.times import Measured, describe_time
 from entrl.runs.plan.values import value_problems, value_warnings
 from entrl.runs.recipe import Recipe
 from entrl.runs.sandboxed import missing_sandbox
+from entrl.runs.wording import one_line
 from entrl.trainers.refusals.checks import check_schedule
 from entrl.trainers.refusals.schedule import describe_schedule, empty_runs
 from entrl.trainers.shared.checkpoint import inexact_because
@@ -59,8 +60,8 @@ class Plan:
         width = max((len(label) for label, _ in self.rows), default=0)
         lines = [f"{label:<{width}}  {value}" for label, value in self.rows]
         for word, entries in (("problem", self.problems), ("warning", self.warnings), ("note", self.notes)):
-            lines += [f"{word}: {entry}" for entry in entries]
-        lines += [f"not checked: {entry}" for entry in self.unchecked]
+            lines += [f"{word}: {one_line(entry)}" for entry in entries]
+        lines += [f"not checked: {one_line(entry)}" for entry in self.unchecked]
         return "\n".join([*lines, self.verdict])
 
 

@@ -18,6 +18,7 @@ import torch
 from entrl.diagnosis.bounds import BEYOND
 from entrl.runs.plan.checks import Prepared
 from entrl.runs.plan.limits import apart, within
+from entrl.runs.plan.loading import with_limit
 from entrl.runs.recipe import Recipe
 from entrl.runs.reward_call import called, completion_row, signals_of
 from entrl.settings.names import Loaded
@@ -65,8 +66,8 @@ def _try_one(
     try:
         values = _limited(recipe, reward, number, call)
     except ValueError as error:
-        slow = "; where it is slow and no more, raise reward_trial_s" * ("did not come back" in str(error))
-        trial.problems.append(f"{error}{slow} (in a trial call on {count} short completions)")
+        words = with_limit(error, "reward_trial_s")
+        trial.problems.append(f"{words} (in a trial call on {count} short completions)")
         return
     if all(value is None for value in values):
         trial.warnings.append(

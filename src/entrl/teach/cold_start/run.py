@@ -16,6 +16,7 @@ from typing import Any
 
 from rich.console import Console
 
+from entrl.errors import said
 from entrl.models.load import load_model, model_problems, new_adapter
 from entrl.runs.card import draft_card, finish_card
 from entrl.runs.contents import contents
@@ -59,7 +60,7 @@ def _cold_start(start: ColdStart, console: Console) -> dict[str, Any]:
         manifest |= _make(start, console)
     except BaseException as error:
         status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
-        manifest |= {"status": status, "finished": now(), "error": mask_text(f"{type(error).__name__}: {error}")}
+        manifest |= {"status": status, "finished": now(), "error": mask_text(f"{type(error).__name__}: {said(error)}")}
         write_json(start.folder / "manifest.json", manifest)
         raise
     manifest |= {"status": "finished", "finished": now()}

@@ -17,6 +17,7 @@ from typing import Any
 
 from rich.console import Console
 
+from entrl.errors import said
 from entrl.models.load import load_model, model_problems, new_adapter
 from entrl.runs.card import draft_card, finish_card
 from entrl.runs.folder import append_lines, now, read_json, write_json, write_text
@@ -63,7 +64,7 @@ def _offline(spec: Offline, console: Console) -> dict[str, Any]:
         manifest |= _make(spec, lambda text: say(console, text))
     except BaseException as error:
         status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
-        manifest |= {"status": status, "finished": now(), "error": mask_text(f"{type(error).__name__}: {error}")}
+        manifest |= {"status": status, "finished": now(), "error": mask_text(f"{type(error).__name__}: {said(error)}")}
         write_json(spec.folder / "manifest.json", manifest)
         raise
     manifest |= {"status": "finished", "finished": now()}

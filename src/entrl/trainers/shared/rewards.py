@@ -9,6 +9,8 @@ from typing import Any
 from torch import nn
 from trl.trainer.utils import is_async_callable
 
+from entrl.errors import brief, told
+
 # What EntropyGRPOTrainer can hand to a reward beside TRL's own arguments. One entry per completion in each.
 SIGNALS = ("token_entropies", "token_logprobs", "token_mask", "group_index", "prompt_ids", "truncated", "answer_texts")
 ANSWERS = ("answer_texts",)  # delivered unasked: a reward may hand its arguments on to a verifier that reads them
@@ -71,7 +73,7 @@ class GuardedReward:
         try:
             return self.reward(**kwargs)
         except (Exception, SystemExit) as error:
-            raise RewardError(f"reward {self.__name__!r} raised {type(error).__name__}: {error}") from error
+            raise RewardError(f"reward {self.__name__!r} raised {told(error)}") from error
 
     def _arguments(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         """What the reward is called with: its shared signals besides, and nothing unasked that it does not take."""
@@ -118,9 +120,9 @@ class GuardedReward:
                 continue
             try:
                 number = _as_float(value)
-            except (TypeError, ValueError):
+            except Exception:  # whatever its __float__ raises
                 raise RewardError(
-                    f"reward {self.__name__!r} returned {value!r} ({type(value).__name__}) for row {row} of {rows}; "
+                    f"reward {self.__name__!r} returned {_written(value)} for row {row} of {rows}; "
                     "return a number, or None where the reward does not apply"
                 ) from None
             if not math.isfinite(number):
@@ -142,7 +144,7 @@ class GuardedAsyncReward(GuardedReward):
         try:
             return await self.reward(**kwargs)
         except (Exception, SystemExit) as error:
-            raise RewardError(f"reward {self.__name__!r} raised {type(error).__name__}: {error}") from error
+            raise RewardError(f"reward {self.__name__!r} raised {told(error)}") from error
 
 
 def guarded(rewards: Sequence[Any], **shared: Any) -> list[Any]:
@@ -175,6 +177,14 @@ def checked_rollout_func(rollout_func: Callable | None) -> Callable | None:
         return output
 
     return checked
+
+
+def _written(value: Any) -> str:
+    """As Python writes it, with its type."""
+    try:
+        return brief(f"{value!r} ({type(value).__name__})")
+    except Exception:  # whatever its __repr__ raises
+        return brief(f"a {type(value).__name__}")
 
 
 def _as_float(value: Any) -> float:

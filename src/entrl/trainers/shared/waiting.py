@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 from entrl.engines.faults import AdapterRefused, NoReplicaLeft, ReplicaMismatch, RolloutError, StaleVersion
-from entrl.errors import CannotWrite
+from entrl.errors import CannotWrite, said
 
 T = TypeVar("T")
 SHORTEST_S, LONGEST_S = 0.01, 0.5  # between two questions
@@ -153,13 +153,13 @@ class _Meeting:
 
     def fail(self, error: BaseException) -> None:
         """Leave the words of an error that will be raised; marked as said where an earlier rank says the same."""
-        text = json.dumps([type(error).__name__, str(error)])
+        text = json.dumps([type(error).__name__, said(error)])
         with contextlib.suppress(RuntimeError):  # a store that is gone: so are the others
             self.arrive(text)
             if not isinstance(error, Exception):
                 return  # a signal: at once, and no failure
             if not self.store.check(["failure"]):
-                self.store.set("failure", json.dumps([self.rank, f"{type(error).__name__}: {error}"]))
+                self.store.set("failure", json.dumps([self.rank, f"{type(error).__name__}: {said(error)}"]))
             until = time.monotonic() + GRACE_S
             while self._arrived() < self.ranks and time.monotonic() < until:
                 time.sleep(SHORTEST_S)
