@@ -244,7 +244,7 @@ def test_limits_are_checked():
     with pytest.raises(ValueError, match="wall_s must be > 0, got 0"):
         Limits(wall_s=0)
     with pytest.raises(ValueError, match="cpu_s must be a whole number"):
-        Limits(cpu_s=0.5)
+        Limits(cpu_s=0.5)  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="workers must be >= 1"):
         open_sandbox(workers=0)
 
