@@ -131,29 +131,6 @@ def test_a_rollout_that_is_made_again_counts_once_and_a_new_start_forgets(tmp_pa
     assert other.others() == [[Group("p", 8, 4)]]
 
 
-def test_a_line_that_a_kill_cut_off_is_taken_away(tmp_path):
-    file = tmp_path / "rates.jsonl"
-    a, other = PassRateFile(file, run="a"), PassRateFile(file, run="other")
-    a.append(0, [Group("p", 8, 1)], start=True)
-    whole = file.read_bytes()
-    for cut in (whole + b'{"run": "a", "rol', whole + '{"run": "ä'.encode()[:-1]):
-        file.write_bytes(cut)
-        assert other.others() == [[Group("p", 8, 1)]]
-        assert file.read_bytes() == whole
-        file.write_bytes(cut)
-        a.append(1, [Group("p", 8, 2)], start=False)
-        assert [len(groups) for groups in other.others()] == [1, 1]
-        file.write_bytes(whole)
-
-
-@pytest.mark.parametrize("line", ['{"run": "a"}', "[1]", '{"run": "a", "rollout": 0, "groups": [["p", 2, 3]]}'])
-def test_a_line_of_another_form_is_named(line, tmp_path):
-    file = tmp_path / "rates.jsonl"
-    file.write_text(line + "\n")
-    with pytest.raises(ValueError, match=r"rates\.jsonl:1 is no line of pass rates"):
-        PassRateFile(file, run="a").others()
-
-
 # --- rules --------------------------------------------------------------------------------------------------------
 
 

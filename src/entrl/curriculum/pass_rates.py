@@ -8,21 +8,22 @@ The file holds JSON lines and is only appended to, under a lock:
     {"run": "...", "rollout": 3, "groups": [["p7", 8, 2], ...]}      problem_id, completions judged, passes
 
 Of two lines with one run and rollout the later counts: after a resume a rollout is made, and written, again. So killed
-runs leave nothing to mend, and any number of runs may share a file.
+runs leave nothing to mend, and any number of runs may share a file. A file with a line of another form is somebody
+else's: it is refused, and not touched.
 """
 
 import errno
 import fcntl
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from entrl.settings.json_lines import json_lines
-
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)  # of such file systems
+OPENING = b'{"run": "'  # of every line
+BLOCK = 1 << 16  # bytes
 
 
 class Group(NamedTuple):
@@ -31,6 +32,9 @@ class Group(NamedTuple):
     problem_id: str
     trials: int  # completions judged
     passes: int
+
+
+Line = tuple[str, int, list[Group] | None]  # run, rollout, groups; None: the run starts
 
 
 class Count(NamedTuple):
@@ -71,40 +75,64 @@ class PassRateFile:
 
     def __init__(self, path: Path, *, run: str) -> None:
         self.path, self.run = path, run
+        self._ours = False  # once its lines have been looked at
 
     def others(self) -> list[list[Group]]:
         """The rollouts of all other runs, in the order they were first written.
 
-        A line that a kill cut off is taken away. ValueError names a line that is none of this file's form.
+        Changes nothing: a last line that a kill cut off is passed over. ValueError names a line of another form.
         """
         if not self.path.exists():
             return []
-        with self.path.open("r+b") as file:
-            _lock(file.fileno())
-            _drop_half_line(file.fileno())
-            kept: dict[tuple[str, int], list[Group]] = {}
-            for number, row in json_lines(self.path):
-                run, rollout, groups = self._read(row, number)
-                if groups is None:
-                    kept = {key: found for key, found in kept.items() if key[0] != run}
-                elif run != self.run:
-                    kept[run, rollout] = groups
+        kept: dict[tuple[str, int], list[Group]] = {}
+        for run, rollout, groups in self._lines(self.path.read_bytes()):
+            if groups is None:
+                kept = {key: found for key, found in kept.items() if key[0] != run}
+            elif run != self.run:
+                kept[run, rollout] = groups
+        self._ours = True
         return list(kept.values())
 
     def append(self, rollout: int, groups: Sequence[Group], *, start: bool) -> None:
-        """Add one rollout; start: the run's first, which replaces what a run of this name wrote before."""
+        """Add one rollout; start: the run's first, which replaces what a run of this name wrote before.
+
+        ValueError for a file of another form, which stays as it is; a last line that a kill cut off is cut away.
+        """
         lines: list[dict[str, Any]] = [{"run": self.run, "start": True}] if start else []
         lines.append({"run": self.run, "rollout": rollout, "groups": [list(group) for group in groups]})
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        if not self._ours:
+            self.others()
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a+b") as file:
             _lock(file.fileno())
-            _drop_half_line(file.fileno())
+            self._end_line(file.fileno())
             file.write(text.encode())
             file.flush()
 
-    def _read(self, row: Any, number: int) -> tuple[str, int, list[Group] | None]:
+    def _lines(self, content: bytes) -> Iterator[Line]:
+        """The lines; the last one without a line feed may be whole or cut off, and nothing else."""
+        *ended, tail = content.split(b"\n")
+        for number, line in enumerate(ended, start=1):
+            if line.strip():
+                yield self._read(line, number)
+        if tail and not _is_cut(tail):
+            yield self._read(tail, len(ended) + 1)
+
+    def _end_line(self, handle: int) -> None:
+        """Make the file end in a line feed: behind a whole line one is added, a line that was cut off goes."""
+        tail, end = _tail(handle), os.fstat(handle).st_size
+        if not tail:
+            return
+        if _is_cut(tail):
+            os.ftruncate(handle, end - len(tail))
+            return
+        self._read(tail, self.path.read_bytes().count(b"\n") + 1)
+        os.write(handle, b"\n")
+
+    def _read(self, line: bytes, number: int) -> Line:
         try:
+            row = json.loads(line)
             run = str(row["run"])
             if row.get("start"):
                 return run, 0, None
@@ -128,11 +156,25 @@ def _lock(handle: int) -> None:
             raise
 
 
-def _drop_half_line(handle: int) -> None:
-    """Cut a file that does not end in a line feed behind its last one."""
-    end = os.fstat(handle).st_size
-    keep = end
-    while keep and os.pread(handle, 1, keep - 1) != b"\n":
-        keep -= 1
-    if keep != end:
-        os.ftruncate(handle, keep)
+def _is_cut(tail: bytes) -> bool:
+    """Whether this is the beginning of a line of ours and not all of it."""
+    if not (tail.startswith(OPENING) or OPENING.startswith(tail)):
+        return False
+    try:
+        json.loads(tail)
+    except ValueError:
+        return True
+    return False
+
+
+def _tail(handle: int) -> bytes:
+    """What stands behind the last line feed."""
+    tail, end = b"", os.fstat(handle).st_size
+    while end:
+        first = max(0, end - BLOCK)
+        _, found, rest = os.pread(handle, end - first, first).rpartition(b"\n")
+        tail = rest + tail
+        if found:
+            break
+        end = first
+    return tail
