@@ -30,9 +30,7 @@ def test_a_file_that_is_not_its_own_is_refused_and_stays(content, tmp_path):
     mine = PassRateFile(file, run="b")
     words = r"notes\.txt:\d+ is no line of pass rates .* name another curriculum\.file"
     for use in (mine.others, lambda: mine.append(0, [Group(P, 8, 1)], start=True)):
-        with pytest.raises(
-            ValueError, match=words
-        ):
+        with pytest.raises(ValueError, match=words):
             use()
         assert file.read_bytes() == content
 
