@@ -61,6 +61,7 @@ class Rows:
             kind[KINDS[name]] = name
         self.columns: dict[str, list[Any]] = {
             "problem_id": [f"p{i}" for i in range(PROMPTS)],
+            "prompt": [f"{i}?" for i in range(PROMPTS)],
             "skills": [[f"s{i % 8}"] for i in range(PROMPTS)],
             "task": kind.tolist(),
             "losses": np.random.default_rng(seed).normal(size=(PROMPTS, 6)).tolist(),

@@ -16,7 +16,7 @@ from entrl.curriculum.birdie import Birdie, loss_reward
 from entrl.curriculum.course import Course, CourseOptions
 from entrl.curriculum.dart import Dart, expected_trials, prop2diff_targets, stop_reason
 from entrl.curriculum.draw import draw, probabilities
-from entrl.curriculum.pass_rates import Count, Group, PassRateFile, PassRates
+from entrl.curriculum.pass_rates import Count, Group, PassRateFile, PassRates, problem_key
 from entrl.curriculum.preselect import PreSelect, bits_per_character, concordance
 from entrl.curriculum.rules import Prompts, Rule, Tried
 from entrl.curriculum.skills import Skills, agreeing, draw_questions, is_difficult, missing_skills, skill_counts
@@ -38,6 +38,8 @@ class Rows:
     """As much of a `datasets.Dataset` as a course reads."""
 
     def __init__(self, **columns):
+        if "problem_id" in columns:
+            columns = {"prompt": [f"{problem}?" for problem in columns["problem_id"]], **columns}
         self.columns, self.column_names = columns, list(columns)
 
     def __getitem__(self, name):
@@ -107,28 +109,6 @@ def test_counts_fade_and_a_pass_ends_a_row_of_failures():
     assert rates.of("a") == Count(10.0, 1.0, 0)
     assert rates.of("b") == Count(8.0, 8.0, 0)  # nobody judged: nothing fades
     assert rates.of("never") == Count()
-
-
-def test_the_file_gives_what_other_runs_found(tmp_path):
-    file = tmp_path / "rates.jsonl"
-    a, b = PassRateFile(file, run="a"), PassRateFile(file, run="b")
-    assert a.others() == []
-    a.append(0, [Group("p", 8, 1)], start=True)
-    b.append(0, [Group("p", 8, 2)], start=True)
-    a.append(1, [Group("q", 8, 3)], start=False)
-    assert b.others() == [[Group("p", 8, 1)], [Group("q", 8, 3)]]
-    assert a.others() == [[Group("p", 8, 2)]]
-    assert len(file.read_text().splitlines()) == 5
-
-
-def test_a_rollout_that_is_made_again_counts_once_and_a_new_start_forgets(tmp_path):
-    a, other = (PassRateFile(tmp_path / "rates.jsonl", run=name) for name in ("a", "other"))
-    a.append(0, [Group("p", 8, 1)], start=True)
-    a.append(1, [Group("p", 8, 2)], start=False)
-    a.append(1, [Group("p", 8, 3)], start=False)  # resumed before it
-    assert other.others() == [[Group("p", 8, 1)], [Group("p", 8, 3)]]
-    a.append(0, [Group("p", 8, 4)], start=True)  # started over
-    assert other.others() == [[Group("p", 8, 4)]]
 
 
 # --- rules --------------------------------------------------------------------------------------------------------
@@ -434,7 +414,7 @@ def test_a_course_judges_by_the_reward_and_leaves_out_what_nobody_judged(tmp_pat
     lines = [json.loads(line) for line in file.path.read_text().splitlines()]
     assert lines == [
         {"run": "r", "start": True},
-        {"run": "r", "rollout": 0, "groups": [["p0", 2, 1], ["p2", 3, 2]]},
+        {"run": "r", "rollout": 0, "groups": [[course.problems[0], 2, 1], [course.problems[2], 3, 2]]},
     ]
     assert course.prompts().trials_P.tolist() == [2, 0, 3, 0]
     assert course.metrics()["curriculum/known"] == 0.5
@@ -483,7 +463,9 @@ def test_the_next_pass_draws_anew():
 
 def test_a_course_starts_with_what_others_found():
     course = course_of(Band(), options=CourseOptions(decay=1.0))
-    course.begin([[Group("p1", 8, 8)], [Group("p1", 8, 0), Group("elsewhere", 8, 1)]])
+    name = course.problems[1]
+    assert name == problem_key("p1", ["p1?"])
+    course.begin([[Group(name, 8, 8)], [Group(name, 8, 0), Group(problem_key("p1", ["other"]), 8, 1)]])
     assert course.prompts().trials_P.tolist() == [0, 16, 0, 0]
     assert course.prompts().passes_P.tolist() == [0, 8, 0, 0]
 

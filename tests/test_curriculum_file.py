@@ -5,9 +5,12 @@ import os
 
 import pytest
 
-from entrl.curriculum.pass_rates import Group, PassRateFile
+from entrl.curriculum.band import Band
+from entrl.curriculum.course import Course
+from entrl.curriculum.pass_rates import Group, PassRateFile, problem_key
+from entrl.tasks import load_task
 
-P = "p#0123456789abcdef"  # problem_id and the digest of its prompt
+P, Q = "p#0123456789abcdef", "q#0123456789abcdef"  # problem_id and the digest of its prompt
 START = '{"run": "a", "start": true}\n'
 LINE = json.dumps({"run": "a", "rollout": 0, "groups": [[P, 8, 1]]})
 FOREIGN = {
@@ -19,6 +22,7 @@ FOREIGN = {
     "no_text": b"\xff\xfe\x00\x01\n",
     "not_a_number": b'{"run": "x", "rollout": 1, "groups": [["p#0123456789abcdef", 8, NaN]]}\n',
     "passes_above_trials": b'{"run": "a", "rollout": 0, "groups": [["p#0123456789abcdef", 2, 3]]}\n',
+    "no_digest_of_the_prompt": b'{"run": "a", "rollout": 0, "groups": [["p", 2, 1]]}\n',
     "a_list": b"[1]\n",
 }
 
@@ -71,3 +75,50 @@ def test_reading_needs_no_right_to_write(tmp_path):
     before = os.stat(file)
     assert PassRateFile(file, run="b").others() == [[Group(P, 8, 1)]]
     assert os.stat(file) == before
+
+
+def test_the_file_gives_what_other_runs_found(tmp_path):
+    file = tmp_path / "rates.jsonl"
+    a, b = PassRateFile(file, run="a"), PassRateFile(file, run="b")
+    assert a.others() == []
+    a.append(0, [Group(P, 8, 1)], start=True)
+    b.append(0, [Group(P, 8, 2)], start=True)
+    a.append(1, [Group(Q, 8, 3)], start=False)
+    assert b.others() == [[Group(P, 8, 1)], [Group(Q, 8, 3)]]
+    assert a.others() == [[Group(P, 8, 2)]]
+    assert len(file.read_text().splitlines()) == 5
+
+
+def test_a_rollout_that_is_made_again_counts_once_and_a_new_start_forgets(tmp_path):
+    a, other = (PassRateFile(tmp_path / "rates.jsonl", run=name) for name in ("a", "other"))
+    a.append(0, [Group(P, 8, 1)], start=True)
+    a.append(1, [Group(P, 8, 2)], start=False)
+    a.append(1, [Group(P, 8, 3)], start=False)  # resumed before it
+    assert other.others() == [[Group(P, 8, 1)], [Group(P, 8, 3)]]
+    a.append(0, [Group(P, 8, 4)], start=True)  # started over
+    assert other.others() == [[Group(P, 8, 4)]]
+
+
+def test_problems_of_two_files_with_the_same_line_numbers_do_not_inherit_from_each_other(tmp_path):
+    sums = [{"prompt": f"{i}+1=", "answer": str(i + 1)} for i in range(4)]
+    inserted = [sums[0], {"prompt": "9+9=", "answer": "18"}, *sums[1:]]
+    courses = []
+    for name, problems in (("a", sums), ("b", inserted), ("c", sums)):
+        data = tmp_path / f"{name}.jsonl"
+        data.write_text("".join(json.dumps(problem) + "\n" for problem in problems))
+        rows = load_task(f"jsonl:{data}", split="train")
+        assert rows["problem_id"][0] == "line-1"
+        courses.append(Course(Band(), file=PassRateFile(tmp_path / "shared", run=name)).bind(rows, seed=0))
+    for row in range(4):
+        courses[0].record([courses[0].code(f"line-{row + 1}")] * 2, [1.0, 0.0], group_size=2, write=True)
+    for course, known in zip(courses[1:], ([2, 0, 0, 0, 0], [2, 2, 2, 2]), strict=True):
+        course.begin(course.file.others())
+        assert course.prompts().trials_P.tolist() == known
+
+
+def test_what_is_asked_is_the_digest_of_text_and_messages():
+    messages = [{"role": "user", "content": "1+1="}]
+    keys = [problem_key("p", [asked]) for asked in ("1+1=", messages, [{**messages[0], "content": "1+2="}])]
+    assert len(set(keys)) == 3
+    assert keys[1] == problem_key("p", [[dict(reversed(messages[0].items()))]])
+    assert all(key.startswith("p#") and len(key) == 18 for key in keys)

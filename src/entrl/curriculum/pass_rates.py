@@ -5,8 +5,9 @@
 The file holds JSON lines and is only appended to, under a lock:
 
     {"run": "...", "start": true}                                    what this run wrote before counts no more
-    {"run": "...", "rollout": 3, "groups": [["p7", 8, 2], ...]}      problem_id, completions judged, passes
+    {"run": "...", "rollout": 3, "groups": [["p7#...", 8, 2], ...]}  problem, completions judged, passes
 
+A problem is its problem_id and 16 hex digits of the SHA-256 of its prompt: files of problems number their lines alike.
 Of two lines with one run and rollout the later counts: after a resume a rollout is made, and written, again. So killed
 runs leave nothing to mend, and any number of runs may share a file. A file with a line of another form is somebody
 else's: it is refused, and not touched.
@@ -14,8 +15,10 @@ else's: it is refused, and not touched.
 
 import errno
 import fcntl
+import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,13 +26,20 @@ from typing import Any, NamedTuple
 
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)  # of such file systems
 OPENING = b'{"run": "'  # of every line
+KEY = re.compile(r"#[0-9a-f]{16}$")
 BLOCK = 1 << 16  # bytes
+
+
+def problem_key(problem_id: str, prompts: Sequence[Any]) -> str:
+    """What stands for a problem in every run: its id and what it asks. prompts: of its rows, texts or messages."""
+    asked = json.dumps(list(prompts), sort_keys=True)
+    return f"{problem_id}#{hashlib.sha256(asked.encode()).hexdigest()[:16]}"
 
 
 class Group(NamedTuple):
     """The completions of one prompt in one rollout."""
 
-    problem_id: str
+    problem: str  # `problem_key`
     trials: int  # completions judged
     passes: int
 
@@ -47,7 +57,7 @@ class Count(NamedTuple):
 
 @dataclass(kw_only=True)
 class PassRates:
-    """problem_id -> counts. decay: in (0, 1], what older trials weigh once a problem is tried again."""
+    """Problem -> counts. decay: in (0, 1], what older trials weigh once a problem is tried again."""
 
     decay: float
     counts: dict[str, Count] = field(default_factory=dict)
@@ -137,13 +147,13 @@ class PassRateFile:
             if row.get("start"):
                 return run, 0, None
             groups = [Group(str(problem), int(trials), int(passes)) for problem, trials, passes in row["groups"]]
-            if all(0 <= group.passes <= group.trials for group in groups):
+            if all(0 <= group.passes <= group.trials and KEY.search(group.problem) for group in groups):
                 return run, int(row["rollout"]), groups
         except (KeyError, TypeError, ValueError, AttributeError):
             pass
         raise ValueError(
-            f"{self.path}:{number} is no line of pass rates (run, rollout, groups of problem_id, trials, passes); name "
-            "another curriculum.file, or take the line out"
+            f"{self.path}:{number} is no line of pass rates (run, rollout, groups of problem_id#digest, trials, "
+            "passes; older files have no digest of the prompt); name another curriculum.file, or take the line out"
         )
 
 
