@@ -131,7 +131,7 @@ def measure(rule: str, *, rollouts: int, seeds: int) -> dict[str, Any]:
 
 
 STYLE = (
-    "text{font:12px system-ui,sans-serif;fill:#3a3835} .grid{stroke:#eceae6} .head{font-size:13px;font-weight:600} "
+    "text{font:12px system-ui,sans-serif;fill:#3a3835} .grid{stroke:#eceae6} .head{font-size:12px;font-weight:600} "
     ".zero{stroke:#8a8680;stroke-dasharray:4 3} .axis{stroke:#8a8680}"
 )
 COLOURS = {"solved": "#2a7a3f", "impossible": "#b3261e", "rest": "#3b6ea8"}

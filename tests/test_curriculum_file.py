@@ -2,12 +2,17 @@
 
 import json
 import os
+import subprocess
+import sys
+import threading
 
 import pytest
 
+from entrl.curriculum import pass_rates
 from entrl.curriculum.band import Band
 from entrl.curriculum.course import Course
 from entrl.curriculum.pass_rates import Group, PassRateFile, problem_key
+from entrl.errors import CannotWrite
 from entrl.tasks import load_task
 
 P, Q = "p#0123456789abcdef", "q#0123456789abcdef"  # problem_id and the digest of its prompt
@@ -122,3 +127,61 @@ def test_what_is_asked_is_the_digest_of_text_and_messages():
     assert len(set(keys)) == 3
     assert keys[1] == problem_key("p", [[dict(reversed(messages[0].items()))]])
     assert all(key.startswith("p#") and len(key) == 18 for key in keys)
+
+
+HOLDER = """import fcntl, sys
+file = open(sys.argv[1], "a")
+fcntl.flock(file, fcntl.LOCK_EX)
+print("held", flush=True)
+input()
+"""
+
+
+@pytest.fixture
+def holder(tmp_path):
+    """Another process, which holds the lock of `rates.jsonl` until its input ends."""
+    command = [sys.executable, "-c", HOLDER, str(tmp_path / "rates.jsonl")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "held\n"
+        yield process
+        process.stdin.close()
+
+
+def test_a_lock_is_waited_for_and_said(holder, tmp_path, capsys):
+    file = PassRateFile(tmp_path / "rates.jsonl", run="a")
+    threading.Timer(1.5, lambda: holder.communicate("\n")).start()
+    file.append(0, [Group(P, 8, 1)], start=True)
+    said = f"waiting for the lock of {file.path}, held by another run\n"
+    assert capsys.readouterr().err == said
+    assert PassRateFile(file.path, run="b").others() == [[Group(P, 8, 1)]]
+
+
+def test_a_lock_that_is_never_given_up_is_an_error(holder, tmp_path, monkeypatch):
+    monkeypatch.setattr(pass_rates, "PATIENCE_S", 0.1)
+    with pytest.raises(CannotWrite, match=r"rates\.jsonl has been locked by another run for 0 s; end the process"):
+        PassRateFile(tmp_path / "rates.jsonl", run="a").append(0, [Group(P, 8, 1)], start=True)
+    assert (tmp_path / "rates.jsonl").read_bytes() == b""
+
+
+def test_reading_waits_for_no_lock(holder, tmp_path):
+    (tmp_path / "rates.jsonl").write_text(START + LINE + "\n")
+    assert PassRateFile(tmp_path / "rates.jsonl", run="b").others() == [[Group(P, 8, 1)]]
+
+
+def test_checking_makes_nothing_and_names_what_is_in_the_way(tmp_path):
+    good = tmp_path / "new" / "folder" / "rates.jsonl"
+    PassRateFile(good, run="a").check()
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").write_text("")
+    for path, words in ((tmp_path / "file" / "rates.jsonl", "file is not a folder"), (tmp_path, "Is a directory")):
+        with pytest.raises(
+            ValueError, match=rf"curriculum\.file .* cannot be kept: .*{words}; name a file in a folder"
+        ):
+            PassRateFile(path, run="a").check()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_that_may_not_be_written_is_named(tmp_path):
+    tmp_path.chmod(0o555)
+    with pytest.raises(ValueError, match="may not be written"):
+        PassRateFile(tmp_path / "rates.jsonl", run="a").check()

@@ -222,6 +222,8 @@ def as_killed_without_evaluation(run_dir: Path, *, after_step: int) -> None:
         ("curriculum={use: birdie}", "the rows have no column 'task'"),
         ("curriculum={use: 'pear'}", "no entrl.curriculum.pear"),
         ("curriculum={use: 'entrl_rewards.pear:reward'}", "subclass entrl.curriculum.rules.Rule"),
+        (f"curriculum={{use: band, file: {TESTS / 'conftest.py'}}}", "conftest.py:1 is no line of pass rates"),
+        (f"curriculum={{use: band, file: {TESTS / 'conftest.py' / 'x'}}}", "conftest.py is not a folder; name a file"),
         ("curriculum={use: band, file: .}", "curriculum.file . is a folder; name a file in it"),
     ],
 )

@@ -19,14 +19,19 @@ import hashlib
 import json
 import os
 import re
+import sys
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from entrl.errors import CannotWrite
+
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)  # of such file systems
 OPENING = b'{"run": "'  # of every line
 KEY = re.compile(r"#[0-9a-f]{16}$")
+PAUSE_S, SAY_S, PATIENCE_S = 0.02, 1.0, 600.0  # for a lock: between two tries, until a word of it, until an error
 BLOCK = 1 << 16  # bytes
 
 
@@ -87,6 +92,26 @@ class PassRateFile:
         self.path, self.run = path, run
         self._ours = False  # once its lines have been looked at
 
+    def check(self) -> None:
+        """ValueError, before a run, for a file that cannot be read as ours or added to; nothing is changed or made."""
+        try:
+            self.others()
+            near = next(place for place in (self.path, *self.path.absolute().parents) if place.exists())
+            usable = near.is_file() if near == self.path else near.is_dir()
+            if usable and os.access(near, os.W_OK | (os.X_OK if near.is_dir() else os.R_OK)):
+                return
+            why = (
+                f"{near} may not be written"
+                if usable
+                else f"{near} is not a {'file' if near == self.path else 'folder'}"
+            )
+        except OSError as error:
+            why = error.strerror or str(error)
+        raise ValueError(
+            f"curriculum.file {self.path} cannot be kept: {why}; name a file in a folder that may be written, or leave "
+            "it out for one in the run folder"
+        )
+
     def others(self) -> list[list[Group]]:
         """The rollouts of all other runs, in the order they were first written.
 
@@ -115,7 +140,7 @@ class PassRateFile:
             self.others()
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a+b") as file:
-            _lock(file.fileno())
+            _lock(file.fileno(), self.path)
             self._end_line(file.fileno())
             file.write(text.encode())
             file.flush()
@@ -157,13 +182,27 @@ class PassRateFile:
         )
 
 
-def _lock(handle: int) -> None:
+def _lock(handle: int, path: Path) -> None:
     """Until the file is closed. A file system without locks is gone on with: a line is one write in append mode."""
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-    except OSError as error:
-        if error.errno not in NO_LOCKS:
-            raise
+    begun, said = time.monotonic(), False
+    while True:
+        try:
+            return fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            waited = time.monotonic() - begun
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+            return None
+        if waited >= PATIENCE_S:
+            raise CannotWrite(
+                f"{path} has been locked by another run for {waited:.0f} s; end the process that holds it (lsof shows "
+                "it), or name another curriculum.file, then go on with resume=true"
+            )
+        if waited >= SAY_S and not said:
+            print(f"waiting for the lock of {path}, held by another run", file=sys.stderr, flush=True)
+            said = True
+        time.sleep(PAUSE_S)
 
 
 def _is_cut(tail: bytes) -> bool:
