@@ -18,6 +18,7 @@ from entrl.curriculum.band import Band
 from entrl.curriculum.birdie import Birdie
 from entrl.curriculum.course import Course, CourseOptions
 from entrl.curriculum.dart import Dart
+from entrl.curriculum.pass_rates import Group, PassRateFile, problem_key
 from entrl.curriculum.uniform import Uniform
 from entrl.runs.plan import plan, prepare
 from entrl.runs.recipe import load_recipe
@@ -258,6 +259,34 @@ def test_a_good_curriculum_is_shown_and_keeps_the_hash_of_recipes_without_one(mo
     plain = small(model)
     assert "curriculum" in plain.resolved()
     assert plain.config_hash() != small(model, "curriculum=band").config_hash()
+
+
+@pytest.mark.parametrize(
+    ("words", "passes"),
+    [
+        (["curriculum=band"], "0.094"),  # 6 steps of one prompt, of 64
+        (["curriculum=dart", "data.train_size=4"], "1.5"),
+        (["curriculum=dart", "data.train_size=3"], None),
+        (["curriculum=dart", "data.train_size=3", "trainer.num_iterations=2"], "1"),
+        (["curriculum=band", "trainer.max_steps=-1", "trainer.num_train_epochs=1"], "1"),
+        (["curriculum=band", "trainer.max_steps=-1", "trainer.num_train_epochs=2"], None),
+        (["curriculum=uniform"], None),
+        ([], None),
+    ],
+)
+def test_a_run_too_short_for_its_curriculum_is_warned_of(words: list[str], passes: str | None, model: str):
+    found = [warning for warning in plan(small(model, *words)).warnings if "draws almost evenly" in warning]
+    assert len(found) == (passes is not None)
+    assert all(f"and {passes} passes over" in warning for warning in found)
+
+
+def test_what_earlier_runs_found_lets_a_short_run_s_curriculum_act(model: str, tmp_path: Path):
+    shared = tmp_path / "shared.jsonl"
+    word = f"curriculum={{use: band, file: {shared}}}"
+    warned = lambda: any("draws almost evenly" in warning for warning in plan(small(model, word)).warnings)  # noqa: E731
+    assert warned()
+    PassRateFile(shared, run="a").append(0, [Group(problem_key("p", ["?"]), 8, 1)], start=True)
+    assert not warned()
 
 
 def test_a_rule_of_one_s_own(model: str, tmp_path: Path):

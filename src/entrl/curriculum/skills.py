@@ -96,6 +96,7 @@ def agreeing(answers: Sequence[str], *, least: int = 2) -> list[int]:
 @dataclass(kw_only=True)
 class Skills(Rule):
     name: ClassVar[str] = "skills"
+    by_prompt: ClassVar[bool] = False
 
     column: str = "skills"  # of the data set: a list of names for each prompt
     difficult_at: float = 0.5  # smoothed pass rate up to which a prompt that was tried is difficult
