@@ -357,6 +357,18 @@ def test_birdie_goes_on_from_its_state():
     assert second.weights(known).tolist() == whole.weights(known).tolist()
 
 
+def test_a_task_that_nobody_judged_keeps_its_loss_and_value():
+    known = prompts([0] * 2, [0] * 2, task=["a", "b"])
+    rule = Birdie(every=1)
+    observed(rule, known, (50, 50), (60, 60))
+    before = rule.state_dict()
+    rule.observed(known, Tried(prompt_G=[0, 1], trials_G=[0, 100], passes_G=[0, 70]))
+    after = rule.state_dict()
+    for part in ("losses", "values"):
+        assert after[part]["a"] == before[part]["a"]
+        assert after[part]["b"] != before[part]["b"]
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [({"every": 0}, "every counts rollouts"), ({"step": 0}, "step must be in"),
@@ -419,6 +431,23 @@ def test_a_course_judges_by_the_reward_and_leaves_out_what_nobody_judged(tmp_pat
     assert course.prompts().trials_P.tolist() == [2, 0, 3, 0]
     assert course.metrics()["curriculum/known"] == 0.5
     assert course.metrics()["curriculum/pass_rate"] == pytest.approx((1 / 2 + 2 / 3) / 2)
+
+
+def test_the_metrics_of_a_course_by_hand():
+    course = course_of(Band(), options=CourseOptions(floor=0.0, decay=1.0))
+    course.record([0] * 8 + [1] * 8 + [2] * 8, [1.0] * 8 + [0.0] * 8 + [1.0] * 2 + [0.0] * 6, group_size=8, write=False)
+    # of 4 prompts: one solved, one unsolved, one at 2 of 8, one unknown; the band takes the last two alike
+    assert course.metrics() == {
+        "curriculum/known": 0.75,
+        "curriculum/solved": 0.25,
+        "curriculum/unsolved": 0.25,
+        "curriculum/effective_prompts": 0.5,
+        "curriculum/pass_rate": pytest.approx((1 + 0 + 0.25) / 3),
+    }
+    course.record([1] * 8 + [3] * 8, [1.0] * 8 + [0.0] * 8, group_size=8, write=False)
+    course.record([0] * 8, [0.0] * 8, group_size=8, write=False)
+    got = course.metrics()
+    assert (got["curriculum/solved"], got["curriculum/unsolved"]) == (0.0, 0.25)
 
 
 def test_rows_of_one_problem_share_their_counts():

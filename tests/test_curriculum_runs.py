@@ -84,6 +84,22 @@ def test_a_rule_changes_what_is_trained_on(tmp_path: Path):
     assert not same(*map(parameters, runs))
 
 
+def always(completions: list[str], **_: Any) -> list[float]:
+    return [1.0] * len(completions)
+
+
+def never(completions: list[str], **_: Any) -> list[float]:
+    return [0.0] * len(completions)
+
+
+@pytest.mark.parametrize(("counted", "rate"), [("always", 1.0), ("never", 0.0)])
+def test_passes_are_those_of_the_reward_that_is_named(counted: str, rate: float, tmp_path: Path):
+    course = Course(Uniform(), CourseOptions(reward=counted))
+    made = trainer(tmp_path, [never, always], train_dataset=ROWS, curriculum=course, max_steps=1)
+    made.train()
+    assert course.metrics()["curriculum/pass_rate"] == rate
+
+
 # --- resume -------------------------------------------------------------------------------------------------------
 
 
