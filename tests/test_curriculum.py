@@ -208,6 +208,7 @@ def test_dart_refuses(options, words):
         ([0.7, 1.0, 1.0], True),  # an earlier one at tau2
         ([0.71, 1.0, 1.0], False),
         ([1.0, 0.75, 0.75, 0.9], True),  # mean .85
+        ([0.8, 0.9], True),  # the same, where floats say a little more
         ([0.85], True),
         ([0.86], False),
     ],

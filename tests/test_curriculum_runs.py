@@ -271,6 +271,8 @@ def test_a_good_curriculum_is_shown_and_keeps_the_hash_of_recipes_without_one(mo
     found = plan(small(model, "curriculum=band", "rewards=[{use: accuracy, weight: 0}, pear]"))
     assert found.problems == []
     assert not any("is 0: it is logged" in warning for warning in found.warnings)
+    other = plan(small(model, "curriculum=band", "rewards=[{use: pear, weight: 0}, accuracy]")).warnings
+    assert any("rewards.0.weight of pear is 0: it is logged" in warning for warning in other)
     assert dict(found.rows)["curriculum"].startswith("entrl.curriculum.band:rule")
     plain = small(model)
     assert "curriculum" in plain.resolved()

@@ -17,6 +17,7 @@ Differs: with rewards of steps everything is the paper's. In RL the verifier tak
 Needs:   a column that lists the skills of each prompt
 """
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -34,7 +35,8 @@ def is_difficult(step_rewards: Sequence[float], *, tau1: float = 0.85, tau2: flo
     if not step_rewards:
         raise ValueError("an answer has at least one step; leave questions without an answer out")
     mean = sum(step_rewards) / len(step_rewards)
-    return step_rewards[-1] <= tau1 or mean <= tau1 or any(r <= tau2 for r in step_rewards[:-1])
+    low = mean <= tau1 or math.isclose(mean, tau1, rel_tol=1e-12)  # of 0.8 and 0.9 it is 0.8500000000000001
+    return step_rewards[-1] <= tau1 or low or any(r <= tau2 for r in step_rewards[:-1])
 
 
 class Missing(NamedTuple):
