@@ -9,8 +9,10 @@ tosses.
     found       after half the rollouts the impossible prompts get a chance of 1/2: rollouts until one is first solved,
                 median and largest over prompts and seeds; "never" counts those that were not
 
-Skills: 8, each with one solved, one impossible and six other prompts. Tasks of the mixture: one of each of the three
-kinds. Losses for PreSelect: drawn at random, so what it keeps has nothing to do with chances.
+Skills: 8, each with one solved, one impossible and six other prompts; or one that the impossible prompts have to
+themselves beside 7 of the others ("impossible apart"), also where the rest have chances of 3/4; or one for each prompt.
+Tasks of the mixture: one of each of the three kinds. Losses for PreSelect: drawn at random, so what it keeps has
+nothing to do with chances.
 
     python benchmarks/curriculum.py [--rollouts 1000] [--seeds 5] [--out result.json] [--plot result.svg]
 """
@@ -47,9 +49,18 @@ RULES: dict[str, Callable[[], Rule]] = {
     "dart uniform": lambda: Dart(mode="uniform"),
     "dart uniform, give_up: 0": lambda: Dart(mode="uniform", give_up=0),
     "skills": Skills,
+    "skills, impossible apart": lambda: Skills(column="apart"),
+    "skills, impossible apart, give_up: 0": lambda: Skills(column="apart", give_up=0),
+    "skills, one a prompt": lambda: Skills(column="single"),
+    "skills, one a prompt, give_up: 0": lambda: Skills(column="single", give_up=0),
+    "skills, the rest at 3/4": lambda: Skills(column="apart"),
+    "skills, the rest at 3/4, give_up: 0": lambda: Skills(column="apart", give_up=0),
     "birdie": Birdie,
     "preselect": lambda: PreSelect(benchmark=list(range(6)), keep=0.25),
 }
+EASIER = CHANCE.copy()
+EASIER[KINDS["rest"]] = 0.75
+CHANCES = {name: EASIER for name in RULES if "3/4" in name}  # CHANCE for the others
 
 
 class Rows:
@@ -61,7 +72,10 @@ class Rows:
             kind[KINDS[name]] = name
         self.columns: dict[str, list[Any]] = {
             "problem_id": [f"p{i}" for i in range(PROMPTS)],
+            "prompt": [f"{i}?" for i in range(PROMPTS)],
             "skills": [[f"s{i % 8}"] for i in range(PROMPTS)],
+            "apart": [["impossible"] if name == "impossible" else [f"s{i % 7}"] for i, name in enumerate(kind)],
+            "single": [[f"s{i}"] for i in range(PROMPTS)],
             "task": kind.tolist(),
             "losses": np.random.default_rng(seed).normal(size=(PROMPTS, 6)).tolist(),
         }
@@ -71,10 +85,10 @@ class Rows:
         return self.columns[name]
 
 
-def simulate(make: Callable[[], Rule], *, rollouts: int, seed: int) -> tuple[np.ndarray, list[int | None]]:
+def simulate(name: str, *, rollouts: int, seed: int) -> tuple[np.ndarray, list[int | None]]:
     """Draws of each prompt before the change, and for each impossible prompt the rollouts from it to its first pass."""
-    course, rng = Course(make()).bind(Rows(seed), seed=seed), np.random.default_rng([seed, 1])
-    chance, draws = CHANCE.copy(), np.zeros(PROMPTS, dtype=int)
+    course, rng = Course(RULES[name]()).bind(Rows(seed), seed=seed), np.random.default_rng([seed, 1])
+    chance, draws = CHANCES.get(name, CHANCE).copy(), np.zeros(PROMPTS, dtype=int)
     found: dict[int, int] = {}
     half, number = rollouts // 2, 0
     for passed in range(-(-rollouts * BATCH // PROMPTS)):
@@ -95,8 +109,8 @@ def simulate(make: Callable[[], Rule], *, rollouts: int, seed: int) -> tuple[np.
     return draws, [found.get(row) for row in range(PROMPTS - END, PROMPTS)]
 
 
-def measure(make: Callable[[], Rule], *, rollouts: int, seeds: int) -> dict[str, Any]:
-    runs = [simulate(make, rollouts=rollouts, seed=seed) for seed in range(seeds)]
+def measure(rule: str, *, rollouts: int, seeds: int) -> dict[str, Any]:
+    runs = [simulate(rule, rollouts=rollouts, seed=seed) for seed in range(seeds)]
     relative = np.mean([draws / draws.mean() for draws, _ in runs], axis=0)
     waits = [wait for _, found in runs for wait in found]
     known = [wait for wait in waits if wait is not None]
@@ -117,7 +131,7 @@ def measure(make: Callable[[], Rule], *, rollouts: int, seeds: int) -> dict[str,
 
 
 STYLE = (
-    "text{font:12px system-ui,sans-serif;fill:#3a3835} .grid{stroke:#eceae6} .head{font-size:13px;font-weight:600} "
+    "text{font:12px system-ui,sans-serif;fill:#3a3835} .grid{stroke:#eceae6} .head{font-size:12px;font-weight:600} "
     ".zero{stroke:#8a8680;stroke-dasharray:4 3} .axis{stroke:#8a8680}"
 )
 COLOURS = {"solved": "#2a7a3f", "impossible": "#b3261e", "rest": "#3b6ea8"}
@@ -140,7 +154,7 @@ def plot(results: dict[str, Any]) -> str:
         )
         frame.level(1.0)
         for kind, where in KINDS.items():
-            for chance, value in zip(CHANCE[where], result["draws_relative"][where], strict=True):
+            for chance, value in zip(CHANCES.get(name, CHANCE)[where], result["draws_relative"][where], strict=True):
                 frame.dot(float(chance), value, COLOURS[kind], radius=2.5)
         x, y = i % COLUMNS * WIDE, 30 + i // COLUMNS * HIGH
         parts.append(f'<g transform="translate({x} {y})"><text class="head" x="8" y="8">{name}</text>')
@@ -165,7 +179,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.rollouts < 2 or args.seeds < 1:
         parser.error(f"at least 2 rollouts and 1 seed, got {args.rollouts} and {args.seeds}")
-    results = {name: measure(make, rollouts=args.rollouts, seeds=args.seeds) for name, make in RULES.items()}
+    results = {name: measure(name, rollouts=args.rollouts, seeds=args.seeds) for name in RULES}
     for name, result in results.items():
         print(f"{name:40} share {result['share']}  {result['relative']}  found {result['found']}")
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()

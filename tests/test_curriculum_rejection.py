@@ -12,7 +12,7 @@ from entrl.curriculum.dart import expected_trials
 from entrl.curriculum.rejection import Asking, RejectionSpec, first_right
 from entrl.models.load import load_policy
 from entrl.teach.cold_start import cold_start, load_cold_start
-from entrl.teach.cold_start.policy_answers import sample_problems
+from entrl.teach.cold_start.policy_answers import Answering, sample_problems
 from entrl.teach.cold_start.rejection import Kept, rejection_report, rejection_rows
 from entrl.teach.cold_start.spec import AnswersSpec, SampleSpec, SamplingSpec
 
@@ -198,8 +198,61 @@ def test_a_policy_is_asked_until_it_has_been_right_often_enough_and_goes_on_afte
 def test_other_settings_draw_anew(policy, tmp_path):
     file = tmp_path / "kept.jsonl"
     file.write_text(json.dumps({"of": "another"}) + "\n" + json.dumps({"problem": 0, "round": 0}) + "\n")
-    assert Kept(path=file, of="x").read() == []
+    assert Kept(path=file, of="x").read(SAMPLE.rejection) == []
     assert file.read_text() == '{"of": "x"}\n'
+
+
+class Scripted:
+    """In place of a policy: answers that depend on seed and problem alone, right a quarter of the time."""
+
+    def __init__(self):
+        self.batches = []
+
+    def together(self, samples):
+        return 2
+
+    def answers(self, batch, *, samples, seed):
+        self.batches.append((tuple(batch), seed))
+        for i in batch:
+            right = np.random.default_rng([seed, i]).random(samples) < 0.25
+            yield [
+                {"problem_id": f"p{i}", "completion": f"ä{seed}.{k}", "correct": int(right[k]), "truncated": False}
+                for k in range(samples)
+            ]
+
+
+def test_wherever_a_kill_cuts_the_file_the_same_answers_come_of_it(tmp_path, monkeypatch):
+    scripted = Scripted()
+    monkeypatch.setattr(Answering, "of", lambda *_: scripted)
+
+    def play(name):
+        kept = Kept(path=tmp_path / name, of="x")
+        rows = rejection_rows(SAMPLE, [0] * 6, None, kept=kept, say=lambda _: None)
+        return rows, kept.path.read_bytes(), rejection_report(kept, SAMPLE.rejection)
+
+    whole = play("whole")
+    assert whole[2]["rounds"] == 3
+    assert whole[2]["trials"] == len(whole[1].splitlines()) - 1
+    lines = whole[1].splitlines(keepends=True)
+    for n in range(len(lines)):
+        for cut in (0, 5, len(lines[n]) - 1):
+            (tmp_path / "cut").write_bytes(b"".join(lines[:n]) + lines[n][:cut])
+            assert play("cut") == whole
+    scripted.batches.clear()
+    play("whole")
+    assert scripted.batches == []  # all of it is there
+
+
+def test_a_file_in_which_answers_lie_twice_is_mended(tmp_path, monkeypatch):
+    """As interrupted starts wrote them once."""
+    monkeypatch.setattr(Answering, "of", lambda *_: Scripted())
+    spec, file = SAMPLE.rejection, tmp_path / "kept"
+    play = lambda: rejection_rows(SAMPLE, [0] * 6, None, kept=Kept(path=file, of="x"), say=lambda _: None)  # noqa: E731
+    rows, lines = play(), file.read_text().splitlines(keepends=True)
+    file.write_text("".join(lines[:3] + lines[1:]))  # two of the first problem's four
+    assert play() == rows
+    assert sorted(file.read_text().splitlines(keepends=True)) == sorted(lines)
+    assert rejection_report(Kept(path=file, of="x"), spec)["trials"] == len(lines) - 1
 
 
 @pytest.mark.slow

@@ -18,6 +18,7 @@ from entrl.curriculum.band import Band
 from entrl.curriculum.birdie import Birdie
 from entrl.curriculum.course import Course, CourseOptions
 from entrl.curriculum.dart import Dart
+from entrl.curriculum.pass_rates import Group, PassRateFile, problem_key
 from entrl.curriculum.uniform import Uniform
 from entrl.runs.plan import plan, prepare
 from entrl.runs.recipe import load_recipe
@@ -81,6 +82,22 @@ def test_a_rule_changes_what_is_trained_on(tmp_path: Path):
     """So the test above can tell."""
     runs = [trained(tmp_path / rule.name, Course(rule, DIGITS), max_steps=8) for rule in (Uniform(), Band())]
     assert not same(*map(parameters, runs))
+
+
+def always(completions: list[str], **_: Any) -> list[float]:
+    return [1.0] * len(completions)
+
+
+def never(completions: list[str], **_: Any) -> list[float]:
+    return [0.0] * len(completions)
+
+
+@pytest.mark.parametrize(("counted", "rate"), [("always", 1.0), ("never", 0.0)])
+def test_passes_are_those_of_the_reward_that_is_named(counted: str, rate: float, tmp_path: Path):
+    course = Course(Uniform(), CourseOptions(reward=counted))
+    made = trainer(tmp_path, [never, always], train_dataset=ROWS, curriculum=course, max_steps=1)
+    made.train()
+    assert course.metrics()["curriculum/pass_rate"] == rate
 
 
 # --- resume -------------------------------------------------------------------------------------------------------
@@ -222,6 +239,8 @@ def as_killed_without_evaluation(run_dir: Path, *, after_step: int) -> None:
         ("curriculum={use: birdie}", "the rows have no column 'task'"),
         ("curriculum={use: 'pear'}", "no entrl.curriculum.pear"),
         ("curriculum={use: 'entrl_rewards.pear:reward'}", "subclass entrl.curriculum.rules.Rule"),
+        (f"curriculum={{use: band, file: {TESTS / 'conftest.py'}}}", "conftest.py:1 is no line of pass rates"),
+        (f"curriculum={{use: band, file: {TESTS / 'conftest.py' / 'x'}}}", "conftest.py is not a folder; name a file"),
         ("curriculum={use: band, file: .}", "curriculum.file . is a folder; name a file in it"),
     ],
 )
@@ -252,10 +271,40 @@ def test_a_good_curriculum_is_shown_and_keeps_the_hash_of_recipes_without_one(mo
     found = plan(small(model, "curriculum=band", "rewards=[{use: accuracy, weight: 0}, pear]"))
     assert found.problems == []
     assert not any("is 0: it is logged" in warning for warning in found.warnings)
+    other = plan(small(model, "curriculum=band", "rewards=[{use: pear, weight: 0}, accuracy]")).warnings
+    assert any("rewards.0.weight of pear is 0: it is logged" in warning for warning in other)
     assert dict(found.rows)["curriculum"].startswith("entrl.curriculum.band:rule")
     plain = small(model)
     assert "curriculum" in plain.resolved()
     assert plain.config_hash() != small(model, "curriculum=band").config_hash()
+
+
+@pytest.mark.parametrize(
+    ("words", "passes"),
+    [
+        (["curriculum=band"], "0.094"),  # 6 steps of one prompt, of 64
+        (["curriculum=dart", "data.train_size=4"], "1.5"),
+        (["curriculum=dart", "data.train_size=3"], None),
+        (["curriculum=dart", "data.train_size=3", "trainer.num_iterations=2"], "1"),
+        (["curriculum=band", "trainer.max_steps=-1", "trainer.num_train_epochs=1"], "1"),
+        (["curriculum=band", "trainer.max_steps=-1", "trainer.num_train_epochs=2"], None),
+        (["curriculum=uniform"], None),
+        ([], None),
+    ],
+)
+def test_a_run_too_short_for_its_curriculum_is_warned_of(words: list[str], passes: str | None, model: str):
+    found = [warning for warning in plan(small(model, *words)).warnings if "draws almost evenly" in warning]
+    assert len(found) == (passes is not None)
+    assert all(f"and {passes} passes over" in warning for warning in found)
+
+
+def test_what_earlier_runs_found_lets_a_short_run_s_curriculum_act(model: str, tmp_path: Path):
+    shared = tmp_path / "shared.jsonl"
+    word = f"curriculum={{use: band, file: {shared}}}"
+    warned = lambda: any("draws almost evenly" in warning for warning in plan(small(model, word)).warnings)  # noqa: E731
+    assert warned()
+    PassRateFile(shared, run="a").append(0, [Group(problem_key("p", ["?"]), 8, 1)], start=True)
+    assert not warned()
 
 
 def test_a_rule_of_one_s_own(model: str, tmp_path: Path):
@@ -268,7 +317,9 @@ def test_a_rule_of_one_s_own(model: str, tmp_path: Path):
     own = f"curriculum={{use: '{file}:First', args: {{count: 1}}, reward: restless, floor: 0}}"
     options = [f"trainer.{word}" for word in ("save_strategy=no", "max_steps=3", "per_device_train_batch_size=4")]
     quietly(run(tmp_path / "run", model, own, "eval=null", *options))
-    drawn = [group[0] for _, groups in rates(tmp_path / "run" / "pass_rates.jsonl") for group in groups]
+    drawn = [
+        group[0].partition("#")[0] for _, groups in rates(tmp_path / "run" / "pass_rates.jsonl") for group in groups
+    ]
     assert drawn == [load_task("sums", split="train", size=32, seed=0)[0]["problem_id"]] * len(drawn)
 
 

@@ -38,6 +38,7 @@ def loss_reward(old: float, new: float) -> float:
 @dataclass(kw_only=True)
 class Birdie(Rule):
     name: ClassVar[str] = "birdie"
+    by_prompt: ClassVar[bool] = False
 
     column: str = "task"
     every: int = 8  # rollouts between two rewards

@@ -12,10 +12,10 @@ from typing import Any, Self
 import numpy as np
 
 from entrl.curriculum.draw import draw, probabilities
-from entrl.curriculum.pass_rates import Group, PassRateFile, PassRates
+from entrl.curriculum.pass_rates import Group, PassRateFile, PassRates, problem_key
 from entrl.curriculum.rules import Floats, Prompts, Rule, Tried
 
-ID = "problem_id"  # the column that pass rates are kept by
+ID, PROMPT = "problem_id", "prompt"  # the columns that pass rates are kept by
 PASSES = 2**32  # more rollouts than a pass over the data has; numbers draws
 
 
@@ -42,10 +42,11 @@ class Course:
         self.rule, self.options, self.file = rule, options or CourseOptions(), file
         self.rates = PassRates(decay=self.options.decay)
         self.rollouts = 0  # recorded by this run
-        self.problems: list[str] = []  # problem_id of each row of the data set
+        self.problems: list[str] = []  # `problem_key` of each row of the data set
         self.seed = 0
         self._columns: Mapping[str, Sequence[Any]] = {}
         self._rows: dict[str, list[int]] = {}  # problem_id -> its rows
+        self._ids: dict[str, str] = {}  # key -> problem_id
         self._pass, self._drawn = 0, list[list[int]]()  # of the pass under way
         self._prompts: Prompts | None = None  # as they are known now
         self._chosen: tuple[Floats | None] | None = None  # the rule's weights for them
@@ -60,17 +61,20 @@ class Course:
                 "false), or leave the curriculum out"
             )
         given = list(getattr(rows, "column_names", None) or [])
-        readers = {ID: "pass rates are kept by it", **dict.fromkeys(self.rule.columns, f"{self.rule.name} reads it")}
+        readers = dict.fromkeys((ID, PROMPT), "pass rates are kept by it")
+        readers |= dict.fromkeys(self.rule.columns, f"{self.rule.name} reads it")
         for name, why in readers.items():
             if name not in given:
                 raise ValueError(
                     f"curriculum: the rows have no column {name!r} ({why}), only {', '.join(given)}; add it to the task"
                 )
-        self.problems, self.seed = [str(problem) for problem in rows[ID]], seed
+        ids, asked, self.seed = [str(problem) for problem in rows[ID]], rows[PROMPT], seed
         self._columns = {name: list(rows[name]) for name in self.rule.columns}
         self._rows = {}
-        for row, problem in enumerate(self.problems):
+        for row, problem in enumerate(ids):
             self._rows.setdefault(problem, []).append(row)
+        keys = {problem: problem_key(problem, [asked[row] for row in found]) for problem, found in self._rows.items()}
+        self.problems, self._ids = [keys[problem] for problem in ids], {key: problem for problem, key in keys.items()}
         self._forget()
         self._weights()
         return self
@@ -140,9 +144,9 @@ class Course:
         known, self._chosen = self.prompts(), None
         arrays = known.trials_P.copy(), known.passes_P.copy(), known.failed_P.copy()
         self.rates.add(groups)
-        for problem in {group.problem_id for group in groups}:
+        for problem in {group.problem for group in groups}:
             for array, value in zip(arrays, self.rates.of(problem), strict=True):
-                array[self._rows[problem]] = value
+                array[self._rows[self._ids[problem]]] = value
         trials_P, passes_P, failed_P = arrays
         self._prompts = Prompts(trials_P=trials_P, passes_P=passes_P, failed_P=failed_P, columns=self._columns)
 

@@ -39,6 +39,7 @@ def bits_per_character(nats: float, text: str) -> float:
 @dataclass(kw_only=True)
 class PreSelect(Rule):
     name: ClassVar[str] = "preselect"
+    by_prompt: ClassVar[bool] = False
 
     column: str = "losses"  # of the data set: M losses for each prompt
     benchmark: Sequence[float] = field(default_factory=tuple)  # M scores, higher is better

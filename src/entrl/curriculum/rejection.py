@@ -41,6 +41,10 @@ class RejectionSpec:
         if self.divide_by_max and self.rule != "prop2diff":
             raise ValueError("rejection.divide_by_max is of prop2diff; leave it out, or set rejection.rule: prop2diff")
 
+    def samples(self, turn: int) -> int:
+        """Answers to each problem of a round."""
+        return self.per_round if turn else self.pilot
+
 
 @dataclass(kw_only=True)
 class Asking:
@@ -62,7 +66,7 @@ class Asking:
     @property
     def samples(self) -> int:
         """Answers to each problem of the next round."""
-        return self.spec.per_round if self.rounds else self.spec.pilot
+        return self.spec.samples(self.rounds)
 
     def stop(self, problem: int) -> Stop | Literal["gave_up"] | None:
         """Why no more answers to a problem are asked for, None where they are."""

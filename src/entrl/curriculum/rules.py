@@ -63,6 +63,7 @@ class Rule:
     """Base class: no prompt is preferred, and TRL's own order stays."""
 
     name: ClassVar[str] = "rule"
+    by_prompt: ClassVar[bool] = True  # whether a prompt's weight rests on its own trials, so it must be met twice
 
     @property
     def columns(self) -> tuple[str, ...]:

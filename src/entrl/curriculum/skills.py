@@ -12,10 +12,12 @@ Source:  STAT, arXiv 2510.10023, section 2, Eq. 1, appendix B.1 and B.2: tau1 0.
 Differs: with rewards of steps everything is the paper's. In RL the verifier takes the reward model's place (a prompt
          that was tried is difficult when its smoothed pass rate is at most `difficult_at`) and the teacher's: all
          skills of such a prompt count as missing. A skill with fewer questions than draws repeats them, at most
-         `most_repeats` times each. Of the synthesiser only its rule of agreement is here
+         `most_repeats` times each. Of the synthesiser only its rule of agreement is here. `give_up` is ours: a prompt
+         that never passes, such as one with a wrong gold, would have its skills asked for without end
 Needs:   a column that lists the skills of each prompt
 """
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -33,7 +35,8 @@ def is_difficult(step_rewards: Sequence[float], *, tau1: float = 0.85, tau2: flo
     if not step_rewards:
         raise ValueError("an answer has at least one step; leave questions without an answer out")
     mean = sum(step_rewards) / len(step_rewards)
-    return step_rewards[-1] <= tau1 or mean <= tau1 or any(r <= tau2 for r in step_rewards[:-1])
+    low = mean <= tau1 or math.isclose(mean, tau1, rel_tol=1e-12)  # of 0.8 and 0.9 it is 0.8500000000000001
+    return step_rewards[-1] <= tau1 or low or any(r <= tau2 for r in step_rewards[:-1])
 
 
 class Missing(NamedTuple):
@@ -95,13 +98,17 @@ def agreeing(answers: Sequence[str], *, least: int = 2) -> list[int]:
 @dataclass(kw_only=True)
 class Skills(Rule):
     name: ClassVar[str] = "skills"
+    by_prompt: ClassVar[bool] = False
 
     column: str = "skills"  # of the data set: a list of names for each prompt
     difficult_at: float = 0.5  # smoothed pass rate up to which a prompt that was tried is difficult
+    give_up: int = 128  # trials in a row without a pass, after which a prompt's skills are not missed by it; 0: never
 
     def __post_init__(self) -> None:
         if not 0 < self.difficult_at < 1:
             raise ValueError(f"skills: difficult_at is a pass rate inside (0, 1), got {self.difficult_at}")
+        if self.give_up < 0:
+            raise ValueError(f"skills: give_up counts trials, 0 for never; got {self.give_up}")
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -115,6 +122,8 @@ class Skills(Rule):
                 f"skills: the column {self.column!r} holds {wrong}; it lists each prompt's skills, [] for none"
             )
         difficult_P = (prompts.trials_P > 0) & (prompts.pass_rate_P <= self.difficult_at)
+        if self.give_up:
+            difficult_P &= prompts.failed_P < self.give_up
         missed = Counter(skill for i in np.flatnonzero(difficult_P).tolist() for skill in set(skills_P[i]))
         if not missed:
             return None

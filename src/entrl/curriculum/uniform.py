@@ -14,6 +14,7 @@ from entrl.curriculum.rules import Rule
 @dataclass(kw_only=True)
 class Uniform(Rule):
     name: ClassVar[str] = "uniform"
+    by_prompt: ClassVar[bool] = False
 
 
 rule = Uniform()

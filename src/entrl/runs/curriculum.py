@@ -31,6 +31,8 @@ class CurriculumSpec(CourseOptions):
             raise ValueError(f"curriculum.file {self.file} is a folder; name a file in it, such as {self.file}/{FILE}")
         options = CourseOptions(**{f.name: getattr(self, f.name) for f in dataclasses.fields(CourseOptions)})
         kept = PassRateFile(file, run=str(run_dir.absolute()))
+        if self.file is not None:  # one in the run folder is the folder's to judge
+            kept.check()
         return dataclasses.replace(loaded, value=Course(loaded.value, options, file=kept))
 
 

@@ -18,10 +18,11 @@ from entrl.runs.plan.values import tasks_of
 from entrl.runs.recipe import Recipe
 from entrl.runs.specs import EvalSpec
 from entrl.tasks import FILE_TASKS, is_endless, is_soon_made
-from entrl.trainers.refusals.schedule import describe_schedule
+from entrl.trainers.refusals.schedule import describe_schedule, empty_runs
 from entrl.verify.golds import check_golds, gold_kind
 
 PROBE_ROWS = 4  # made of a task that generates its problems
+ACTING_PASSES = 2.0  # over the prompts, from which on a curriculum by prompt acts
 USUAL_SIZE = EvalSpec(task="any").size  # nobody's wish
 LONGEST = 64  # texts of most bytes, among which the one of most tokens is looked for
 TEMPLATE_S = 5.0  # seconds for one prompt
@@ -127,6 +128,7 @@ def check_training_rows(recipe: Recipe, prepared: Prepared, rows: Any, found: Fo
     if prepared.args is not None:
         if count is not None:
             found.problems += too_few_prompts(count, prepared.args)
+            found.warnings += _idle_curriculum(recipe, prepared, count)
         _check_texts(recipe, prepared, rows, prepared.args.max_completion_length, "data", found)
 
 
@@ -139,6 +141,23 @@ def _course_problems(prepared: Prepared, rows: Any) -> list[str]:
     except (ValueError, TypeError, KeyError) as error:
         return [str(error)]
     return []
+
+
+def _idle_curriculum(recipe: Recipe, prepared: Prepared, count: int) -> list[str]:
+    """A rule that goes by each prompt's own trials, and a run that meets hardly any prompt twice."""
+    course, args = prepared.course, prepared.args
+    if course is None or not course.rule.by_prompt or empty_runs(args):
+        return []
+    schedule = describe_schedule(args, args.world_size)
+    drawn = args.max_steps / schedule.updates_per_rollout * schedule.prompts_per_rollout
+    passes = drawn / count if args.max_steps > 0 else args.num_train_epochs
+    if passes >= ACTING_PASSES or (recipe.curriculum is not None and recipe.curriculum.file and course.file.others()):
+        return []
+    return [
+        f"curriculum {course.rule.name} goes by each prompt's own pass rate, and {passes:.2g} passes over {count:,} "
+        "prompts show hardly any of them twice: it draws almost evenly. Lower data.train_size, raise "
+        "trainer.max_steps, or name a curriculum.file that earlier runs wrote"
+    ]
 
 
 def _from_file(recipe: Recipe) -> bool:

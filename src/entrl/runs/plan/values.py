@@ -13,6 +13,7 @@ from entrl.runs.recipe import Recipe
 from entrl.settings.groups import flat
 from entrl.settings.names import Loaded
 from entrl.tasks import is_endless
+from entrl.trainers.shared.rewards import reward_name
 
 # words that TRL 1.16 compares at its first step and nowhere before
 CHOICES: dict[str, tuple[Any, ...]] = {
@@ -96,7 +97,7 @@ def value_warnings(recipe: Recipe, args: Any, prepared: Any) -> list[str]:
     """prepared: the rewards and controllers that the recipe made (`entrl.runs.plan.checks.Prepared`)"""
     return [
         *unusual(recipe.trainer),
-        *_weight_warnings(recipe),
+        *_weight_warnings(recipe, prepared.rewards),
         *_reward_warnings(recipe, args, prepared.rewards),
         *_controller_warnings(recipe, prepared.controllers),
         *_evaluation_warnings(recipe, args),
@@ -104,11 +105,11 @@ def value_warnings(recipe: Recipe, args: Any, prepared: Any) -> list[str]:
     ]
 
 
-def _weight_warnings(recipe: Recipe) -> list[str]:
+def _weight_warnings(recipe: Recipe, rewards: Sequence[Loaded]) -> list[str]:
     weights = [spec.weight for spec in recipe.rewards]
     if not any(weights):
         return ["every rewards.*.weight is 0: the policy is paid for nothing; give one of them a weight above 0"]
-    out = []
+    out, names = [], [reward_name(reward.value) for reward in rewards]
     for i, spec in enumerate(recipe.rewards):
         if abs(spec.weight) > BEYOND["rewards.*.weight"].high:
             out.append(
@@ -121,7 +122,8 @@ def _weight_warnings(recipe: Recipe) -> list[str]:
             )
         if spec.weight < 0:
             out.append(f"rewards.{i}.weight of {spec.use} is {spec.weight:g}: the policy is paid for less of it")
-        read = recipe.trainer.get("filter_on") or recipe.curriculum is not None  # they may read its verdicts
+        counted = recipe.curriculum is not None and [recipe.curriculum.reward] == names[i : i + 1]
+        read = recipe.trainer.get("filter_on") or counted  # its verdicts are
         if spec.weight == 0 and not read:
             out.append(
                 f"rewards.{i}.weight of {spec.use} is 0: it is logged and pays nothing; leave it out, unless meant"

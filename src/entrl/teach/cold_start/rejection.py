@@ -1,20 +1,19 @@
 """Answers drawn until each problem has enough right ones, kept as they come so that a cold start goes on.
 
 The file holds JSON lines: first what the answers depend on, then every answer with the round it was drawn in. What is
-drawn depends on the seed, the problem and the round; problems are asked in the same batches again, and a batch is
-written as a whole, so a start that was interrupted ends with the answers it would have had.
+drawn depends on the seed, the problem and the round; problems are asked in the same batches again, and of a problem all
+answers of a round count or none, so a start that was interrupted ends with the answers it would have had.
 """
 
 import json
-import os
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from entrl.curriculum.rejection import Asking, RejectionSpec, first_right
-from entrl.runs.folder import append_lines
-from entrl.settings.json_lines import json_lines
+from entrl.runs.folder import append_lines, write_text
 from entrl.teach.answer_files import Row
 from entrl.teach.cold_start.policy_answers import Answering, Policy, whole
 from entrl.teach.cold_start.spec import SampleSpec
@@ -29,17 +28,30 @@ class Kept:
     path: Path
     of: str
 
-    def read(self) -> list[Row]:
-        """The answers that are there; a last line that a kill cut off is taken away."""
-        if self.path.is_file():
-            content = self.path.read_bytes()
-            os.truncate(self.path, content.rfind(b"\n") + 1)
-            lines = [row for _, row in json_lines(self.path)]
-            if lines and lines[0] == {"of": self.of}:
-                return lines[1:]
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.path.write_text(json.dumps({"of": self.of}) + "\n", encoding="utf-8")
-        return []
+    def read(self, spec: RejectionSpec) -> list[Row]:
+        """The answers that are there, of each problem and round all or none.
+
+        Where a kill cut off a line or a batch, the rest of it is taken out of the file.
+        """
+        rows, left = self._lines()
+        counts = Counter((row["problem"], row["round"]) for row in rows)
+        kept = [row for row in rows if counts[row["problem"], row["round"]] == spec.samples(row["round"])]
+        if left or len(kept) < len(rows):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            write_text(self.path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in [self._head, *kept]))
+        return kept
+
+    @property
+    def _head(self) -> Row:
+        return {"of": self.of}
+
+    def _lines(self) -> tuple[list[Row], bool]:
+        """Answers, and whether there is more in the file, or less, than they and the first line."""
+        if not self.path.is_file():
+            return [], True
+        whole, _, tail = self.path.read_text(encoding="utf-8", errors="replace").rpartition("\n")
+        lines = [json.loads(line) for line in whole.split("\n")] if whole else []
+        return (lines[1:], bool(tail)) if lines and lines[0] == self._head else ([], True)
 
 
 def rejection_rows(
@@ -47,7 +59,7 @@ def rejection_rows(
 ) -> list[Row]:
     """The first right answers to each problem, up to its target, with the pass rate of all that were drawn."""
     assert spec.rejection is not None
-    found = _by_problem(kept.read())
+    found = _by_problem(kept.read(spec.rejection))
     answering, asking = Answering.of(spec, problems, student), Asking.of(spec.rejection, len(problems))
     while indices := asking.open():
         turn, samples = asking.rounds, asking.samples
@@ -57,10 +69,13 @@ def rejection_rows(
             if all(turn in found.get(i, {}) for i in batch):
                 continue
             drawn = answering.answers(batch, samples=samples, seed=spec.seed + turn * ROUND)
-            lines = [{"problem": i, "round": turn, **row} for i, rows in zip(batch, drawn, strict=True) for row in rows]
-            append_lines(kept.path, lines)
-            for i in batch:
-                found.setdefault(i, {})[turn] = [line for line in lines if line["problem"] == i]
+            new = {
+                i: [{"problem": i, "round": turn, **row} for row in rows] for i, rows in zip(batch, drawn, strict=True)
+            }
+            new = {i: lines for i, lines in new.items() if turn not in found.get(i, {})}
+            append_lines(kept.path, [line for lines in new.values() for line in lines])
+            for i, lines in new.items():
+                found.setdefault(i, {})[turn] = lines
         asking.add({i: [_right(row) for row in found[i][turn]] for i in indices})
         say(f"round {turn + 1}: {len(indices)} problems x {samples} answers, {len(asking.open())} problems open")
     rows, report = _chosen(spec.rejection, asking, found)
@@ -73,7 +88,7 @@ def rejection_rows(
 
 def rejection_report(kept: Kept, spec: RejectionSpec) -> dict[str, Any]:
     """Coverage, trials and why problems closed, of a file whose rounds are over."""
-    found = _by_problem(kept.read())
+    found = _by_problem(kept.read(spec))
     asking = Asking.of(spec, len(found))  # the pilot asks every problem
     while indices := asking.open():
         asking.add({i: [_right(row) for row in found[i][asking.rounds]] for i in indices})
