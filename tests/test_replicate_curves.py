@@ -95,7 +95,7 @@ def test_steps_to_says_what_it_lacks():
     assert reached({10: 0.29}, 0.3, 40) == 40
 
 
-STUDIES = ("countdown/study", "puzzles/study", "puzzles/curriculum")
+STUDIES = ("countdown/study", "puzzles/study", "countdown/curriculum")
 
 
 @pytest.mark.parametrize("name", STUDIES)
@@ -144,7 +144,7 @@ def test_runs_have_the_numbers_that_the_analyses_read(tmp_path):
     file.write_text(TINY.format(recipe=ROOT / "puzzles" / "grpo.yaml", out=tmp_path / "runs"))
     result = replicate(file, console=Console(quiet=True))
     by_size, steps = (a["tasks"]["blocks"] for a in result["analyses"])
-    assert by_size["levels"] == ["2", "3", "4", "5", "6", "7"]
+    assert by_size["levels"] == ["2", "3", "4", "5", "6"]
     assert set(steps["arms"]["band"]["accuracy"]) == {"1", "2"}
     lines = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
     assert {line["settings"]["curriculum"] for line in lines if "band" in line["run"]} != {
