@@ -14,6 +14,7 @@ from entrl_lab.replicate.analyses.accuracy_by_level import analyse as accuracy_b
 from entrl_lab.replicate.analyses.steps_to import analyse as steps_to
 from entrl_lab.replicate.analyses.steps_to import reached
 from entrl_lab.replicate.folders import NotMeasured, TaskRuns
+from entrl_lab.replicate.rows import hashes
 from entrl_lab.replicate.study import check_same_schedule
 from entrl_lab.replicate.summary import by_level
 
@@ -108,6 +109,16 @@ def test_the_studies_of_the_starts_are_sound(name):
     for run in study.runs({}):  # each run starts from a start that the study makes
         made = study.recipe_of(run).model.path.removesuffix("/model").removeprefix("runs/")
         assert f"{made}.yaml" in starts
+
+
+def test_a_line_says_which_curriculum_it_ran():
+    study = load_study(ROOT / "countdown" / "curriculum.yaml")
+    told = {run.arm.name: hashes(study, run) for run in study.runs({}) if run.seed == 1}
+    assert len({own["curriculum"] for own in told.values()}) == 3
+    rest = [{k: v for k, v in own.items() if k != "curriculum"} for own in told.values()]
+    assert rest[0] == rest[1] == rest[2]
+    plain = load_study(ROOT / "puzzles" / "study.yaml")
+    assert "curriculum" not in hashes(plain, plain.runs({})[0])  # lines of older studies stay as they are
 
 
 TINY = """
