@@ -164,6 +164,7 @@ def only(study: Study) -> dict:
 
 def test_every_analysis_says_what_it_asks():
     assert known() == [
+        "accuracy_by_level",
         "asking",
         "by_level",
         "comparison",
@@ -175,6 +176,7 @@ def test_every_analysis_says_what_it_asks():
         "policies",
         "predicted_change",
         "pursuit",
+        "steps_to",
     ]
 
 

@@ -69,6 +69,57 @@ def test_an_answer_is_right_by_the_prompt_alone(spec):
                 assert path_verdict(facts, start, goal, answer) == (True, 2)
 
 
+LINES = [spec for spec in SPECS if spec.get("mode", "symbolic") == "symbolic"]
+
+
+@pytest.mark.parametrize("spec", LINES, ids=str)
+def test_a_line_asks_for_the_same_problem(spec):
+    chats, lines = (load_task({**spec, "form": form}, size=24, seed=3) for form in ("chat", "line"))
+    assert lines["problem_id"] == chats["problem_id"]
+    assert lines["verifier"] == chats["verifier"]
+    assert len(set(lines["prompt"])) == 24
+    for row, other in zip(lines, chats, strict=True):
+        assert re.fullmatch(r"\S+:", row["prompt"])
+        assert _asked(json.loads(row["verifier"]).get("puzzle"), row["prompt"]) == json.loads(row["verifier"])
+        assert " " not in row["answer"]
+        assert row["answer"] == other["answer"].rpartition("= ")[2].replace(" ", "")
+    assert reward.score(lines["answer"], lines["answer"], lines["verifier"]) == [1.0] * 24
+    cut = [answer[:-1] for answer in lines["answer"]]  # the last bracket is missing
+    assert reward.score(cut, lines["answer"], lines["verifier"]) == [0.0] * 24
+
+
+def _asked(name, line):
+    """The verifier, read from the line alone."""
+    line = line.removesuffix(":")
+    if name == "hanoi":
+        n, start, goal, spare = re.fullmatch(r"(\d+),(\w)>(\w),(\w)", line).groups()
+        return {"kind": "puzzle", "puzzle": name, "n": int(n), "pegs": [start, spare, goal]}
+    if name == "checkers":
+        n, left, right, first = re.fullmatch(r"(\d+),(\w+)>(\w+),(\d+)", line).groups()
+        return {"kind": "puzzle", "puzzle": name, "n": int(n), "colours": [left, right], "first": int(first)}
+    if name == "river":
+        boat, *pairs = line.split(",")
+        people = [one for pair in pairs for one in pair.split("/")]
+        return {"kind": "puzzle", "puzzle": name, "n": len(pairs), "boat": int(boat), "people": people}
+    if name == "blocks":
+        stacks, goal = line.split(">")
+        names, blocks = zip(*(stack.split(":") for stack in stacks.split(",")), strict=True)
+        place = ("first", "second", "empty")[names.index(goal)]
+        labels = [*blocks[0], *blocks[1], *blocks[2]]
+        found = {"kind": "puzzle", "puzzle": name, "n": len(labels), "goal": place}
+        return {**found, "labels": labels, "stacks": list(names)}
+    edges, asked = line.split("|")
+    start, goal = asked.split(">")
+    edges = [edge.split(">") for edge in edges.split(",")]
+    return {"kind": "graph_path", "mode": "symbolic", "edges": edges, "start": start, "goal": goal}
+
+
+def test_blocks_with_long_names_fit_in_a_line():
+    (row,) = load_task({"task": "blocks", "n": 30, "form": "line"}, size=1)
+    stacks = row["prompt"].split(">")[0].split(",")
+    assert [len(stack.partition(":")[2]) for stack in stacks] == [30, 30, 0]  # 15 pairs of letters on each
+
+
 def judge_by_search(facts, start, goal):
     paths = [[start]]
     for path in paths:
@@ -150,9 +201,11 @@ def test_golds_that_solve_nothing_are_found():
         ({"task": "hanoi", "n": []}, {}, r"n must be a number, or different numbers such as \[2, 3, 4\], got \[\]"),
         ({"task": "hanoi", "n": [2, 2]}, {}, "different numbers"),
         ({"task": "hanoi", "size": 3}, {}, "'size' is an argument of load_task"),
-        ({"task": "hanoi", "disks": 3}, {}, "task 'hanoi' has no option 'disks'. It takes: n, system"),
+        ({"task": "hanoi", "disks": 3}, {}, "task 'hanoi' has no option 'disks'. It takes: n, form, system"),
         ({"task": "blocks", "goal": "third"}, {}, "goal must be one of empty, first, second, got 'third'"),
         ({"task": "graph_path", "mode": "logic"}, {}, "mode must be one of symbolic, worded, proof, got 'logic'"),
+        ({"task": "hanoi", "form": "row"}, {}, "form must be one of chat, line, got 'row'"),
+        ({"task": "graph_path", "mode": "proof", "form": "line"}, {}, "form line is for mode symbolic, got proof"),
         ({"task": "graph_path", "lookahead": 0}, {}, "lookahead must be a whole number from 1 on, got 0"),
         (
             {"task": "graph_path", "lookahead": 1, "branching": 1},

@@ -242,6 +242,38 @@ def test_lessons_without_the_trace():
 
 
 @pytest.mark.parametrize(
+    ("task", "args"),
+    [
+        ("blocks", {"n": [2, 3], "form": "line"}),
+        ("graph_path", {"lookahead": 2}),
+        ("countdown", {}),
+        ("reasoning_gym:countdown", {"min_numbers": 3, "max_numbers": 3}),
+    ],
+)
+def test_lessons_of_the_answer_alone(task, args):
+    spec = LessonsSpec(task=task, args=args, problems=6, per_problem=2, gold=True)
+    problems = lesson_problems(spec)
+    rows = lesson_rows(spec, problems, character_tokenizer())
+    assert {row["correct"] for row in rows} == {1}
+    golds = [row["completion"].removeprefix("<think></think>") for row in rows]
+    tagged = task.startswith("reasoning_gym")
+    assert golds[::2] == golds[1::2] == [f"<answer>{a}</answer>" if tagged else a for a in problems["answer"]]
+    assert [row["problem_id"] for row in rows[::2]] == problems["problem_id"]
+
+
+def test_problems_without_an_answer_are_no_lessons():
+    spec = LessonsSpec(task="hanoi", args={"n": 11}, problems=2, gold=True)
+    with pytest.raises(
+        ValueError, match=r"gold teaches the answers that the task hanoi brings, and hanoi/\w+ brings none"
+    ):
+        lesson_rows(spec, lesson_problems(spec), character_tokenizer())
+    with pytest.raises(ValueError, match=r"answers\.lessons has trace and gold, two kinds of lessons"):
+        LessonsSpec(task="countdown", gold=True, trace=TraceSpec(form="search"))
+    with pytest.raises(ValueError, match=r"answers\.lessons\.gold replaces the mixture"):
+        LessonsSpec(task="blocks", gold=True, slip=0.1)
+
+
+@pytest.mark.parametrize(
     ("fields", "message"),
     [
         ({"rechecks": True}, r"rechecks and trace, two kinds of lessons"),

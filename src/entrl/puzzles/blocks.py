@@ -103,6 +103,13 @@ class Blocks(Puzzle):
             f"{self.labels[top]} goes from stack {self.stacks[0]} to stack {self.stacks[2]}."
         )
 
+    def line(self) -> str:
+        """Labels of one puzzle are equally long, so nothing stands between them."""
+        stacks = (
+            f"{name}:{''.join(self.labels[b] for b in s)}" for name, s in zip(self.stacks, self.start(), strict=True)
+        )
+        return f"{','.join(stacks)}>{self.stacks[PLACE[self.goal]]}:"
+
     def plain(self) -> Self:
         return type(self)(n=self.n, goal=self.goal)
 

@@ -93,6 +93,10 @@ class Checkers(Puzzle):
             f"on square {self.first + self.n - 1} goes to square {self.first + self.n}."
         )
 
+    def line(self) -> str:
+        left, right = self.colours
+        return f"{self.n},{left}>{right},{self.first}:"
+
     def plain(self) -> Self:
         return type(self)(n=self.n)
 

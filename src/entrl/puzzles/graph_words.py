@@ -46,6 +46,11 @@ def symbolic_prompt(graph: Graph) -> str:
     )
 
 
+def symbolic_line(graph: Graph) -> str:
+    """`4>17,17>9|4>9:`, edges and then what is asked."""
+    return f"{','.join(f'{source}>{target}' for source, target in graph.edges)}|{graph.start}>{graph.goal}:"
+
+
 def worded(draw: Random, graph: Graph) -> Graph:
     """The same graph with attributes for vertices."""
     names: dict[str, str] = {}

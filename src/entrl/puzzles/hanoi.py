@@ -77,6 +77,10 @@ class Hanoi(Puzzle):
             f"{FORM}, where [1, {start}, {goal}] stands for: disk 1 goes from peg {start} to peg {goal}."
         )
 
+    def line(self) -> str:
+        start, spare, goal = self.pegs
+        return f"{self.n},{start}>{goal},{spare}:"
+
     def plain(self) -> Self:
         return type(self)(n=self.n)
 

@@ -19,6 +19,11 @@ def plan_text(plan: list[list[str]]) -> str:
     return f"moves = [{', '.join('[' + ', '.join(move) + ']' for move in plan)}]"
 
 
+def plan_line(plan: list[list[str]]) -> str:
+    """The same without what a reader needs and a judge does not: the answer to a puzzle asked in a line."""
+    return plan_text(plan).removeprefix("moves = ").replace(" ", "")
+
+
 @functools.lru_cache(maxsize=64)
 def _search(puzzle: Puzzle, states: int) -> tuple[Any, ...]:
     start = puzzle.start()

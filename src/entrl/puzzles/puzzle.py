@@ -57,6 +57,10 @@ class Puzzle(ABC):
         """Rules, start, goal and the form of the answer."""
 
     @abstractmethod
+    def line(self) -> str:
+        """Start and goal in one line without rules, for character-level models (docs/puzzles.md)."""
+
+    @abstractmethod
     def plain(self) -> Self:
         """The same problem under its default names."""
 

@@ -91,6 +91,10 @@ class River(Puzzle):
             "the right, the next back to the left, and so on."
         )
 
+    def line(self) -> str:
+        pairs = (f"{self.people[i]}/{self.people[i + 1]}" for i in range(0, 2 * self.n, 2))
+        return f"{self.boat},{','.join(pairs)}:"
+
     def plain(self) -> Self:
         return type(self)(n=self.n, boat=self.boat)
 

@@ -12,33 +12,51 @@ from collections.abc import Iterator, Sequence
 
 from entrl.puzzles import PUZZLES
 from entrl.puzzles.blocks import Goal
-from entrl.puzzles.plans import plan_text, shortest_plan
+from entrl.puzzles.plans import plan_line, plan_text, shortest_plan
 from entrl.puzzles.puzzle import Puzzle
-from entrl.tasks.rows import Row, chat, digest, side_of, verifier_json
+from entrl.tasks.rows import Form, Row, chat, digest, short_prompt, side_of, verifier_json
 
 
-def hanoi_rows(*, split: str, size: int, seed: int, n: int | Sequence[int] = 3, system: str = "") -> list[Row]:
+def hanoi_rows(
+    *, split: str, size: int, seed: int, n: int | Sequence[int] = 3, form: Form = "chat", system: str = ""
+) -> list[Row]:
     """n: disks, or several sizes. ValueError where a size has too few instances."""
-    return _rows("hanoi", n, split=split, size=size, seed=seed, system=system)
+    return _rows("hanoi", n, split=split, size=size, seed=seed, form=form, system=system)
 
 
-def checkers_rows(*, split: str, size: int, seed: int, n: int | Sequence[int] = 2, system: str = "") -> list[Row]:
+def checkers_rows(
+    *, split: str, size: int, seed: int, n: int | Sequence[int] = 2, form: Form = "chat", system: str = ""
+) -> list[Row]:
     """n: checkers of each colour, or several sizes. ValueError where a size has too few instances."""
-    return _rows("checkers", n, split=split, size=size, seed=seed, system=system)
+    return _rows("checkers", n, split=split, size=size, seed=seed, form=form, system=system)
 
 
 def river_rows(
-    *, split: str, size: int, seed: int, n: int | Sequence[int] = 2, boat: int = 3, system: str = ""
+    *,
+    split: str,
+    size: int,
+    seed: int,
+    n: int | Sequence[int] = 2,
+    boat: int = 3,
+    form: Form = "chat",
+    system: str = "",
 ) -> list[Row]:
     """n: pairs, or several sizes; boat: how many it holds. ValueError where there is no solution."""
-    return _rows("river", n, split=split, size=size, seed=seed, system=system, boat=boat)
+    return _rows("river", n, split=split, size=size, seed=seed, form=form, system=system, boat=boat)
 
 
 def blocks_rows(
-    *, split: str, size: int, seed: int, n: int | Sequence[int] = 4, goal: Goal = "empty", system: str = ""
+    *,
+    split: str,
+    size: int,
+    seed: int,
+    n: int | Sequence[int] = 4,
+    goal: Goal = "empty",
+    form: Form = "chat",
+    system: str = "",
 ) -> list[Row]:
     """n: blocks, or several sizes; goal: where the goal stack stands. ValueError for n below 2."""
-    return _rows("blocks", n, split=split, size=size, seed=seed, system=system, goal=goal)
+    return _rows("blocks", n, split=split, size=size, seed=seed, form=form, system=system, goal=goal)
 
 
 def levels_of(task: str, key: str, value: int | Sequence[int]) -> list[int]:
@@ -57,19 +75,23 @@ def dealt(tiers: Sequence[Sequence[Row]], size: int) -> list[Row]:
 
 
 def _rows(
-    name: str, n: int | Sequence[int], *, split: str, size: int, seed: int, system: str, **options: object
+    name: str, n: int | Sequence[int], *, split: str, size: int, seed: int, form: Form, system: str, **options: object
 ) -> list[Row]:
     levels = levels_of(name, "n", n)
     each = math.ceil(size / len(levels))
-    tiers = [_tier(name, level, split=split, size=each, seed=seed, system=system, **options) for level in levels]
+    tiers = [
+        _tier(name, level, split=split, size=each, seed=seed, form=form, system=system, **options) for level in levels
+    ]
     return dealt(tiers, size)
 
 
-def _tier(name: str, n: int, *, split: str, size: int, seed: int, system: str, **options: object) -> list[Row]:
+def _tier(
+    name: str, n: int, *, split: str, size: int, seed: int, form: Form, system: str, **options: object
+) -> list[Row]:
     kind = PUZZLES[name]
     rows: list[Row] = []
     for index in _indices(kind.count(n, **options), random.Random(f"{name}/{n}/{seed}")):
-        row = _row(kind.instance(index, n, **options), system)
+        row = _row(kind.instance(index, n, **options), form, system)
         if side_of(row["problem_id"]) == split:
             rows.append(row)
         if len(rows) == size:
@@ -89,11 +111,13 @@ def _indices(count: int, draw: random.Random) -> Iterator[int]:
             yield index
 
 
-def _row(puzzle: Puzzle, system: str) -> Row:
+def _row(puzzle: Puzzle, form: Form, system: str) -> Row:
     verifier = verifier_json("puzzle", **puzzle.spec())
+    line = form == "line"
+    written = plan_line if line else plan_text
     return Row(
-        prompt=chat(puzzle.prompt(), system=system),
-        answer=plan_text(shortest_plan(puzzle)) if _has_plan(puzzle.plain()) else "",
+        prompt=short_prompt(puzzle.line(), system=system) if line else chat(puzzle.prompt(), system=system),
+        answer=written(shortest_plan(puzzle)) if _has_plan(puzzle.plain()) else "",
         verifier=verifier,
         problem_id=f"{puzzle.name}/{digest(verifier):016x}",
         level=str(puzzle.n),

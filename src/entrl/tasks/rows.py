@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 Mode = Literal["auto", "slow", "fast"]
+Form = Literal["chat", "line"]  # of a puzzle: rules and question as a message, or the bare problem as a string
 MODES = {"auto": "", "slow": THINK_OPEN, "fast": THINK_OPEN + THINK_CLOSE}  # what a prompt ends with
 TEST_EVERY = 5  # one text in five is a test problem's; more would make slow generators slower still
 BOXED = r"Please reason step by step, and put your final answer within \boxed{}."
@@ -46,7 +47,7 @@ def chat(question: str, *, instruction: str = "", system: str = "") -> list[dict
     return [{"role": "system", "content": system}, *messages] if system else messages
 
 
-def short_prompt(question: str, *, system: str, mode: Mode) -> str | list[dict[str, str]]:
+def short_prompt(question: str, *, system: str, mode: Mode = "auto") -> str | list[dict[str, str]]:
     """A question in a line as it is, with the tags of a mode (Dualformer's) behind it; or as chat messages.
 
     ValueError for a mode beside a system prompt: what a chat template puts behind the question comes after it.

@@ -44,7 +44,7 @@ SERVER_ENVIRONMENT = {
     "PYTORCH_NVML_BASED_CUDA_CHECK": "1",  # asking the driver in the server would spoil CUDA in its forks
 }
 # Groups that decide a run's numbers.
-DECIDES = ("model", "data", "rewards", "controllers", "environment", "lora", "eval", "trainer")
+DECIDES = ("model", "data", "rewards", "controllers", "curriculum", "environment", "lora", "eval", "trainer")
 
 
 class RunsFailed(RuntimeError):

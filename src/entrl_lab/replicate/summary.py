@@ -14,6 +14,7 @@ from entrl.runs.folder import now
 from entrl.settings.json_lines import json_lines
 from entrl.settings.provenance import git_state
 from entrl.settings.secrets import mask
+from entrl.stats.law import ACCURACY
 from entrl.stats.pairing import non_inferior, seed_differences
 from entrl.version import __version__
 from entrl_lab.replicate.study import Run, Study, Task
@@ -48,13 +49,33 @@ def training_end(folder: Path) -> dict[str, float]:
     return out
 
 
+def on_the_way(folder: Path) -> dict[str, float]:
+    """`at/STEP/accuracy` of the evaluations made while training: the mean of the reward `accuracy`."""
+    rows = [r for _, r in json_lines(folder / "metrics.jsonl") if r["kind"] == "eval"]
+    return {f"at/{r['step']}/accuracy": r[ACCURACY] for r in rows if r.get(ACCURACY) is not None}
+
+
+def by_level(problems: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """`level/N/...`: accuracy on the verified problems of each level, where there are several."""
+    levels = {str(p["level"]) for p in problems if p.get("level")}
+    out = {}
+    for level in sorted(levels) if len(levels) > 1 else ():
+        own = [p for p in problems if str(p.get("level")) == level]
+        if greedy := [p["greedy_correct"] for p in own if p.get("greedy_correct") is not None]:
+            out[f"level/{level}/greedy_accuracy"] = sum(greedy) / len(greedy)
+        if sampled := [p["n_correct"] / p["n_samples"] for p in own if p.get("n_samples")]:
+            out[f"level/{level}/sampled_accuracy"] = sum(sampled) / len(sampled)
+    return out
+
+
 def numbers(folder: Path) -> dict[str, float]:
-    """One run as named numbers: its evaluation, and where its training ended."""
+    """One run as named numbers: its evaluations, by level too, and where its training ended."""
     after = json.loads((folder / "eval_after.json").read_text(encoding="utf-8"))
     out = {number.name: number.read(after) for number in numbers_of([after])}
     for way, metrics in after.get("inquiry", {}).items():  # dialogues: how the questions went
         out |= {f"{name}/{way}": found["mean"] for name, found in metrics.items() if name != "success"}
-    return {k: float(v) for k, v in (out | training_end(folder)).items() if v is not None}
+    found = out | by_level(after.get("problems", [])) | on_the_way(folder) | training_end(folder)
+    return {k: float(v) for k, v in found.items() if v is not None}
 
 
 def summarise(

@@ -73,6 +73,8 @@ def lesson_rows(spec: LessonsSpec, problems: Any, tokenizer: Any) -> list[Row]:
     """The lessons of one problem stand together; `correct` says whether the script's slips spoilt the answer."""
     if spec.trace is not None:
         return trace_rows(spec, spec.trace, problems, tokenizer)
+    if spec.gold:
+        return gold_rows(spec, problems, tokenizer)
     rng, mixtures = random.Random(spec.seed), spec.mixtures()
     pairs = [(dict(problem), mixtures[j % len(mixtures)]) for problem in problems for j in range(spec.per_problem)]
     if spec.rechecks:
@@ -81,6 +83,19 @@ def lesson_rows(spec: LessonsSpec, problems: Any, tokenizer: Any) -> list[Row]:
         texts = [lesson(problem["prompt"], rng, mixture=mixture) for problem, mixture in pairs]
     lengths = [token_count(text, tokenizer) for text in texts]
     return scored_rows([problem for problem, _ in pairs], texts, lengths, source=spec.task or "sums")
+
+
+def gold_rows(spec: LessonsSpec, problems: Any, tokenizer: Any) -> list[Row]:
+    """Lessons of the answer alone. ValueError for a row that brings none."""
+    rows = [dict(problem) for problem in problems for _ in range(spec.per_problem)]
+    if lacking := [row["problem_id"] for row in rows if not row["answer"]]:
+        raise ValueError(
+            f"answers.lessons.gold teaches the answers that the task {spec.task or 'sums'} brings, and {lacking[0]} "
+            "brings none; take smaller problems, or a file of answers"
+        )
+    texts = [f"{THINK_OPEN}{THINK_CLOSE}{_as_asked(row['answer'], row['prompt'])}" for row in rows]
+    lengths = [token_count(text, tokenizer) for text in texts]
+    return scored_rows(rows, texts, lengths, source=spec.task or "sums")
 
 
 def trace_rows(spec: LessonsSpec, trace: TraceSpec, problems: Any, tokenizer: Any) -> list[Row]:

@@ -5,7 +5,8 @@ answers:   one of
     file: answers.jsonl            rows of `entrl.teach.answer_files`, relative to this file
     sample: {task, size, ...}      a policy's own answers to the problems of a task
     lessons: {terms, ...}          scripted traces for sums, the nursery's or (task:) of reasoning_gym:chain_sum;
-                                   or (trace: {form, ...}) searches of Countdown and Sudoku
+                                   or (trace: {form, ...}) searches of Countdown and Sudoku; or (gold: true) the
+                                   right answers that any task brings
   and, where pass rates should not be counted from these answers themselves,
     pass_rate: {policy, samples}   measured by sampling a policy on the same problems
 lora:      peft.LoraConfig fields, or null: all weights
@@ -47,7 +48,7 @@ class LessonsSpec:
     """Scripted traces: sums dealt out over tiers of difficulty, in the order they are taught, or searches."""
 
     terms: list[int] | None = None  # tiers of difficulty of the task sums: numbers of terms (TIERS)
-    task: str | None = None  # None: sums; else reasoning_gym:chain_sum, additions, or one with a search (trace)
+    task: str | None = None  # None: sums; else reasoning_gym:chain_sum, additions, one with a search (trace); gold: any
     args: dict[str, Any] | None = None  # options of that task
     problems: int = 9600
     per_problem: int = 1  # lessons written for each problem
@@ -57,12 +58,16 @@ class LessonsSpec:
     checks: list[float] | None = None  # in place of check: lesson j of a problem has checks[j % len(checks)]
     rechecks: bool = False  # lessons that overthink (entrl.tasks.rechecks) in place of the mixture
     trace: TraceSpec | None = None  # search traces of Countdown and Sudoku in place of both
+    gold: bool = False  # the task's own right answers, without thinking, in place of all three
     seed: int = 0
 
     def __post_init__(self) -> None:
         for name in ("problems", "per_problem"):
             at_least_one(f"answers.lessons.{name}", getattr(self, name))
-        instead = "rechecks" if self.rechecks else "trace" if self.trace is not None else None
+        kinds = [name for name in ("rechecks", "trace", "gold") if getattr(self, name)]
+        if len(kinds) > 1:
+            raise ValueError(f"answers.lessons has {' and '.join(kinds)}, two kinds of lessons; leave one out")
+        instead = kinds[0] if kinds else None
         if instead and (self.checks is not None or self.mixtures() != [Mixture()]):
             raise ValueError(
                 f"answers.lessons.{instead} replaces the mixture, so think, check, checks and slip would say nothing; "
@@ -79,14 +84,12 @@ class LessonsSpec:
 
     def _check_trace(self) -> None:
         if self.trace is not None:
-            if self.rechecks:
-                raise ValueError("answers.lessons has rechecks and trace, two kinds of lessons; leave one out")
             self.trace.check_task(self.task)
             if (self.args or {}).get("mode", "auto") != "auto":
                 raise ValueError(
                     "answers.lessons.args.mode ends the prompt with tags, which lessons bring themselves; leave it out"
                 )
-        elif self.task in SEARCH_TASKS:
+        elif self.task in SEARCH_TASKS and not self.gold:
             raise ValueError(
                 f"answers.lessons of {self.task} are search traces; say which with answers.lessons.trace, such as "
                 "{form: detours, k: 3}"
