@@ -243,6 +243,13 @@ def test_wherever_a_kill_cuts_the_file_the_same_answers_come_of_it(tmp_path, mon
     assert scripted.batches == []  # all of it is there
 
 
+def test_a_broken_line_is_named(tmp_path):
+    file = tmp_path / "rejection.jsonl"
+    file.write_text('{"of": "x"}\n{"problem": 0, "rou\n{"problem": 1, "round": 0}\n')
+    with pytest.raises(ValueError, match=r"rejection.jsonl:2 is not JSON .*; take the line out"):
+        Kept(path=file, of="x").read(SAMPLE.rejection)
+
+
 def test_a_file_in_which_answers_lie_twice_is_mended(tmp_path, monkeypatch):
     """As interrupted starts wrote them once."""
     monkeypatch.setattr(Answering, "of", lambda *_: Scripted())

@@ -50,8 +50,16 @@ class Kept:
         if not self.path.is_file():
             return [], True
         whole, _, tail = self.path.read_text(encoding="utf-8", errors="replace").rpartition("\n")
-        lines = [json.loads(line) for line in whole.split("\n")] if whole else []
+        lines = [self._line(n, line) for n, line in enumerate(whole.split("\n"), 1)] if whole else []
         return (lines[1:], bool(tail)) if lines and lines[0] == self._head else ([], True)
+
+    def _line(self, number: int, line: str) -> Row:
+        try:
+            return json.loads(line)
+        except ValueError as error:
+            raise ValueError(
+                f"{self.path}:{number} is not JSON ({error}); take the line out, and its answers are drawn again"
+            ) from None
 
 
 def rejection_rows(
