@@ -1,5 +1,6 @@
 """entrl.runs.plan: the arithmetic, and every check that training runs."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -170,6 +171,14 @@ def test_plan_does_not_say_ready_for_what_it_could_not_look_at(monkeypatch: pyte
     assert any("model Qwen/" in entry for entry in found.unchecked)
     assert "ready to train" not in found.render()
     assert "could not be checked from here" in found.render()
+
+
+@pytest.mark.parametrize("path", ["tiny-overthinker ", "Tiny-Overthinker"])
+def test_a_model_nobody_has_is_told_what_it_may_mean(path: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    recipe = load_recipe(ROOT / "overthinker" / "grpo.yaml")
+    found = plan(replace(recipe, model=replace(recipe.model, path=path)))
+    assert any("Did you mean 'tiny-overthinker'?" in entry for entry in found.unchecked)
 
 
 @pytest.mark.parametrize(

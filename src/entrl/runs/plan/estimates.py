@@ -43,7 +43,7 @@ def describe_model(recipe: Recipe, prepared: Prepared) -> Estimate:
         return Estimate(problems=[str(error)])
     except OSError as error:  # transformers: not on disk and the hub does not answer
         near = suggest(str(recipe.model.path).strip().lower(), bare_names())
-        why = f"model {recipe.model.path!r} could not be looked at from here ({first_line(error)})"
+        why = f"model {recipe.model.path} could not be looked at from here ({first_line(error)})"
         cure = f"{ELSEWHERE}, or name a folder in model.path.{near}"
         return Estimate(unchecked=[f"{why}; {cure} Memory is not estimated"])
     except ValueError as error:  # a configuration of no architecture
