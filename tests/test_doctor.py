@@ -103,7 +103,7 @@ def test_prompts_that_are_evaluated_too_are_counted(tmp_path):
 
 @pytest.mark.slow
 def test_strict_stops_before_the_first_step_and_warn_goes_on(tmp_path):
-    sick = ("trainer.max_completion_length=2", "trainer.max_steps=1")
+    sick = ("trainer.max_completion_length=1", "trainer.max_steps=1")
     with pytest.raises(Stopped, match="doctor: strict stops this run: 100% of completions truncated"):
         quietly(short_recipe("tiny-reasoner", tmp_path / "strict", "doctor=strict", *sick))
     assert not (tmp_path / "strict" / "metrics.jsonl").exists()

@@ -38,6 +38,7 @@ REWARDS = {
 }
 ROWS = [{"prompt": f"1{i}+11=", "answer": str(21 + i)} for i in range(8)]
 MINE = [{"use": "mine.py:mine"}]
+JUDGE = {"url": "http://localhost:9/v1/chat/completions", "model": "any"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -306,6 +307,21 @@ CASES = [
     Wrong(what="checkpoints of no strategy", changes={"trainer.save_steps": 1}, warns="trainer.save_steps is set, and"),
     Wrong(what="weight of a million", changes={"rewards": [{"use": "accuracy", "weight": 1e6}]}, warns="rewards.0"),
     Wrong(what="weight of 1e-9", changes={"rewards": [{"use": "accuracy", "weight": 1e-9}]}, warns="next to nothing"),
+    Wrong(
+        what="reward model of no folder",
+        changes={"rewards": [{"use": "reward_model", "args": {"path": "/not/there"}}]},
+        stops="does not exist",
+    ),
+    Wrong(
+        what="key that is not set",
+        changes={"rewards": [{"use": "llm_judge", "args": {**JUDGE, "api_key_env": "ENTRL_NO_SUCH_KEY"}}]},
+        stops="which is not set here",
+    ),
+    Wrong(
+        what="cache where nothing can be written",
+        changes={"rewards": [{"use": "llm_judge", "args": {**JUDGE, "cache_file": "/etc/hostname/x"}}]},
+        stops="cannot be written",
+    ),
     Wrong(what="greedy", changes={"trainer.generation_kwargs": {"do_sample": False}}, stops="without spread"),
     Wrong(what="beams", changes={"trainer.generation_kwargs": {"num_beams": 4}}, stops="without spread"),
     Wrong(what="columns taken away", changes={"trainer.remove_unused_columns": True}, stops="remove_unused_columns"),
