@@ -56,8 +56,9 @@ USUAL: dict[str, Usual] = {  # of the `trainer` group
 }
 
 BEYOND: dict[str, Usual] = {  # of other groups; what is said there has the numbers around it (`entrl.runs.plan`)
-    "rewards.*.weight": Usual(-1000, 1000, "beside it nothing else counts"),
-    "size of rewards.*.weight": Usual(1e-4, 1000, "TRL adds 1e-4 to the spread that it divides by"),
+    "size of rewards.*.weight": Usual(
+        1e-4, 1000, "above, nothing else counts beside it; below, TRL adds more than that to the spread it divides by"
+    ),
     "rewards.*.args.timeout_s": Usual(
         0.1, 300, "seconds for one answer: a child process takes some milliseconds, and longer on a busy machine"
     ),

@@ -124,16 +124,16 @@ def _weight_warnings(recipe: Recipe, rewards: Sequence[Loaded]) -> list[str]:
     weights = [spec.weight for spec in recipe.rewards]
     if not any(weights):
         return ["every rewards.*.weight is 0: the policy is paid for nothing; give one of them a weight above 0"]
-    out, names = [], [reward_name(reward.value) for reward in rewards]
+    out, names, usual = [], [reward_name(reward.value) for reward in rewards], BEYOND["size of rewards.*.weight"]
     for i, spec in enumerate(recipe.rewards):
-        if abs(spec.weight) > BEYOND["rewards.*.weight"].high:
+        if abs(spec.weight) > usual.high:
             out.append(
                 f"rewards.{i}.weight of {spec.use} is {spec.weight:g}, beside which nothing else counts; set it near 1"
             )
-        if 0 < abs(spec.weight) < (least := BEYOND["size of rewards.*.weight"].low):
+        if 0 < abs(spec.weight) < usual.low:
             out.append(
-                f"rewards.{i}.weight of {spec.use} is {spec.weight:g}, which pays next to nothing (below {least:g}); "
-                "set it near 1, or leave the reward out"
+                f"rewards.{i}.weight of {spec.use} is {spec.weight:g}, which pays next to nothing (below "
+                f"{usual.low:g}); set it near 1, or leave the reward out"
             )
         if spec.weight < 0:
             out.append(f"rewards.{i}.weight of {spec.use} is {spec.weight:g}: the policy is paid for less of it")
