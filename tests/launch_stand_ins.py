@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 SRUN = """#!{python}
-import os, signal, subprocess, sys
+import contextlib, os, signal, subprocess, sys
 options = {{}}
 words = sys.argv[1:]
 while words and words[0].startswith("--"):
@@ -32,7 +32,8 @@ def hand_on(number, _):
     for child in children:
         found = subprocess.run(["pgrep", "-s", str(child.pid)], capture_output=True, text=True).stdout
         for process in found.split():
-            os.kill(int(process), signal.SIGKILL if number == signal.SIGTERM else number)
+            with contextlib.suppress(ProcessLookupError):  # it ended since it was listed
+                os.kill(int(process), signal.SIGKILL if number == signal.SIGTERM else number)
 signal.signal(signal.SIGTERM, hand_on)
 signal.signal(signal.SIGUSR1, hand_on)
 codes = [child.wait() for child in children]
