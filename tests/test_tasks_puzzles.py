@@ -223,9 +223,9 @@ def test_named_errors(spec, options, match):
 @pytest.mark.parametrize(
     ("verifier", "match"),
     [
-        ({"kind": "puzzle"}, "row 0: verifier of kind 'puzzle': puzzle must be one of hanoi, .*load_task writes it"),
-        ({"kind": "puzzle", "puzzle": "river", "n": 9}, "row 0: river: n = 9 pairs cannot cross"),
-        ({"kind": "graph_path", "edges": [[1, 2]]}, "row 0: verifier of kind 'graph_path' needs edges"),
+        ({"kind": "puzzle"}, "row 0: .*puzzle must be one of hanoi, .*load_task writes it"),
+        ({"kind": "puzzle", "puzzle": "river", "n": 9}, "row 0: .*river: n = 9 pairs cannot cross"),
+        ({"kind": "graph_path", "edges": [[1, 2]]}, "row 0: .*needs edges"),
     ],
 )
 def test_verifiers_that_are_none(verifier, match):

@@ -1,7 +1,7 @@
 """One check of one answer, by its kind; the kinds that can hang run in a child process of `entrl.verify.pool`."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 from entrl.puzzles import KINDS as PUZZLE_KINDS
@@ -99,33 +99,31 @@ def read_verifier(column: Any, row: int, *, default: str = "auto") -> tuple[str,
         )
     if kind == "reasoning_gym":
         check_dataset(str(spec["dataset"]))
-    if kind in PUZZLE_KINDS:
-        _check_puzzle(kind, spec, row)
     if kind == "choice":
         _check_letters(spec.get("letters", LETTERS), row)
-    if kind in ("countdown", "sudoku"):
-        _check_board(kind, spec, row)
+    if kind in BOARDS:
+        try:
+            BOARDS[kind](spec)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"row {row}: kind {kind!r} needs the dataset column 'verifier' with its problem ({error}); "
+                "entrl.tasks.load_task writes it"
+            ) from error
     return kind, spec
 
 
-def _check_puzzle(kind: str, spec: Mapping[str, Any], row: int) -> None:
-    try:
-        puzzle_of(spec) if kind == "puzzle" else graph_of(spec)
-    except ValueError as error:
-        raise ValueError(f"row {row}: {error}; entrl.tasks.load_task writes it") from error
+def _check_countdown(spec: Mapping[str, Any]) -> None:
+    if not all(type(number) is int for number in (*spec["numbers"], spec["target"])):
+        raise ValueError("numbers and target must be integers")
 
 
-def _check_board(kind: str, spec: Mapping[str, Any], row: int) -> None:
-    try:
-        if kind == "sudoku":
-            check_puzzle(spec.get("puzzle", ()))
-        elif not all(type(number) is int for number in (*spec["numbers"], spec["target"])):
-            raise ValueError("numbers and target must be integers")
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"row {row}: kind {kind!r} needs the dataset column 'verifier' with its board ({error}); "
-            f"entrl.tasks.load_task({kind!r}, ...) writes it"
-        ) from None
+# What raises where the spec of a row describes no problem.
+BOARDS: dict[str, Callable[[Mapping[str, Any]], object]] = {
+    "puzzle": puzzle_of,
+    "graph_path": graph_of,
+    "countdown": _check_countdown,
+    "sudoku": lambda spec: check_puzzle(spec.get("puzzle", ())),
+}
 
 
 def _check_letters(letters: Any, row: int) -> None:
