@@ -21,7 +21,8 @@ OUTSIDE = (
         "benchmarks/*.md",
         "benchmarks/*.json*",
     ),
-    *("recipes/README.md", "recipes/*/README.md", "recipes/*/*.json", "tests/data/verdict_rates.json"),
+    *("recipes/README.md", "recipes/*/README.md", "recipes/*/*/README.md", "recipes/*/results.md", "recipes/*/*.json"),
+    "tests/data/verdict_rates.json",
 )
 ORIGIN = re.compile(r"\]\((?!\w+:|#)([^)\s]+)")  # what a link names, where it is no address and no heading
 

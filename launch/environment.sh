@@ -18,12 +18,12 @@ entrl_constraints="${ENTRL_CONSTRAINTS:-$entrl_root/launch/constraints.txt}"
 _entrl_find_python() {
     local candidate
     for candidate in ${ENTRL_PYTHON:-python3 python3.13 python3.12 python3.11}; do
-        if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+        if "$candidate" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null; then
             echo "$candidate"
             return 0
         fi
     done
-    echo "entrl: no Python 3.11 or newer among: ${ENTRL_PYTHON:-python3 python3.13 python3.12 python3.11};" \
+    echo "entrl: no Python 3.11 to 3.13 among: ${ENTRL_PYTHON:-python3 python3.13 python3.12 python3.11};" \
         "install one or name it in ENTRL_PYTHON" >&2
     return 1
 }

@@ -118,7 +118,8 @@ for suite in $suites; do
             provide_node
             run types 300 pyright
             ;;
-        docs) NO_MKDOCS_2_WARNING=1 run docs 180 "$PYTHON" -m mkdocs build --strict --quiet --site-dir "$results/site" ;;
+        # without --quiet, which also hides the warnings that --strict counts
+        docs) NO_MKDOCS_2_WARNING=1 run docs 180 "$PYTHON" -m mkdocs build --strict --site-dir "$results/site" ;;
         fast) provide_bubblewrap
             run_pytest fast 1200 "not slow and not multiprocess and not browser and not deepspeed and not vllm and not gpu" \
             -n "$jobs" --dist loadfile ;;

@@ -55,6 +55,7 @@ def test_a_good_recipe_is_shown_with_its_numbers():
     assert all((row.reward or 0) > 0 for row in seen.rows if row.verdict == "right")
     assert all(row.reward == 0 for row in seen.rows if row.verdict == "wrong")
     assert "PEAR has to take" in found.facts
+    assert "PEAR's penalty and length" in found.facts
     text = render(found, width=120)
     assert seen.rows[0].prompt in text
     assert "<think>" in text

@@ -2,6 +2,7 @@
 
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -41,3 +42,16 @@ def test_relative_links(page: str):
         if not file.exists() or (heading and file.suffix == ".md" and slug(heading) not in anchors(file)):
             wrong.append(target)
     assert not wrong
+
+
+@pytest.mark.parametrize(("link", "code"), [("here.md", 0), ("gone.md", 1)])
+def test_the_suite_of_docs_fails_for_a_dead_link(tmp_path: Path, link: str, code: int):
+    """mkdocs counts no warning that its options hide."""
+    options = re.search(r"-m mkdocs (build.*?) --site-dir", (ROOT / "launch" / "test.sh").read_text())
+    assert options
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "index.md").write_text(f"# A page\n\nTo [another]({link}).\n")
+    (tmp_path / "docs" / "here.md").write_text("# Another\n")
+    (tmp_path / "mkdocs.yml").write_text("site_name: x\nplugins: []\n")
+    command = [sys.executable, "-m", "mkdocs", *options[1].split(), "--site-dir", str(tmp_path / "site")]
+    assert subprocess.run(command, cwd=tmp_path, capture_output=True).returncode == code

@@ -16,6 +16,7 @@ from entrl_rewards.pear import Pear, phase_rewards, read_phases
 from entrl_rewards.pear_options import PearExpert
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import spearmanr
 
 from entrl.maths.phases import ThinkTags
 
@@ -153,6 +154,21 @@ def test_by_hand():
         "pear/alpha": 1.0,
     }
     assert log == pytest.approx(expected, abs=1e-6)
+
+
+def test_correlation_of_length_and_penalty_among_the_paid_of_a_group():
+    calm, more, most = [0.5, 0.5, 0.0, 0.2, 0.2], [0.9, 0.9, 0.9, 0.0, 0.2], [1.5] * 5 + [0.0, 0.2]
+    log = {}
+    rows = [calm, more, most, most, calm, most, calm, calm]
+    faced = [[2 if h == 0.0 else 5 for h in row] for row in rows]
+    groups, right = [0, 0, 0, 0, 1, 1, 2, 2], [1, 1, 1, 0, 1, 1, 1, 1]
+    call(make(), list(zip(faced, rows, strict=True)), ok=right, log=log, group_index=groups)
+    # group 0: the three right ones, lengths 5, 5, 7 and penalties rising; group 1 rises; group 2 has no spread
+    slow = [spearmanr([5, 5, 7], [1, 2, 3]).statistic, 1.0]
+    assert log["pear/length_correlation"] == pytest.approx(sum(slow) / 2)
+    log.clear()
+    call(make(), [ROW, ROW], log=log, group_index=[0, 0])
+    assert "pear/length_correlation" not in log
 
 
 @pytest.mark.parametrize(
@@ -438,7 +454,8 @@ def test_face():
     assert (ready.__name__, type(ready)) == ("pear", Pear)
     assert pickle.loads(pickle.dumps(ready)) == ready
     assert not ready.needs_whole_groups
-    assert set(ready.needs) == {"token_entropies", "token_mask", "think_tags", "prompt_ids", "truncated"}
+    told = {"token_entropies", "token_mask", "think_tags", "prompt_ids", "truncated", "group_index"}
+    assert set(ready.needs) == told
     found = call(make(), [ROW, ROW], ok=[1, 0])
     assert [type(r) for r in found] == [float, float]
     with pytest.raises(TypeError, match="alhpa"):

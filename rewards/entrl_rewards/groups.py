@@ -3,6 +3,7 @@
 Group ids are any integers; rows of a group need not be neighbours.
 """
 
+import scipy
 import torch
 from torch import Tensor
 
@@ -13,6 +14,17 @@ def group_mean(x_B: Tensor, group_B: Tensor, mask_B: Tensor) -> Tensor:
     total_P = x_B.new_zeros(int(index_B.max()) + 1).index_add_(0, index_B, torch.where(mask_B, x_B, 0.0))
     count_P = torch.zeros_like(total_P).index_add_(0, index_B, mask_B.to(x_B.dtype))
     return (total_P / count_P.clamp(min=1))[index_B]
+
+
+def rank_correlations(x_B: Tensor, y_B: Tensor, group_B: Tensor, mask_B: Tensor) -> list[float]:
+    """Spearman's rho of each group over its masked members; groups where x or y does not vary have none."""
+    found = []
+    for group in group_B.unique():
+        inside_B = mask_B & (group_B == group)
+        x, y = x_B[inside_B], y_B[inside_B]
+        if len(x.unique()) > 1 and len(y.unique()) > 1:
+            found.append(float(scipy.stats.spearmanr(x, y).statistic))
+    return found
 
 
 def shuffle_within(class_BN: Tensor, *, seeds: tuple[int, ...]) -> Tensor:

@@ -11,7 +11,7 @@ Source:  SoftOverlong: DAPO, arXiv 2503.14476, Eq. 13. L1: LCPO, arXiv 2503.0469
     `run_l1_exact.sh` (a = 3e-4), read through a written summary of them
 Differs: SoftOverlong equals TRL's `get_soft_overlong_punishment` (a test compares them) except that it leaves out tool
     tokens and takes its two lengths as checked options; it is written again because rewards here do not import trl.
-    L1Max: a = 3e-4 is the exact form's constant, the source's own for this form was not established
+    L1Max: a = 3e-4 is the exact form's constant; public copies of the authors' function have 1/500
 Needs:   L1: the target column (`target_length`, tokens) or a fixed `target`, and what the verifier needs
 """
 

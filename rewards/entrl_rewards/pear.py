@@ -27,13 +27,14 @@ gives any P full strength, whatever `weight` is: use `scale_rewards="batch"` or 
 
 import math
 from dataclasses import dataclass, field
+from statistics import fmean
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from entrl_rewards.correctness import ACCURACY, Gated, Verifier, judge
-from entrl_rewards.groups import group_mean, shuffle_within
+from entrl_rewards.groups import group_mean, rank_correlations, shuffle_within
 from entrl_rewards.options import check_choices, check_ranges
 from entrl_rewards.pear_options import PearExpert
 from entrl_rewards.phase_statistics import Phases, mean_where, phase_metrics, read_phases
@@ -126,9 +127,9 @@ class Pear(Gated):
     @property
     def needs(self) -> tuple[str, ...]:
         """Signals the trainer must deliver."""
-        grouped = ("group_index",) if self.needs_whole_groups else ()
         shared = ("gather",) if self.expert.answer_baseline == "ema" else ()
-        return (*self.expert.entropy_needs, "token_mask", "think_tags", "prompt_ids", "truncated", *grouped, *shared)
+        told = ("token_mask", "think_tags", "prompt_ids", "truncated", "group_index")
+        return (*self.expert.entropy_needs, *told, *shared)
 
     @property
     def needs_whole_groups(self) -> bool:
@@ -178,6 +179,10 @@ class Pear(Gated):
         if log_metric is not None:
             metrics = phase_metrics(phases, signals.get("truncated"), prefix="pear")
             metrics |= self._reward_metrics(out, known_B, correct_B, paid_B) | {"pear/alpha": self.alpha_at(step)}
+            if signals.get("group_index") is not None:
+                whole_B = torch.as_tensor(signals["group_index"])
+                rho = rank_correlations(phases.tokens, out.penalty, whole_B, paid_B)
+                metrics["pear/length_correlation"] = fmean(rho) if rho else None
             for name, value in metrics.items():
                 if value is not None:
                     log_metric(name, value)

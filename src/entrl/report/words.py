@@ -124,6 +124,7 @@ REWARDS = {
     "pear/penalty": ("PEAR's penalty", "nats"),
     "pear/penalty_zero": ("Penalty at zero (PEAR)", "share"),
     "pear/floored": ("Rewards at the floor (PEAR)", "share"),
+    "pear/length_correlation": ("Rank correlation of length and penalty (PEAR)", ""),
     "pear/alpha": ("Weight of PEAR's penalty", ""),
     "laser_d/limit_*": ("Length limit, {}", "tokens"),
     "laser_d/correct_within_limit": ("Right within the limit (LASER-D)", "share"),

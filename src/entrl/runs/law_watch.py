@@ -127,7 +127,7 @@ class LawWatch(TrainerCallback):
             if now > FELL * start:
                 what, instead = "accuracy is at its ceiling", HARDER
             left = 100 * float(fit.ceiling - fit.predict(now))
-            why = f"{what}: the law R = b - a e^H sees {left:.1f} points left below its ceiling of {fit.ceiling:.3f}"
+            why = f"{what}: {left:.1f} points are left below {fit.ceiling:.1%}, by the law R = b - a e^H"
         if why is not None:
             self.spent = True
             self.say(f"{why}. More steps of the same kind will probably add little; stop here, or {instead}")

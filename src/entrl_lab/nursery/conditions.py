@@ -21,9 +21,9 @@ from statistics import fmean, pstdev
 from typing import Any
 
 import numpy as np
-import scipy
 import torch
 from entrl_rewards.accuracy import reward as accuracy
+from entrl_rewards.groups import rank_correlations
 from entrl_rewards.pear import phase_rewards
 from entrl_rewards.pear import reward as pear
 
@@ -195,13 +195,11 @@ def correlation_condition(rows: Sequence[Sampled], bounds: tuple[float, float]) 
 
 def correlations(rows: Sequence[Sampled]) -> list[float]:
     """Spearman's rho of each group in which both length and penalty of right rows differ."""
-    found = []
-    for group in grouped(rows):
-        right = [row for row in group if row.right]
-        tokens, penalty = [row.tokens for row in right], [row.penalty for row in right]
-        if len(set(tokens)) > 1 and len(set(penalty)) > 1:
-            found.append(float(scipy.stats.spearmanr(tokens, penalty).statistic))
-    return found
+    group_B = torch.tensor([number for number, group in enumerate(grouped(rows)) for _ in group])
+    in_order = [row for group in grouped(rows) for row in group]
+    tokens_B = torch.tensor([row.tokens for row in in_order])
+    penalty_B = torch.tensor([row.penalty for row in in_order], dtype=torch.float64)
+    return rank_correlations(tokens_B, penalty_B, group_B, torch.tensor([row.right for row in in_order]))
 
 
 def answer_condition(rows: Sequence[Sampled]) -> dict[str, Any]:

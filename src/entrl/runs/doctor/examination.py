@@ -116,6 +116,12 @@ def _of_entropy(seen: Sampled, found: Examination) -> None:
     found.facts["entropy of the start"] = ", ".join(f"{phase} {value:.3f}" for phase, value in known.items()) + " nats"
     if (left := seen.metrics.get("start/pear_left")) is not None:
         found.facts["PEAR has to take"] = f"H_think - alpha H_answer = {left:.3f} nats, of mean entropies"
+        rho = seen.metrics.get("start/pear_length_correlation")
+        found.facts["PEAR's penalty and length"] = (
+            "not told: in no group do right answers differ in both"
+            if rho is None
+            else f"rank correlation {rho:.2f} among the right answers of a prompt; well above 0, PEAR shortens"
+        )
 
 
 def _of_tokens(tokenizer: Any, seen: Sampled, found: Examination) -> None:

@@ -89,11 +89,11 @@ def sample(recipe: Recipe, prepared: Prepared, rows: Any, *, seed: int = 0) -> S
         answered.sort(key=lambda a: a.index)
         result = work.result([work.record(a) for a in answered], seconds=0.0)
     said = _judged(work, [(a.index, c) for a in answered for c in a.drawn])
-    paid, errors = _paid(recipe, work, said)
+    paid, logged, errors = _paid(recipe, work, said)
     totals = _totals([r.weight for r in recipe.rewards], paid, len(said))
     metrics = _metrics(prepared, work, said, paid, totals)
     gap = None if prepared.args.use_vllm or prepared.args.vllm_replicas else _gap(work, said)
-    start = {"sampler_gap": None if gap is None else gap.mean, **_start(prepared, said, result["entropy"])}
+    start = {"sampler_gap": None if gap is None else gap.mean, **_start(prepared, said, result["entropy"], logged)}
     return Sampled(
         rows=[_row(work, one, total) for one, total in zip(said, totals, strict=True)],
         metrics=metrics | {f"start/{name}": value for name, value in start.items() if value is not None},
@@ -145,16 +145,17 @@ def _judged(work: Answers, drawn: list[tuple[int, Completion]]) -> list[Said]:
 # --- what the recipe's rewards pay ----------------------------------------------------------------------------------
 
 
-def _paid(recipe: Recipe, work: Answers, said: list[Said]) -> tuple[Paid, list[str]]:
-    """What each reward pays, and what those that failed say."""
+def _paid(recipe: Recipe, work: Answers, said: list[Said]) -> tuple[Paid, dict[str, float], list[str]]:
+    """What each reward pays, the metrics they log, and what those that failed say."""
     shared = {"gather": list, "training": True, "tokenizer": work.tokenizer, "think_tags": work.tags}
-    signals, paid, errors = _signals(work, said), {}, []
+    paid, logged, errors = {}, {}, []
+    signals = _signals(work, said) | {"log_metric": logged.__setitem__}
     for number, guard in enumerate(guarded([r.value for r in recipe.build_rewards()], **shared)):
         try:
             paid[f"{reward_name(guard)}.{number}"] = called(guard, signals)
         except RewardError as error:
             errors.append(f"rewards.{number}: {error} (on {len(said)} sampled completions)")
-    return paid, errors
+    return paid, logged, errors
 
 
 def _signals(work: Answers, said: list[Said]) -> dict[str, Any]:
@@ -251,7 +252,9 @@ def _metrics(
     return metrics
 
 
-def _start(prepared: Prepared, said: list[Said], entropy: dict[str, float | None]) -> dict[str, float | None]:
+def _start(
+    prepared: Prepared, said: list[Said], entropy: dict[str, float | None], logged: dict[str, float]
+) -> dict[str, float | None]:
     """What only a look before training asks: the rule table's `start/...`."""
     start: dict[str, float | None] = {
         "entropy": entropy["all"],
@@ -261,6 +264,7 @@ def _start(prepared: Prepared, said: list[Said], entropy: dict[str, float | None
     for reward in prepared.reward_funcs:
         if getattr(reward, "__name__", "") == "pear" and think is not None and answer is not None:
             start["pear_left"] = think - reward.alpha * answer
+            start["pear_length_correlation"] = logged.get("pear/length_correlation")
     return start
 
 

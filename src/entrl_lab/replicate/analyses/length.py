@@ -28,10 +28,11 @@ Numbers = Mapping[int, Mapping[str, float]]  # seed -> the numbers of a run
 
 
 def analyse(
-    runs: TaskRuns, *, claims: list[list[str]], others: list[list[str]] | None = None, same: float = 0.1
+    runs: TaskRuns, *, claims: list[list[str]] | None = None, others: list[list[str]] | None = None, same: float = 0.1
 ) -> dict[str, Any]:
     """claims, others: pairs [arm, other]. same: share of the other's tokens within which lengths count as the same."""
-    pairs = {f"{a} - {b}": _pair(runs, a, b, same) for a, b in [*claims, *(others or [])]}
+    claims, others = claims or [], others or []
+    pairs = {f"{a} - {b}": _pair(runs, a, b, same) for a, b in [*claims, *others]}
     if all(pair is None for pair in pairs.values()):
         raise NotMeasured("no pair of arms has two finished seeds in common")
     asked, holding = [f"{a} - {b}" for a, b in claims], True
@@ -48,7 +49,7 @@ def analyse(
         "pairs": measured,
         "not_measured": [name for name in pairs if name not in measured],
         "saw": "; ".join(f"{name}: {_told(pair)}" for name, pair in measured.items()),
-        "verdict": "; ".join(_verdict(name, pairs[name]) for name in asked),
+        "verdict": "; ".join(_verdict(name, pairs[name]) for name in asked or pairs),
     }
 
 
