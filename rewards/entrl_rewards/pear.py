@@ -14,7 +14,7 @@ Differs: `floor="r_fmt"` never ranks a correct completion below a wrong one (P i
     P <= s - r_fmt, and `floor=None` gives the paper's formula. `weight`, `min_think_tokens`, `max_answer_tokens`
     and everything in `expert` are ours and off by default.
 Needs:   EntropyGRPOTrainer: token_entropies (or token_logprobs, token_topk_logprobs), token_mask, think_tags,
-    prompt_ids
+    prompt_ids; group_index for the options that compare a prompt's completions, and for pear/length_correlation
 
 Documented answers. Verdict not known: None. Empty completion: r_fmt. Truncated: judged like any other (its
 rate is logged). No closing tag: `missing_close`; a prompt that closed the thinking leaves none to pay for. Tool
