@@ -107,6 +107,22 @@ def test_results_are_made_of_lines_alone(tmp_path):
     assert "not told apart, the same length within the bound" in flat["verdict"]
 
 
+def test_an_analysis_without_claims_tells_its_pairs_and_claims_nothing(tmp_path):
+    claimed = "claims: [[pear, shuffled], [pear, grpo]], others: [[other, grpo]]"
+    file = written(tmp_path, STUDY.replace(claimed, "others: [[pear, shuffled]]"))
+    made_lines(file)
+    result = replicate(file, report_only=True, out=tmp_path / "results.json", console=QUIET)
+    found = result["analyses"][0]["tasks"]["long"]
+    assert "claim" not in found["pairs"]["pear - shuffled"]
+    assert found["verdict"] == "pear - shuffled: shorter, accuracy held (mechanism at this scale)"
+    (row,) = [
+        line
+        for line in (tmp_path / "results.md").read_text().splitlines()
+        if line.startswith("| pear - shuffled | 3 | -5")
+    ]
+    assert "claim" not in row
+
+
 def test_tables_and_picture_say_what_the_lines_say(tmp_path):
     file = written(tmp_path)
     made_lines(file)

@@ -100,9 +100,10 @@ def _told(pair: Mapping[str, Any]) -> str:
 def _verdict(name: str, pair: Mapping[str, Any] | None) -> str:
     if pair is None:
         return f"{name}: not measured"
-    if pair["claim"]:
+    if pair.get("claim"):
         return f"{name}: shorter at held accuracy"
     length = "shorter" if pair["shorter"] else "longer" if pair["differences"][TOKENS]["lo"] > 0 else "not told apart"
     length += ", the same length within the bound" if pair["same"] else ""
     words = f"{name}: {length}, accuracy {'held' if pair['held'] else 'not shown to be held'}"
-    return f"{words} (asked only if the claim before it held)" if pair["shorter"] and pair["held"] else words
+    refused = "claim" in pair and pair["shorter"] and pair["held"]
+    return f"{words} (asked only if the claim before it held)" if refused else words
