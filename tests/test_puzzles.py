@@ -309,10 +309,11 @@ def test_summary_by_hand():
     ]
     found = summary(judged, ["2", "2", "3", "3", "3"])
     assert found == {
-        "2": {"answers": 2, "solved": 0.5, "truncated": 0.5, "first_illegal_move": None, "errors": {}},
+        "2": {"answers": 2, "solved": 0.5, "truncated": 0.5, "first_illegal_move": None, "legal_share": 1.0,
+              "errors": {}},
         "3": {
             "answers": 3, "solved": 0.0, "truncated": 0.0, "first_illegal_move": 3.5,
-            "errors": {"not_solved": 1, "unsafe": 2},
+            "legal_share": pytest.approx((2 / 5 + 5 / 9 + 1) / 3), "errors": {"not_solved": 1, "unsafe": 2},
         },
     }  # fmt: skip
     assert judged[2].record() == {"solved": False, "error": "unsafe", "index": 2, "length": 5, "why": ""}
