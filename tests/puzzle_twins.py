@@ -217,6 +217,29 @@ def all_paths(edges, start, goal):
     return [[start, *rest] for a, b in edges if a == start for rest in all_paths(edges, b, goal)]
 
 
+def step_verdict(edges, start, goal, text):
+    """(solved, score of the source) of the one attribute that is asked, read character by character."""
+    low, at = text.lower(), -1
+    for i in range(len(low)):  # the last "answer", up to three spaces, colon
+        rest = low[i:]
+        if rest.startswith("answer"):
+            spaces = len(rest[6:]) - len(rest[6:].lstrip())
+            if spaces <= 3 and rest[6 + spaces : 7 + spaces] == ":":
+                at = i + 7 + spaces
+    word = text if at < 0 else text[at:].split("\n")[0]
+    before = 0
+    while before < len(word) and (word[before].isspace() or word[before] in "*_`\"'"):
+        before += 1
+    word = word[before:]
+    while word and (word[-1].isspace() or word[-1] in "*_`\"'."):
+        word = word[:-1]
+    letters = all("a" <= char <= "z" or "A" <= char <= "Z" for char in word)
+    good = {path[1] for path in all_paths(edges, start, goal)}
+    if before > 8 or not letters or not 0 < len(word) <= 40 or word.lower() not in {b for a, b in edges if a == start}:
+        return False, 0
+    return (True, 2) if word.lower() in good else (False, -2)
+
+
 PIECES = (
     "moves = ", "[", "]", "[[", "]]", ",", ", ", " ", "\n", "'", '"', "\\[", "\\]", "```python\n", "```", "$",
     "\\boxed{", "}", "1", "2", "A", "B", "１", "\u00a0", "[]", "[[]]", "...", "so the answer is ", "No, wait: ", "null",
@@ -224,17 +247,23 @@ PIECES = (
 )  # fmt: skip
 
 
-def attack(draw: random.Random, answers: list[str]) -> str:
+WORDS = (
+    "Answer: ", "answer :", "ANSWER", ":", "Answer:\n", " or ", ".", "**", "`", "_", "'", '"', " " * 9, "\n", "not ",
+    "The answer: ", "Final answer", "a", "Z", "ä", "ı", "\u00a0", "\x00", "<answer>", "</answer>", "[", "|NO|", ", ",
+)  # fmt: skip
+
+
+def attack(draw: random.Random, answers: list[str], pieces: tuple[str, ...] = PIECES) -> str:
     """A text around and inside of right and wrong answers: prose, repeats, cuts, brackets, single characters."""
     parts = []
     for _ in range(draw.randint(1, 4)):
-        parts.append(draw.choice(answers) if draw.random() < 0.5 else draw.choice(PIECES))
+        parts.append(draw.choice(answers) if draw.random() < 0.5 else draw.choice(pieces))
     text = draw.choice(("", " ", "\n", ", ")).join(parts)
     for _ in range(draw.choice((0, 0, 1, 1, 2, 6))):
         at = draw.randrange(len(text) + 1)
         what = draw.random()
         if what < 0.35:
-            text = text[:at] + draw.choice(PIECES) + text[at:]
+            text = text[:at] + draw.choice(pieces) + text[at:]
         elif what < 0.6:
             text = text[:at] + text[at + draw.randint(1, 3) :]
         elif what < 0.75:

@@ -38,6 +38,24 @@ def test_slow_twin(kind, options):
     assert got.dtype == torch.float32
 
 
+def test_psr_and_nsr_sum_to_what_grpo_normalises():
+    """Both together are 2 r - 1 of rewards 0 and 1; less its mean and over its deviation that is the advantage of GRPO.
+    W-REINFORCE is NSR and a tenth of PSR."""
+    rewards, groups = (torch.rand(24, generator=torch.Generator().manual_seed(1)) < 0.4).float(), torch.arange(24) // 6
+    positive, negative, weighted = (
+        WReinforce(weight_positive=p, weight_negative=n).on_rollout(rewards, groups, torch.zeros(24))
+        for p, n in ((1.0, 0.0), (0.0, 1.0), (0.1, 1.0))
+    )
+    assert not (positive * negative).any()  # each row belongs to one of them
+    assert weighted.tolist() == pytest.approx((negative + 0.1 * positive).tolist())
+    total = (positive + negative).view(4, 6)
+    grpo = (rewards.view(4, 6) - rewards.view(4, 6).mean(1, keepdim=True)) / rewards.view(4, 6).std(1, keepdim=True)
+    mixed = rewards.view(4, 6).std(1) > 0
+    assert mixed.sum() >= 2
+    got = (total - total.mean(1, keepdim=True)) / total.std(1, keepdim=True)
+    assert torch.allclose(got[mixed], grpo[mixed], atol=1e-6)
+
+
 def test_edges():
     """At the threshold is right, unscored rows learn nothing, one row needs no group, the size of a reward is lost."""
     rewards = torch.tensor([0.5, 0.49999, NAN, -3.0, INF, -INF])

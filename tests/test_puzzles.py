@@ -12,7 +12,7 @@ from entrl.puzzles.blocks import Blocks
 from entrl.puzzles.checkers import Checkers
 from entrl.puzzles.hanoi import Hanoi
 from entrl.puzzles.naming import LETTERS, PEOPLE, arrangement, combination
-from entrl.puzzles.plans import plan_text, shortest_plan
+from entrl.puzzles.plans import plan_text, shortest_plan, slipped_plan
 from entrl.puzzles.replay import replay
 from entrl.puzzles.river import River, is_safe
 from entrl.verify.judge import MAX_PUZZLE, check
@@ -299,6 +299,40 @@ def test_where_a_trace_first_holds_a_solution():
     assert first_solution_position(right, puzzle.spec()) == 1.0
 
 
+@pytest.mark.parametrize(
+    "puzzle", [Hanoi(n=3, pegs=("X", "Q", "M")), Checkers(n=2), River(n=3), Blocks(n=5)], ids=lambda puzzle: puzzle.name
+)
+def test_slips_are_other_legal_moves_of_the_plans_states(puzzle):
+    plan = shortest_plan(puzzle)
+    assert slipped_plan(puzzle, 0.0, random.Random(0)) == plan
+    slips = seen = 0
+    for seed in range(200):
+        moves = slipped_plan(puzzle, 0.25, random.Random(seed))
+        assert moves == slipped_plan(puzzle, 0.25, random.Random(seed))
+        assert len(moves) == len(plan)
+        state = puzzle.start()
+        for move, right in zip(moves, plan, strict=True):
+            puzzle.step(state, puzzle.read(move))  # legal here
+            others = {tuple(puzzle.write(m)) for m in puzzle.moves(state) if is_legal(puzzle, state, m)} - {
+                tuple(right)
+            }
+            slips, seen = slips + (move != right), seen + bool(others)
+            state = puzzle.step(state, puzzle.read(right))
+        first = next((i for i, (move, right) in enumerate(zip(moves, plan, strict=True)) if move != right), None)
+        found = judge(plan_text(moves), puzzle.spec())
+        assert found.solved or first is not None
+        assert found.index is None or found.index > first
+    assert slips / seen == pytest.approx(0.25, abs=0.05)
+
+
+def is_legal(puzzle, state, move):
+    try:
+        puzzle.step(state, move)
+    except ValueError:
+        return False
+    return True
+
+
 def test_summary_by_hand():
     judged = [
         Judged(solved=True, length=3),
@@ -309,10 +343,11 @@ def test_summary_by_hand():
     ]
     found = summary(judged, ["2", "2", "3", "3", "3"])
     assert found == {
-        "2": {"answers": 2, "solved": 0.5, "truncated": 0.5, "first_illegal_move": None, "errors": {}},
+        "2": {"answers": 2, "solved": 0.5, "truncated": 0.5, "first_illegal_move": None, "legal_share": 1.0,
+              "errors": {}},
         "3": {
             "answers": 3, "solved": 0.0, "truncated": 0.0, "first_illegal_move": 3.5,
-            "errors": {"not_solved": 1, "unsafe": 2},
+            "legal_share": pytest.approx((2 / 5 + 5 / 9 + 1) / 3), "errors": {"not_solved": 1, "unsafe": 2},
         },
     }  # fmt: skip
     assert judged[2].record() == {"solved": False, "error": "unsafe", "index": 2, "length": 5, "why": ""}

@@ -6,13 +6,14 @@ import time
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from puzzle_twins import PIECES, attack, path_verdict, read_moves, read_path, verdict
+from puzzle_twins import PIECES, WORDS, attack, path_verdict, read_moves, read_path, step_verdict, verdict
 
 from entrl.puzzles import judge
 from entrl.puzzles.blocks import Blocks
 from entrl.puzzles.checkers import Checkers
 from entrl.puzzles.graph import SCORES
 from entrl.puzzles.graph_draw import draw_graph
+from entrl.puzzles.graph_words import worded
 from entrl.puzzles.hanoi import Hanoi
 from entrl.puzzles.lists import Unreadable, last_moves, last_path
 from entrl.puzzles.plans import plan_text, shortest_plan
@@ -184,15 +185,37 @@ def fuzz_paths(cases: int, seed: int) -> int:
     return solved
 
 
+def fuzz_words(cases: int, seed: int) -> int:
+    draw, solved = random.Random(seed), 0
+    graphs = [worded(draw, draw_graph(draw, lookahead=n, branching=b)) for n in (2, 3) for b in (1, 2, 3)]
+    for _ in range(cases):
+        graph = draw.choice(graphs)
+        (right,), wrong = graph.right_steps, draw.choice(graph.first_steps)
+        said = [f"Answer: {right}", f"Final answer:  **{right.title()}**.", right, f"`{right}`", f"Answer: {right}\n"]
+        said += [f"Answer: {wrong}", f"Answer: {right} {wrong}", graph.goal, f"answer: {graph.start}", f"not {right}"]
+        text = attack(draw, said, WORDS)
+        spec = {"kind": "graph_path", "edges": graph.edges, "start": graph.start, "goal": graph.goal, "mode": "worded"}
+        found = judge(text, spec)
+        assert (found.solved, SCORES[found.error]) == step_verdict(graph.edges, graph.start, graph.goal, text), text
+        solved += found.solved
+    return solved
+
+
 def test_fuzz_equals_the_twin():
     assert 300 < fuzz(3_000, seed=0) < 1_500  # so that both verdicts are tried
     assert 200 < fuzz_paths(2_000, seed=0) < 1_200
+    assert 200 < fuzz_words(2_000, seed=0) < 1_200
 
 
 @pytest.mark.slow
 def test_a_hundred_thousand_attacks():
     assert fuzz(70_000, seed=1) > 7_000
     assert fuzz_paths(30_000, seed=1) > 3_000
+
+
+@pytest.mark.slow
+def test_a_hundred_thousand_attacks_on_words():
+    assert fuzz_words(100_000, seed=1) > 10_000
 
 
 def read(reader, text):

@@ -261,6 +261,40 @@ def test_lessons_of_the_answer_alone(task, args):
     assert [row["problem_id"] for row in rows[::2]] == problems["problem_id"]
 
 
+@pytest.mark.parametrize("form", ["line", "chat"])
+def test_right_answers_with_slips_in_them(form):
+    fields = {"task": "blocks", "args": {"n": [2, 4], "form": form}, "problems": 300, "gold": True}
+    clean, slipped, other = (
+        lesson_rows(spec, lesson_problems(spec), character_tokenizer())
+        for spec in (LessonsSpec(**fields, **more) for more in ({}, {"slips": 0.2}, {"slips": 0.2, "per_problem": 2}))
+    )
+    assert [row["problem_id"] for row in clean] == [row["problem_id"] for row in slipped]
+    assert all(s["correct"] for c, s in zip(clean, slipped, strict=True) if c["completion"] == s["completion"])
+    assert not any(s["correct"] for c, s in zip(clean, slipped, strict=True) if c["completion"] != s["completion"])
+    for level, moves in (("2", 2), ("4", 4)):
+        right = [row["correct"] for row in slipped if row["level"] == level]
+        assert sum(right) / len(right) == pytest.approx(0.8**moves, abs=0.12)
+    assert other[::2] == slipped  # a second lesson of a problem has slips of its own
+    assert [row["completion"] for row in other[1::2]] != [row["completion"] for row in slipped]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"slips": 1.0}, r"answers\.lessons\.slips is a share of the moves and must be in \[0, 1\), got 1\.0"),
+        ({"slips": -0.1}, r"must be in \[0, 1\), got -0\.1"),
+        (
+            {"slips": 0.1, "gold": False},
+            r"slips is for gold: true and the tasks hanoi, .*, got task blocks, gold False",
+        ),
+        ({"slips": 0.1, "task": "graph_path"}, r"got task graph_path, gold True; leave it out"),
+    ],
+)
+def test_slips_are_of_plans(fields, message):
+    with pytest.raises(ValueError, match=message):
+        LessonsSpec(**{"task": "blocks", "gold": True, **fields})
+
+
 def test_problems_without_an_answer_are_no_lessons():
     spec = LessonsSpec(task="hanoi", args={"n": 11}, problems=2, gold=True)
     with pytest.raises(

@@ -14,7 +14,8 @@ few problems as text, the greedy one where there is one: [[phase, text], ...].
 
 What a completion answers is found as in training (`entrl.maths.phases.answer_text`): from its token ids and its prompt,
 by `think_open` and `think_close`. A score that names `answer_texts` gets it; the texts beside it are whole completions.
-`counts` are means over sampled completions of what the functions named there count in a completion's text.
+`counts` are means over sampled completions of what the functions named there count in a completion's text. Answers to
+puzzles also have their errors and the share of the plan that was legal (`plans.py`).
 A completion that could not be verified (None) counts neither as right nor as wrong: it leaves n, and is counted
 in `unverified`; golds that nothing can verify are counted beforehand, in `unverifiable_golds`. A problem with fewer
 than k verified samples leaves pass@k; with none it leaves sampled accuracy.
@@ -36,6 +37,7 @@ from typing import Any
 from entrl.evaluation import records as kept
 from entrl.evaluation.generation import TransformersWriter
 from entrl.evaluation.memory import rows_that_fit
+from entrl.evaluation.plans import judged_answers, legal_share, plan_numbers
 from entrl.evaluation.records import Record
 from entrl.evaluation.result import check_k, head
 from entrl.evaluation.scores import summary
@@ -246,6 +248,7 @@ class Answers:
         right = None if greedy is None else found[0]
         verified = [s for s in found[len(said) - len(drawn) :] if s is not None]
         seen = signals(prompt, drawn, self.tags)
+        judged = judged_answers(row, answers[len(said) - len(drawn) :])
         problem = {
             "id": row.get("problem_id", str(answered.index)),
             "prompt": row["prompt"] if isinstance(row["prompt"], str) else row["prompt"][-1]["content"],
@@ -257,12 +260,14 @@ class Answers:
             "greedy_length": None if greedy is None else len(greedy.ids),
             "mean_length": fmean(len(c.ids) for c in drawn),
             **{f"mean_{phase}_length": n if n is None else n / len(drawn) for phase, n in seen["length"].items()},
+            **({} if judged is None else {"legal_share": legal_share(judged)}),
         }
         return {
             "problem": problem,
             "right": sum(s == 1 for s in found),
             "unverified": sum(s is None for s in found),
             "counts": {name: sum(count(c.text) for c in drawn) for name, count in self.counters.items()},
+            "judged": judged,
             "truncated": sum(c.truncated for c in drawn),
             "greedy_truncated": None if greedy is None else greedy.truncated,
             "diversity": group_sums([c.ids for c in drawn], [answered.index] * len(drawn)),
@@ -292,6 +297,7 @@ class Answers:
             "length": _lengths(problems),
             "entropy": _entropies(records),
             **({"counts": self._counted(records)} if self.counts else {}),
+            **plan_numbers([r["judged"] for r in records], [p["level"] for p in problems]),
             "missing_close_rate": None if self.tags is None else sum(r["open"] for r in records) / drawn,
             **({"diversity": _diversity(records)} if self.sampling.samples > 1 else {}),
             "truncation_rate": sum(r["truncated"] for r in records) / drawn,

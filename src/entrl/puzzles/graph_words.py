@@ -33,7 +33,7 @@ SENTENCES = (
 )
 SYLLABLES = ("cv", "cvc", "vc")
 LETTERS = {"c": "bdfgklmnprstvz", "v": "aeiou"}
-SAID = re.compile(r"answer\s{0,3}:([^\n]*)", re.IGNORECASE)
+SAID = re.compile(r"answer\s{0,3}:", re.IGNORECASE)
 WORD = re.compile(r"[\s*_`\"']{0,8}([A-Za-z]{1,40})[\s*_`\"'.]*")
 
 
@@ -80,8 +80,8 @@ def worded_prompt(draw: Random, graph: Graph, mode: Mode) -> str:
 
 def judge_step(graph: Graph, text: str) -> Judged:
     """The verdict on the attribute behind the last "answer:", up to the end of its line, or on a text of one word."""
-    said = [found[1] for found in SAID.finditer(text)]
-    word = WORD.fullmatch(said[-1] if said else text)
+    ends = [found.end() for found in SAID.finditer(text)]
+    word = WORD.fullmatch(text[ends[-1] :].partition("\n")[0] if ends else text)
     step = word[1].lower() if word else None
     if step in graph.right_steps:
         return Judged(solved=True, length=1)

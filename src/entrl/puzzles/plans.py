@@ -1,6 +1,7 @@
 """Shortest plans, by breadth-first search over the states of a puzzle."""
 
 import functools
+import random
 from collections import deque
 from typing import Any
 
@@ -12,6 +13,19 @@ STATES = 60_000  # that a search may see: hanoi to n = 10, about a second, our c
 def shortest_plan(puzzle: Puzzle, *, states: int = STATES) -> list[list[str]]:
     """The moves of one shortest plan, by name. Raises ValueError where it is not found among `states` states."""
     return [puzzle.write(move) for move in _search(puzzle.plain(), states)]
+
+
+def slipped_plan(puzzle: Puzzle, slip: float, rng: random.Random) -> list[list[str]]:
+    """A shortest plan in which each move is, with probability `slip`, another legal one of its state.
+
+    What follows a slip is written as if it had not happened: as a rule it is not legal any more, or leads elsewhere.
+    """
+    state, moves = puzzle.start(), []
+    for move in _search(puzzle.plain(), STATES):
+        others = [other for other in puzzle.moves(state) if other != move and _legal(puzzle, state, other)]
+        moves.append(rng.choice(others) if others and rng.random() < slip else move)
+        state = puzzle.step(state, move)
+    return [puzzle.write(move) for move in moves]
 
 
 def plan_text(plan: list[list[str]]) -> str:
@@ -34,11 +48,7 @@ def _search(puzzle: Puzzle, states: int) -> tuple[Any, ...]:
         if puzzle.solved(state):
             return _back(came, state)
         for move in puzzle.moves(state):
-            try:
-                reached = puzzle.step(state, move)
-            except IllegalMove:
-                continue
-            if reached not in came:
+            if (reached := _legal(puzzle, state, move)) is not None and reached not in came:
                 came[reached] = state, move
                 queue.append(reached)
         if len(came) > states:
@@ -47,6 +57,14 @@ def _search(puzzle: Puzzle, states: int) -> tuple[Any, ...]:
                 "one. Raise `states`, or take a smaller n"
             )
     raise ValueError(f"{puzzle.name} with n = {puzzle.n} has no plan")
+
+
+def _legal(puzzle: Puzzle, state: Any, move: Any) -> Any:
+    """The state after a move; None where the rules forbid it."""
+    try:
+        return puzzle.step(state, move)
+    except IllegalMove:
+        return None
 
 
 def _back(came: dict[Any, tuple[Any, Any]], state: Any) -> tuple[Any, ...]:

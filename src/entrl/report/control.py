@@ -5,13 +5,14 @@ says nothing, or the wrong thing, about the answer.
 
 Source:  hkust-nlp/model-task-align-rl: rewards without information train well where model and task are aligned; the
          rule that a gain must exceed the control's, by the paired interval, is ours
-Needs:   recipes of both runs, and evaluations after training on the same problems
+Needs:   recipes of both runs, and evaluations after training on the same problems; of a study its arms' recipes and
+         differences paired over seeds (`entrl_lab.replicate.credit`)
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from entrl.report.metrics import of_problem
+from entrl.report.metrics import Number, of_problem
 from entrl.report.read import RunRecord
 
 REWARDS = "entrl_rewards.controls"
@@ -21,7 +22,11 @@ METRICS = ("sampled_accuracy", "greedy_correct")  # the first that was compared 
 
 def control_arm(run: RunRecord) -> str | None:
     """Which control a run is (`random`, `format`, `incorrect`, ...); None for a method."""
-    rewards = run.recipe.get("rewards") or []
+    return control_of(run.recipe.get("rewards") or [])
+
+
+def control_of(rewards: Iterable[str | Mapping[str, Any]]) -> str | None:
+    """The same from the rewards of a recipe."""
     entries = [{"use": entry} if isinstance(entry, str) else entry for entry in rewards]
     paid = [_arm(entry) for entry in entries if entry.get("weight", 1.0)]
     return (
@@ -49,17 +54,20 @@ def control_words(a: RunRecord, b: RunRecord, evaluation: Mapping[str, Any]) -> 
         metric = next((m for m in METRICS if "diff" in evaluation["metrics"].get(prefix + m, {})), None)
         if metric is None:
             continue
-        found, number = evaluation["metrics"][prefix + metric], of_problem(metric)
-        ends = sorted(sign * found[end] for end in ("lo", "hi"))
-        shown = [number.text(value, sign=True) for value in (sign * found["diff"], *ends)]
-        amount = f"{number.label} {shown[0]} [{shown[1]}, {shown[2]}] over it"
-        verdict = (
-            f"{method.name} gains more than the {arm} control: {amount}"
-            if ends[0] > 0
-            else f"{method.name} gains no more than the {arm} control: {amount}; its reward earns no credit"
-        )
+        found = evaluation["metrics"][prefix + metric]
+        lo, hi = sorted(sign * found[end] for end in ("lo", "hi"))
+        verdict = credit(method.name, f"{arm} control", of_problem(metric), sign * found["diff"], lo, hi)
         said.append(prefix + verdict + _apart(a, b))
     return said or ["nothing says whether the method gains more than the control: no accuracy was compared"]
+
+
+def credit(method: str, control: str, number: Number, diff: float, lo: float, hi: float) -> str:
+    """The verdict on a method whose number differs from a control's by `diff`, in the 95 % interval [lo, hi]."""
+    mean, low, high = (number.text(value, sign=True) for value in (diff, lo, hi))
+    amount = f"{number.label} {mean} [{low}, {high}] over it"
+    if lo > 0:
+        return f"{method} gains more than the {control}: {amount}"
+    return f"{method} gains no more than the {control}: {amount}; its reward earns no credit"
 
 
 def _apart(a: RunRecord, b: RunRecord) -> str:

@@ -92,6 +92,8 @@ NUMBERS = (
         name="entropy/answer", title="Entropy, answer", unit="nats", problem="answer_entropy", pooled=True, digits=4
     ),
     Number(name="counts/*", title="* a completion", digits=2),
+    Number(name="legal_share", title="Legal share of a plan", unit="%", problem="legal_share"),
+    Number(name="errors/*", title="Error: *", unit="%"),
     Number(name="missing_close_rate", title="Missing closing tag", unit="%"),
     Number(name="truncation_rate", title="Truncated", unit="%"),
     Number(name="unverified", title="Unverified", digits=0),

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 from entrl.puzzles import KINDS as PUZZLE_KINDS
-from entrl.puzzles import graph_of, judge, puzzle_of
+from entrl.puzzles import Judged, graph_of, judge, puzzle_of
 from entrl.verify.answers import final_answer
 from entrl.verify.choices import chosen_letter, gold_letter
 from entrl.verify.code_tests import read_tests
@@ -35,7 +35,7 @@ def check(kind: str, text: str, gold: str, spec: Mapping[str, Any]) -> float:
     if kind == "code":
         raise ValueError("programs are judged by entrl_rewards.code, in the sandbox")
     if kind in PUZZLE_KINDS:
-        return float(judge(final_answer(text[-MAX_PUZZLE:]), spec).solved)
+        return float(judged_plan(text, spec).solved)
     text = _end(text, gold)
     if kind == "math":
         return math_score(text, gold)
@@ -49,6 +49,11 @@ def check(kind: str, text: str, gold: str, spec: Mapping[str, Any]) -> float:
     if kind == "sudoku":
         return float(fills_puzzle(final_answer(text), spec["puzzle"]))
     return float(" ".join(final_answer(text).split()) == " ".join(gold.split()))
+
+
+def judged_plan(text: str, spec: Mapping[str, Any]) -> Judged:
+    """The verdict on one answer part to a puzzle or graph, with its error and the move at fault."""
+    return judge(final_answer(text[-MAX_PUZZLE:]), spec)
 
 
 def quick_check(kind: str, text: str, gold: str, spec: Mapping[str, Any]) -> float | None:

@@ -30,6 +30,7 @@ def write_page(file: Path, study: Study, result: Mapping[str, Any], runs: Mappin
             "name": name,
             **_table(block, result["reference"]),
             "tuning": block.get("tuning"),
+            "credit": block.get("credit", []),
             "curves": curves(runs[name]),
         }
         for name, block in blocks_of(result).items()

@@ -17,6 +17,7 @@ from entrl.settings.secrets import mask
 from entrl.stats.law import ACCURACY
 from entrl.stats.pairing import non_inferior, seed_differences
 from entrl.version import __version__
+from entrl_lab.replicate.credit import credits_of
 from entrl_lab.replicate.study import Run, Study, Task
 
 LAST_SHARE = 0.25  # training metrics are averaged over this last share of the steps
@@ -139,7 +140,8 @@ def _of_task(
             if name != study.reference and len(base.keys() & own.keys()) > 1
         },
     }
-    return block | ({"tuning": tuning} if tuning else {})
+    told = credits_of(study, task, values)
+    return block | ({"tuning": tuning} if tuning else {}) | ({"credit": told} if told else {})
 
 
 def _paired(
@@ -201,7 +203,10 @@ def _cell(mean: str, difference: str, gap: Mapping[str, Any] | None) -> str:
 
 
 def print_verdicts(result: Mapping[str, Any], console: Console) -> None:
-    """One line per analysis and task."""
+    """One line per analysis and task, and what control arms say."""
+    for task, block in blocks_of(result).items():
+        for said in block.get("credit", []):
+            console.print(f"{task}: {said}" if task else said, highlight=False, markup=False)
     for analysis in result.get("analyses", []):
         for task, found in analysis["tasks"].items():
             where = f" ({task})" if task else ""

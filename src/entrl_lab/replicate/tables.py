@@ -24,6 +24,7 @@ def markdown(study: Study, result: Mapping[str, Any]) -> str:
         if result["reference"] in block["means"]:
             parts += [f"## {task}"] if task else []
             parts += [_means(block, result["reference"]), _rest(block, result["reference"])]
+            parts += [f"{said}." for said in block.get("credit", [])]
     for analysis in result.get("analyses", []):
         for task, found in analysis["tasks"].items():
             parts.append(f"## {analysis['title']}{f' ({task})' if task and task not in analysis['title'] else ''}")

@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from entrl.puzzles import puzzle_of
+from entrl.puzzles.plans import plan_line, plan_text, slipped_plan
 from entrl.tasks import load_task
 from entrl.tasks.reasoning_gym_rows import ANSWER_TAGS
 from entrl.tasks.rechecks import Overthinking, overthinking_lesson
@@ -86,16 +88,27 @@ def lesson_rows(spec: LessonsSpec, problems: Any, tokenizer: Any) -> list[Row]:
 
 
 def gold_rows(spec: LessonsSpec, problems: Any, tokenizer: Any) -> list[Row]:
-    """Lessons of the answer alone. ValueError for a row that brings none."""
+    """Lessons of the answer alone, or with slips in it. ValueError for a row that brings none."""
     rows = [dict(problem) for problem in problems for _ in range(spec.per_problem)]
     if lacking := [row["problem_id"] for row in rows if not row["answer"]]:
         raise ValueError(
             f"answers.lessons.gold teaches the answers that the task {spec.task or 'sums'} brings, and {lacking[0]} "
             "brings none; take smaller problems, or a file of answers"
         )
-    texts = [f"{THINK_OPEN}{THINK_CLOSE}{_as_asked(row['answer'], row['prompt'])}" for row in rows]
+    answers = [row["answer"] for row in rows]
+    if spec.slips:
+        answers = [_slipped(spec, row, i % spec.per_problem) for i, row in enumerate(rows)]
+    pairs = zip(answers, rows, strict=True)
+    texts = [f"{THINK_OPEN}{THINK_CLOSE}{_as_asked(answer, row['prompt'])}" for answer, row in pairs]
     lengths = [token_count(text, tokenizer) for text in texts]
     return scored_rows(rows, texts, lengths, source=spec.task or "sums")
+
+
+def _slipped(spec: LessonsSpec, row: Row, copy: int) -> str:
+    """The plan of a puzzle with slips, in the form of the right answer."""
+    rng = random.Random(f"{spec.seed}/{row['problem_id']}/{copy}")
+    write = plan_line if (spec.args or {}).get("form") == "line" else plan_text
+    return write(slipped_plan(puzzle_of(row["verifier"]), spec.slips, rng))
 
 
 def trace_rows(spec: LessonsSpec, trace: TraceSpec, problems: Any, tokenizer: Any) -> list[Row]:

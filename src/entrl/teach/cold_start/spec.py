@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from entrl.curriculum.rejection import RejectionSpec
+from entrl.puzzles import PUZZLES
 from entrl.runs.specs import ModelSpec, build_lora, checked_lora
 from entrl.settings.groups import at_least_one, config_group, field_hints
 from entrl.settings.names import find_file
@@ -59,6 +60,7 @@ class LessonsSpec:
     rechecks: bool = False  # lessons that overthink (entrl.tasks.rechecks) in place of the mixture
     trace: TraceSpec | None = None  # search traces of Countdown and Sudoku in place of both
     gold: bool = False  # the task's own right answers, without thinking, in place of all three
+    slips: float = 0.0  # of gold, and hanoi, checkers, river or blocks: share of the moves that are another legal one
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -74,6 +76,7 @@ class LessonsSpec:
                 "leave them out"
             )
         self._check_trace()
+        self._check_slips()
         if self.checks is not None and not self.checks:
             raise ValueError("answers.lessons.checks is empty; list one share for each lesson of a problem")
         if self.task is None and self.args is not None:
@@ -93,6 +96,15 @@ class LessonsSpec:
             raise ValueError(
                 f"answers.lessons of {self.task} are search traces; say which with answers.lessons.trace, such as "
                 "{form: detours, k: 3}"
+            )
+
+    def _check_slips(self) -> None:
+        if not 0 <= self.slips < 1:
+            raise ValueError(f"answers.lessons.slips is a share of the moves and must be in [0, 1), got {self.slips}")
+        if self.slips and not (self.gold and self.task in PUZZLES):
+            raise ValueError(
+                f"answers.lessons.slips is for gold: true and the tasks {', '.join(PUZZLES)}, got task {self.task}, "
+                f"gold {self.gold}; leave it out"
             )
 
     def mixtures(self) -> list[Mixture]:
