@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from entrl.diagnosis.bounds import BEYOND, unusual
+from entrl.diagnosis.bounds import BEYOND, STEPS, TOKENS, unusual, unusual_arguments
 from entrl.runs.plan.ranges import range_problems
 from entrl.runs.recipe import Recipe
 from entrl.settings.groups import flat
@@ -24,7 +24,6 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "importance_sampling_level": ("token", "sequence"),
     "vllm_mode": ("colocate", "server"),
 }
-SIZES = ("alpha", "bonus", "a")  # of terms of our rewards
 
 
 def value_problems(trainer: dict[str, Any]) -> list[str]:
@@ -115,6 +114,7 @@ def value_warnings(recipe: Recipe, args: Any, prepared: Any) -> list[str]:
         *_weight_warnings(recipe, prepared.rewards),
         *_reward_warnings(recipe, args, prepared.rewards),
         *_controller_warnings(recipe, prepared.controllers),
+        *_argument_warnings(recipe, args, prepared),
         *_evaluation_warnings(recipe, args),
         *_launch_warnings(recipe),
     ]
@@ -167,12 +167,6 @@ def _reward_warnings(recipe: Recipe, args: Any, rewards: Sequence[Loaded]) -> li
                 f"{where}.max_length of {spec.use} is {longest:,}, and no completion is longer than "
                 f"trainer.max_completion_length of {args.max_completion_length:,}; set both to the same"
             )
-        for name in SIZES:
-            size = getattr(value, name, None)
-            if reward.source.startswith("entrl_rewards.") and isinstance(size, int | float) and size < 0:
-                out.append(
-                    f"{where}.{name} of {spec.use} is {size:g}: below 0 the term pays for what it fines; set it >= 0"
-                )
     paying = [
         r.source for r, spec in zip(rewards, recipe.rewards, strict=False) if spec.weight and _pays_correctness(r)
     ]
@@ -207,6 +201,22 @@ def _controller_warnings(recipe: Recipe, controllers: Sequence[Loaded]) -> list[
                 f"Write [{band[0] / 100:g}, {band[1] / 100:g}]"
             )
     return out
+
+
+def _argument_warnings(recipe: Recipe, args: Any, prepared: Any) -> list[str]:
+    sizes = {TOKENS: args.max_completion_length, STEPS: args.max_steps}
+    parts = [
+        (f"{group}.{i}.args", loaded.value, spec.use)
+        for group, made, specs in (
+            ("rewards", prepared.rewards, recipe.rewards),
+            ("controllers", prepared.controllers, recipe.controllers),
+        )
+        for i, (loaded, spec) in enumerate(zip(made, specs, strict=False))
+    ]
+    if prepared.course is not None and recipe.curriculum is not None:
+        parts.append(("curriculum", prepared.course.options, recipe.curriculum.use))
+        parts.append(("curriculum.args", prepared.course.rule, recipe.curriculum.use))
+    return [text for where, value, use in parts for text in unusual_arguments(value, where, use, sizes)]
 
 
 def _launch_warnings(recipe: Recipe) -> list[str]:
