@@ -45,6 +45,8 @@ class Found:
 def check_data(recipe: Recipe, prepared: Prepared) -> Found:
     """What `plan` says about the training set and the evaluation set."""
     found, trained = Found(), None
+    if not prepared.rows_come:
+        return found
     endless = recipe.data.endless
     size = recipe.data.probe(PROBE_ROWS) if endless else None
     if rows := _loaded(lambda: recipe.load_data(size=size), "data", found):
@@ -110,7 +112,7 @@ def _loaded(load: Callable[[], Any], what: str, found: Found) -> Any:
 
 def check_training_rows(recipe: Recipe, prepared: Prepared, rows: Any, found: Found, *, count: int | None) -> None:
     """count: rows the run will have, of which `rows` may be a few; None where the task has not said."""
-    found.problems += column_problems(prepared.rewards, rows.column_names) + opening_problems(prepared, rows)
+    found.problems += column_problems(prepared.rewards, rows.column_names) + opening_problems(recipe, prepared, rows)
     found.problems += _course_problems(prepared, rows)
     if count is not None and not recipe.data.endless and (recipe.data.train_size or 0) > count:
         found.warnings.append(
@@ -178,7 +180,7 @@ def check_evaluation_rows(recipe: Recipe, prepared: Prepared, rows: Any, found: 
     """trained: the training set, or a few of its rows, where it could be loaded"""
     spec = recipe.eval
     assert isinstance(spec, EvalSpec)
-    found.problems += [f"eval: {problem}" for problem in opening_problems(prepared, rows)]
+    found.problems += [f"eval: {problem}" for problem in opening_problems(recipe, prepared, rows)]
     if spec.size not in (None, USUAL_SIZE) and not is_endless(spec.task) and len(rows) < spec.size:
         found.warnings.append(
             f"eval.size of {spec.size:,} is more than the {len(rows):,} problems that {spec.task} has; lower it"
