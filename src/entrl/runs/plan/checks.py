@@ -26,9 +26,9 @@ from entrl.runs.plan.loading import LIMIT, is_own, refuse_endless, tried_apart, 
 from entrl.runs.plan.missing import name_problems
 from entrl.runs.plan.ranges import null_problems
 from entrl.runs.plan.sampler_trial import sampler_problems
+from entrl.runs.plan.services import service_problems
 from entrl.runs.plan.values import (
     nan_problems,
-    path_problems,
     reference_problems,
     size_problems,
     tasks_of,
@@ -146,7 +146,7 @@ def prepare(recipe: Recipe, *, world_size: int | None = None) -> Prepared:
     out.problems += nan_problems(recipe) + size_problems(recipe)
     out.problems += folder_problems(recipe.model)
     out.rewards = collect(lambda: refuse_endless(recipe, "rewards") or recipe.build_rewards(), [])
-    out.problems += path_problems(out.rewards)
+    out.problems += service_problems(out.rewards)
     out.problems += best_problems(recipe, [reward_name(r.value) for r in out.rewards])
     if not null_problems(recipe.trainer):
         out.args = collect(lambda: _named_args(recipe, world_size), None)

@@ -13,6 +13,7 @@ from entrl.models.load import load_config, tokenizer_of
 from entrl.runs.plan.checks import ELSEWHERE, Prepared, column_problems, first_line, opening_problems, required_names
 from entrl.runs.plan.contents import content_warnings, control_warnings, overlap_warnings, some, template_warnings
 from entrl.runs.plan.limits import within
+from entrl.runs.plan.services import silent_services
 from entrl.runs.plan.trial import tag_problems, try_rewards
 from entrl.runs.plan.values import tasks_of
 from entrl.runs.recipe import Recipe
@@ -44,7 +45,7 @@ class Found:
 
 def check_data(recipe: Recipe, prepared: Prepared) -> Found:
     """What `plan` says about the training set and the evaluation set."""
-    found, trained = Found(), None
+    found, trained = Found(unchecked=silent_services(prepared.rewards)), None
     if not prepared.rows_come:
         return found
     endless = recipe.data.endless
@@ -74,6 +75,8 @@ def check_rows(recipe: Recipe, prepared: Prepared, rows: Any, *, trial: bool = T
     """
     found = Found()
     check_training_rows(recipe, prepared, rows, found, count=len(rows))
+    if trial and recipe.reward_trial_s:
+        found.problems += silent_services(prepared.rewards)
     if trial:
         try_own_rewards(recipe, prepared, rows, found)
     for part in [] if recipe.eval is None else recipe.eval.parts.values():

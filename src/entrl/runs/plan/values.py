@@ -4,9 +4,7 @@
 """
 
 import math
-import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from entrl.diagnosis.bounds import BEYOND, STEPS, TOKENS, unusual, unusual_arguments
@@ -47,28 +45,6 @@ def weight_problems(recipe: Recipe) -> list[str]:
         for i, spec in enumerate(recipe.rewards)
         if not math.isfinite(spec.weight)
     ]
-
-
-def path_problems(rewards: Sequence[Loaded]) -> list[str]:
-    """What rewards of models and services need before their first call: a model, a key, a place for answers."""
-    out = []
-    for i, reward in enumerate(rewards):
-        where, own = f"rewards.{i}.args", reward.value
-        path, key, cache = (getattr(own, name, None) for name in ("path", "api_key_env", "cache_file"))
-        if path == "":
-            out.append(f"{where}.path of {reward.source} is empty; name the folder or hub id of the model that scores")
-        elif isinstance(path, str) and path.startswith((".", "/", "~")) and not Path(path).expanduser().is_dir():
-            out.append(f"{where}.path of {reward.source}: the folder {path} does not exist; correct it")
-        if isinstance(key, str) and not os.environ.get(key):
-            out.append(f"{where}.api_key_env of {reward.source} names {key}, which is not set here; set it")
-        if isinstance(cache, str) and not _can_be_written(Path(cache).expanduser()):
-            out.append(f"{where}.cache_file of {reward.source}: {cache} cannot be written; name another place")
-    return out
-
-
-def _can_be_written(file: Path) -> bool:
-    there = next(place for place in (file, *file.absolute().parents) if place.exists())
-    return os.access(there, os.W_OK) and (there == file or there.is_dir())
 
 
 def nan_problems(recipe: Recipe) -> list[str]:
