@@ -234,7 +234,9 @@ def judge(half: str, which: Round = FIRST) -> dict[str, Any]:
         "not_recorded": [run.name for run in half_of if run.name not in known],
         "matrix": {label: _counts([r for r in runs.values() if r["label"] == label]) for label in (*SYMPTOMS, HEALTHY)},
         "runs": runs,
-        "studies": {n: dict(zip(("said", "after"), named(row), strict=True)) for n, row in recorded(STUDIES).items()},
+        "studies": {}
+        if which is not FIRST
+        else {n: dict(zip(("said", "after"), named(row), strict=True)) for n, row in recorded(STUDIES).items()},
     }
 
 

@@ -24,6 +24,14 @@ def test_what_is_published_is_what_the_table_says_today():
     assert found["studies"] == published["studies"]
 
 
+def test_so_it_is_of_the_second_round():
+    published, found = json.loads(SECOND.result.read_text()), json.loads(json.dumps(judge("judges", SECOND)))
+    assert found["runs"].keys() == recorded(SECOND.kept).keys()
+    assert {name: found[name] for name in ("runs", "matrix", "not_recorded")} == {
+        name: published[name] for name in ("runs", "matrix", "not_recorded")
+    }
+
+
 def test_no_run_is_in_both_halves_and_each_symptom_is_a_rule():
     assert set(SYMPTOMS) <= {rule.symptom for rule in RULES}
     assert not judges() & set(SEEN)
