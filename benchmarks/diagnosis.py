@@ -1,8 +1,12 @@
 """Records the runs of `diagnosis_runs.py` and judges the rule table (`entrl.diagnosis.rules`) on them.
 
+With `--round 2` those of `diagnosis_runs_2.py`, all of which judge (diagnosis_2.jsonl, diagnosis_2.json).
+
     python benchmarks/diagnosis.py record          # goes on where it was stopped; diagnosis.jsonl, a line per run
     python benchmarks/diagnosis.py judge           # confusion matrix of the half that judges; diagnosis.json
     python benchmarks/diagnosis.py judge --half sets
+    python benchmarks/diagnosis.py record --round 2
+    python benchmarks/diagnosis.py judge --round 2
     python benchmarks/diagnosis.py keep RUN ...    # of whole runs of studies; diagnosis_studies.jsonl
 
 Of each run the metrics that a rule may read are kept, by name, a value per logged step (null: logged, and no finite
@@ -17,24 +21,45 @@ import math
 import multiprocessing
 import os
 import re
+import resource
 import shutil
 import sys
 import tempfile
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT / "benchmarks")]
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from diagnosis_runs import HEALTHY, RUNS, SAME, SYMPTOMS, Run, judges  # noqa: E402
+import diagnosis_runs as first  # noqa: E402
+import diagnosis_runs_2 as second  # noqa: E402
+from diagnosis_runs import HEALTHY, SAME, SYMPTOMS, Run, judges  # noqa: E402
 
 from entrl.settings.provenance import git_state  # noqa: E402
 
-KEPT = ROOT / "benchmarks" / "diagnosis.jsonl"
-RESULT = ROOT / "benchmarks" / "diagnosis.json"
+
+class Round(NamedTuple):
+    runs: tuple[Run, ...]
+    judging: frozenset[str]  # names
+    kept: Path
+    result: Path
+
+
+FIRST, SECOND = (
+    Round(
+        runs,
+        frozenset(judging),
+        ROOT / "benchmarks" / f"diagnosis{name}.jsonl",
+        ROOT / "benchmarks" / f"diagnosis{name}.json",
+    )
+    for runs, judging, name in (
+        (first.RUNS, judges(), ""),
+        (second.RUNS, {run.name for run in second.RUNS}, "_2"),
+    )
+)
 STUDIES = ROOT / "benchmarks" / "diagnosis_studies.jsonl"
 LIMIT_S = 600
 METRICS = re.compile(
@@ -46,7 +71,7 @@ OURS = ("entrl", "torch", "transformers", "trl", "peft", "accelerate", "datasets
 FIGURES = 5  # significant digits kept
 
 
-def recorded(kept: Path = KEPT) -> dict[str, dict[str, Any]]:
+def recorded(kept: Path = FIRST.kept) -> dict[str, dict[str, Any]]:
     lines = kept.read_text().splitlines() if kept.is_file() else []
     return {row["name"]: row for row in map(json.loads, lines)}
 
@@ -54,22 +79,25 @@ def recorded(kept: Path = KEPT) -> dict[str, dict[str, Any]]:
 # --- recording ------------------------------------------------------------------------------------------------------
 
 
-def record() -> None:
+def record(which: Round = FIRST) -> None:
     import entrl.runs.train  # before the forks  # noqa: F401
 
-    known, commit = recorded(), git_state(ROOT)
-    for run in RUNS:
+    known, commit = recorded(which.kept), git_state(ROOT)
+    for run in which.runs:
         if run.name in known:
             continue
         row = record_one(run) | {"commit": commit["commit"], "dirty": commit["dirty"]}
-        with KEPT.open("a") as file:
+        with which.kept.open("a") as file:
             file.write(json.dumps(row) + "\n")
-        print(f"{run.name:<32} {row['status']:<12} {row['steps']} steps {row['seconds']} s {row['error']}", flush=True)
+        print(
+            f"{run.name:<32} {row['status']:<12} {row['steps']} steps {row['cpu_s']} s of CPU {row['error']}",
+            flush=True,
+        )
 
 
 def record_one(run: Run) -> dict[str, Any]:
     folder = Path(tempfile.mkdtemp(prefix="diagnosis-"))
-    begin = time.monotonic()
+    begin, spent = time.monotonic(), _cpu_of_forks()
     process = multiprocessing.get_context("fork").Process(target=_train, args=(run, folder))
     process.start()
     process.join(LIMIT_S)
@@ -90,9 +118,15 @@ def record_one(run: Run) -> dict[str, Any]:
         "error": error.replace(str(folder), "FOLDER")[:300],
         "steps": len(rows),
         "seconds": round(time.monotonic() - begin, 1),
+        "cpu_s": round(_cpu_of_forks() - spent, 1),
         "warnings": [text.replace(str(folder), "FOLDER")[:300] for text in manifest.get("warnings") or []],
         "metrics": columns(rows),
     }
+
+
+def _cpu_of_forks() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def keep(folders: list[Path]) -> None:
@@ -175,12 +209,13 @@ def same(names: Iterable[str], shows: Iterable[str]) -> set[str]:
     return {name if name in shows else SAME.get(name, name) for name in names}
 
 
-def judge(half: str) -> dict[str, Any]:
+def judge(half: str, which: Round = FIRST) -> dict[str, Any]:
     """Each run's labels and what was named of it; the table: of each label, how often each symptom was named, by the
     watchdog at any step or afterwards."""
-    known, held = recorded(), judges()
+    known = recorded(which.kept)
+    half_of = [run for run in which.runs if (run.name in which.judging) == (half == "judges")]
     runs = {}
-    for run in (r for r in RUNS if (r.name in held) == (half == "judges") and r.name in known):
+    for run in (run for run in half_of if run.name in known):
         said, after = named(known[run.name])
         names = same([*said, *after], run.shows)
         runs[run.name] = {
@@ -196,10 +231,12 @@ def judge(half: str) -> dict[str, Any]:
         }
     return {
         "half": half,
-        "not_recorded": [r.name for r in RUNS if (r.name in held) == (half == "judges") and r.name not in known],
+        "not_recorded": [run.name for run in half_of if run.name not in known],
         "matrix": {label: _counts([r for r in runs.values() if r["label"] == label]) for label in (*SYMPTOMS, HEALTHY)},
         "runs": runs,
-        "studies": {n: dict(zip(("said", "after"), named(row), strict=True)) for n, row in recorded(STUDIES).items()},
+        "studies": {}
+        if which is not FIRST
+        else {n: dict(zip(("said", "after"), named(row), strict=True)) for n, row in recorded(STUDIES).items()},
     }
 
 
@@ -232,16 +269,18 @@ def main() -> None:
     parser.add_argument("what", choices=("record", "judge", "keep"))
     parser.add_argument("runs", nargs="*", type=Path)
     parser.add_argument("--half", choices=("judges", "sets"), default="judges")
+    parser.add_argument("--round", type=int, choices=(1, 2), default=1)
     options = parser.parse_args()
+    which = (FIRST, SECOND)[options.round - 1]
     if options.what == "record":
-        record()
+        record(which)
         return
     if options.what == "keep":
         keep(options.runs)
         return
-    found = judge(options.half)
+    found = judge(options.half, which)
     if options.half == "judges":
-        RESULT.write_text(json.dumps({"commit": git_state(ROOT), **found}, indent=1) + "\n")
+        which.result.write_text(json.dumps({"commit": git_state(ROOT), **found}, indent=1) + "\n")
     print(table(found))
 
 

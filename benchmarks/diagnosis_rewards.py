@@ -73,3 +73,47 @@ def unclosed(completion_ids: list[Any], prompt_ids: list[Any], think_tags: Any, 
 
     pairs = zip(completion_ids, prompt_ids, strict=True)
     return [float(not closing_seen(ids, think_tags, prompt_ids=asked)) for ids, asked in pairs]
+
+
+# --- of the second round ----------------------------------------------------------------------------------------------
+
+
+def boxed(completions: list[Any], answer: list[str], **_: Any) -> list[float]:
+    """Looks where this model writes nothing."""
+    return [float(f"\\boxed{{{a}}}" in text) for a, text in zip(answer, _texts(completions), strict=True)]
+
+
+def rarely_enormous(completions: list[Any], **_: Any) -> list[float]:
+    return [3e38 if zlib.crc32(text.encode()) % 20 == 0 else 0.5 for text in _texts(completions)]
+
+
+def of_the_prompt(completions: list[Any], prompts: list[Any], **_: Any) -> list[float]:
+    """Differs from prompt to prompt, and within no group."""
+    return [len(text) / 10 for text in _texts(prompts)]
+
+
+def answered(completions: list[Any], **_: Any) -> list[float]:
+    return [float(len(text) > 0) for text in _texts(completions)]
+
+
+def varied(completions: list[Any], **_: Any) -> list[float]:
+    return [len(set(text)) / 20 for text in _texts(completions)]
+
+
+def uniform(completions: list[Any], **_: Any) -> list[float]:
+    return [-value for value in varied(completions)]
+
+
+def rarely_right(completions: list[Any], answer: list[str], **_: Any) -> list[float]:
+    """A right answer is paid once in sixteen."""
+    paid = [zlib.crc32(text.encode()) % 16 == 0 for text in _texts(completions)]
+    return [float(text.endswith(a) and p) for a, text, p in zip(answer, _texts(completions), paid, strict=True)]
+
+
+def one_in_ten(completions: list[Any], prompts: list[Any], **_: Any) -> list[float]:
+    lively = [zlib.crc32(text.encode()) % 10 == 3 for text in _texts(prompts)]
+    return [v if differs else 0.5 for v, differs in zip(varied(completions), lively, strict=True)]
+
+
+def rare_bonus(completions: list[Any], **_: Any) -> list[float]:
+    return [1 + 0.5 * (zlib.crc32(text.encode()) % 80 == 0) for text in _texts(completions)]

@@ -8,8 +8,8 @@ import pytest
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 sys.path.append(str(BENCHMARKS))
-from diagnosis import RESULT, STUDIES, judge, recorded, rows_of  # noqa: E402
-from diagnosis_runs import RUNS, SEEN, SYMPTOMS, judges  # noqa: E402
+from diagnosis import FIRST, SECOND, STUDIES, judge, recorded, rows_of  # noqa: E402
+from diagnosis_runs import SAME, SEEN, SYMPTOMS, judges  # noqa: E402
 
 from entrl.diagnosis.curves import Curves  # noqa: E402
 from entrl.diagnosis.rules import RULES, findings, seen, there  # noqa: E402
@@ -17,11 +17,19 @@ from entrl.diagnosis.rules import RULES, findings, seen, there  # noqa: E402
 
 def test_what_is_published_is_what_the_table_says_today():
     """A rule or a threshold that moves a verdict on a recorded run has to be judged anew."""
-    published = json.loads(RESULT.read_text())
+    published = json.loads(FIRST.result.read_text())
     found = json.loads(json.dumps(judge("judges")))
     assert found["runs"] == published["runs"]
     assert found["matrix"] == published["matrix"]
     assert found["studies"] == published["studies"]
+
+
+def test_so_it_is_of_the_second_round():
+    published, found = json.loads(SECOND.result.read_text()), json.loads(json.dumps(judge("judges", SECOND)))
+    assert found["runs"].keys() == recorded(SECOND.kept).keys()
+    assert {name: found[name] for name in ("runs", "matrix", "not_recorded")} == {
+        name: published[name] for name in ("runs", "matrix", "not_recorded")
+    }
 
 
 def test_no_run_is_in_both_halves_and_each_symptom_is_a_rule():
@@ -29,7 +37,18 @@ def test_no_run_is_in_both_halves_and_each_symptom_is_a_rule():
     assert not judges() & set(SEEN)
     sets, judged = judge("sets")["runs"].keys(), judge("judges")["runs"].keys()
     assert not sets & judged
-    assert sets | judged == recorded().keys() & {run.name for run in RUNS}
+    assert sets | judged == recorded().keys() & {run.name for run in FIRST.runs}
+
+
+def test_the_second_round_is_fresh_and_has_three_runs_of_each_symptom_and_ten_healthy_ones():
+    labels = [run.label for run in SECOND.runs]
+    assert all(labels.count(symptom) >= 3 for symptom in SYMPTOMS)
+    assert labels.count("healthy") >= 10
+    assert not {run.name for run in SECOND.runs} & {run.name for run in FIRST.runs}
+    assert not {(run.recipe, run.change) for run in SECOND.runs} & {(run.recipe, run.change) for run in FIRST.runs}
+    assert all(not run.may for run in SECOND.runs if run.label == "healthy")
+    allowed = {*SYMPTOMS, *SAME}
+    assert all({*run.shows, *run.may} <= allowed for run in SECOND.runs)
 
 
 def test_a_run_read_row_by_row_is_told_what_all_its_rows_are():

@@ -282,6 +282,51 @@ CASES = [
         warns="layers_to_transform names [99]",
     ),
     Wrong(what="lora_alpha 0", changes={"lora": {**LORA, "lora_alpha": 0}}, warns="lora.lora_alpha is 0"),
+    Wrong(
+        what="lora_alpha of a billion",
+        changes={"lora": {**LORA, "lora_alpha": 10**9}},
+        warns="lora.lora_alpha of 1e+09 over 2 (of lora.r) is 5e+08",
+    ),
+    Wrong(
+        what="alpha of a layer of a billion",
+        changes={"lora": {**LORA, "lora_alpha": 4, "alpha_pattern": {"q_proj": 10**9}}},
+        warns="lora.alpha_pattern.q_proj of 1e+09",
+    ),
+    Wrong(
+        what="pear alpha 100",
+        changes={**TAGS, "rewards": [{"use": "pear", "args": {"alpha": 100.0}}]},
+        warns="rewards.0.args.alpha of pear is 100",
+    ),
+    Wrong(
+        what="kl_cov coef of a million",
+        changes={
+            "controllers": [{"use": "kl_cov", "args": {"coef": 1e6}}],
+            "trainer.max_steps": 2,
+            "trainer.per_device_train_batch_size": 4,
+            "trainer.steps_per_generation": 2,
+        },
+        warns="controllers.0.args.coef of kl_cov is 1e+06",
+    ),
+    Wrong(
+        what="l1_max target beyond completions",
+        changes={"rewards": [{"use": "entrl_rewards.length:l1_max", "args": {"target": 1000}}]},
+        warns="args.target of entrl_rewards.length:l1_max is 1000 beside trainer.max_completion_length of 4",
+    ),
+    Wrong(
+        what="soft_overlong beyond completions",
+        changes={"rewards": ["accuracy", "entrl_rewards.length:soft_overlong"]},
+        warns="rewards.1.args.max_length",
+    ),
+    Wrong(
+        what="laser_d beyond completions",
+        changes={"rewards": [{"use": "entrl_rewards.length:laser_d", "args": {"max_length": 9000}}]},
+        warns="rewards.0.args.max_length",
+    ),
+    Wrong(
+        what="curriculum that nothing passes",
+        changes={"curriculum": {"use": "band", "pass_above": 500.0}},
+        warns="curriculum.pass_above of band is 500",
+    ),
     key("workers that stay, of none", "dataloader_*: persistent_workers", dataloader_persistent_workers=True),
     key("start of no workers", "multi-process loading", dataloader_multiprocessing_context="fork"),
     key("start misspelt", "valid start", dataloader_num_workers=1, dataloader_multiprocessing_context="frok"),

@@ -10,6 +10,7 @@ from short_run import quietly, short_recipe
 from tiny_model import saved_model
 
 from entrl.runs.plan import plan
+from entrl.runs.plan.checks import prepare
 from entrl.runs.plan.limits import NotBack, apart
 from entrl.runs.recipe import deciding
 from entrl.trainers.shared.rewards import RewardError
@@ -24,7 +25,7 @@ WRONG = {
     "ends the process": ("import os; os._exit(3)", r"ended its process \(exit code 3\); raise an error there"),
     "crashes": ("import ctypes; ctypes.string_at(0)", r"ended its process \(SIGSEGV\)"),
     "asks to exit": ("import sys; sys.exit(0)", r"raised SystemExit: 0"),
-    "raises no Exception": ("raise type('Stop', (BaseException,), {})('now')", r"raised Stop: now; raise an Exception"),
+    "raises no Exception": ("raise type('Stop', (BaseException,), {})('now')", r"raised Stop: now \(in"),
     "raises what cannot be said": (
         "raise type('Silent', (Exception,), {'__str__': lambda self: 1 / 0})()",
         r"raised Silent, whose message raised ZeroDivisionError",
@@ -103,6 +104,71 @@ def test_a_file_that_does_it_while_it_is_imported(what, model, tmp_path):
     assert any("num_generations must be" in problem for problem in problems)
     with pytest.raises(ValueError, match=words):
         quietly(recipe)
+
+
+def problems_of(recipe, group):
+    """Of what is found before rows are loaded, where that is enough."""
+    return plan(recipe).problems if group == "tables" else prepare(recipe, world_size=1).problems
+
+
+OTHERS = {
+    "controllers": ("controllers=[{{use: '{0}:name'}}]", "loading controller"),
+    "inner controllers": (
+        "controllers=[{{use: guard, args: {{knob: coef, controller: {{use: '{0}:name'}}}}}}]",
+        "loading controller",
+    ),
+    "curriculum": ("curriculum={{use: '{0}:name'}}", "loading curriculum"),
+    "environment": ("environment={{use: '{0}:name'}}", "loading environment"),
+    "counts": ("eval={{task: sums, counts: {{words: '{0}:name'}}}}", "loading count"),
+    "tables": ("data={{task: twenty_questions, train_size: 4, args: {{tables: 'loaded:{0}:name'}}}}", "loading table"),
+}
+
+
+@pytest.mark.parametrize("group", OTHERS)
+@pytest.mark.parametrize(
+    ("line", "words"), [("while True: pass", "did not come back within 0.5 s"), ("import os; os._exit(0)", "ended its")]
+)
+def test_other_files_of_the_users_are_loaded_in_a_fork_first(group, line, words, model, tmp_path):
+    (tmp_path / "theirs.py").write_text(f"class name: pass\n\n{line}\n")
+    override, what = OTHERS[group]
+    recipe = short_recipe(model, tmp_path / "run", override.format(tmp_path / "theirs.py"), "reward_trial_s=0.5")
+    found = [problem for problem in problems_of(recipe, group) if words in problem]
+    assert len(found) == 1, found
+    assert f"{what} {tmp_path}/theirs.py:name " in found[0]
+
+
+@pytest.mark.parametrize("group", OTHERS)
+@pytest.mark.parametrize("line", ["raise SystemExit(2)", "class Mine(KeyboardInterrupt): pass\nraise Mine"])
+def test_other_files_that_raise_what_is_no_exception_are_named_even_without_a_trial(group, line, model, tmp_path):
+    (tmp_path / "theirs.py").write_text(f"class name: pass\n\n{line}\n")
+    override, _ = OTHERS[group]
+    recipe = short_recipe(model, tmp_path / "run", override.format(tmp_path / "theirs.py"), "reward_trial_s=0")
+    assert any(re.search(r"theirs.py cannot be imported: (SystemExit: 2|Mine)", p) for p in problems_of(recipe, group))
+
+
+@pytest.mark.parametrize("stop", ["SystemExit(2)", "RuntimeError('no')", "GeneratorExit"])
+def test_a_class_that_raises_while_it_is_made_is_named(stop, model, tmp_path):
+    """As a reward, a controller, an environment."""
+    (tmp_path / "theirs.py").write_text(
+        f"class Name:\n    def __init__(self):\n        raise {stop}\n    reset = print\n"
+    )
+    use = f"{{use: '{tmp_path}/theirs.py:Name'}}"
+    for override in (f"rewards=[{use}]", f"controllers=[{use}]", f"environment={use}"):
+        problems = prepare(short_recipe(model, tmp_path / "run", override, "reward_trial_s=0")).problems
+        assert any(re.search(r"making .*theirs.py:Name'? raised (Sys|Run|Gen)", p) for p in problems), problems
+
+
+def test_an_environment_that_never_opens_its_first_row_is_named(model, tmp_path):
+    (tmp_path / "theirs.py").write_text("class Slow:\n    def reset(self, **row):\n        while True: pass\n")
+    recipe = short_recipe(
+        model,
+        tmp_path / "run",
+        f"environment={{use: '{tmp_path}/theirs.py:Slow'}}",
+        "data={task: twenty_questions, train_size: 4}",
+        "reward_trial_s=0.5",
+    )
+    problems = plan(recipe).problems
+    assert any("opening the task's first row did not come back within 0.5 s" in p for p in problems), problems
 
 
 def test_apart_tells_whatever_is_raised():

@@ -145,7 +145,6 @@ def test_the_command(here: Path, capsys: pytest.CaptureFixture[str]):
         ("import ctypes; ctypes.string_at(0)", r"reward mine\.py ended its process \(SIGSEGV\)"),
         ("while True: pass", r"reward mine\.py did not come back within 2 s; .*"),
         ("raise KeyboardInterrupt", r"reward mine\.py raised KeyboardInterrupt"),
-        ("raise type('Stop', (BaseException,), {})()", r"reward mine\.py raised Stop; raise an Exception there"),
     ],
 )
 @pytest.mark.parametrize("where", ["call", "import"])
@@ -157,6 +156,17 @@ def test_what_does_not_come_back(here: Path, capsys: pytest.CaptureFixture[str],
     assert re.search(f"problem: {'loading ' * (where == 'import')}{problem}", said.out), said.out
     assert "Traceback" not in said.err
     assert ("raise --timeout" in said.out) == ("while" in body)
+
+
+def test_what_is_no_exception(here: Path, capsys: pytest.CaptureFixture[str]):
+    """Named as any other: a problem of the call, and of a file that cannot be imported."""
+    stop = "raise type('Stop', (BaseException,), {})()"
+    (here / "mine.py").write_text(f"def reward(completions, **_):\n    {stop}\n")
+    assert main(["try-reward", "mine.py", "--on", "kept.jsonl"]) == 1
+    assert "problem: reward 'reward' raised Stop\n" in capsys.readouterr().out
+    (here / "theirs.py").write_text(f"def reward(completions, **_):\n    pass\n{stop}\n")
+    assert main(["try-reward", "theirs.py", "--on", "kept.jsonl"]) == 2
+    assert "theirs.py cannot be imported: Stop; mend that file" in capsys.readouterr().err
 
 
 def test_a_timeout_that_cannot_be_waited(here: Path, capsys: pytest.CaptureFixture[str]):

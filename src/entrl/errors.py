@@ -1,5 +1,8 @@
 """Errors that must be known before anything heavy is imported, and the words of errors that others raised."""
 
+import contextlib
+from collections.abc import Iterator
+
 LONGEST = 500  # characters of what a stranger's error says
 
 
@@ -23,6 +26,31 @@ class RunStopped(KeyboardInterrupt):
         self.code = code
 
 
+class TimeIsUp(BaseException):
+    """Ends code that is tried once its time is over. Not an Exception: that code must not catch it by accident."""
+
+
+def is_wanted(error: BaseException) -> bool:
+    """Whether somebody wants the end (Ctrl-C, a signal, a limit), and not the code that was called.
+
+    Kinds of one's own are the code's, whatever they derive from.
+    """
+    return type(error) in (KeyboardInterrupt, RunStopped, TimeIsUp)
+
+
+@contextlib.contextmanager
+def named(what: str) -> Iterator[None]:
+    """Whatever somebody else's code raises in here as a ValueError with its place; what is told as it is passes."""
+    try:
+        yield
+    except (ValueError, TypeError, OSError, ImportError):
+        raise
+    except BaseException as error:
+        if is_wanted(error):
+            raise
+        raise ValueError(f"{what} raised {told(error)}; mend it") from error
+
+
 def brief(text: str) -> str:
     """On one line, at most `LONGEST` characters of it, and such as can be written: a lone surrogate cannot."""
     cut = text[: 8 * LONGEST]  # a message may be of megabytes
@@ -37,7 +65,9 @@ def told(error: BaseException) -> str:
     try:
         words = str(error)
         return brief(f"{kind}: {words}" if words.strip() else kind)
-    except (Exception, SystemExit) as second:
+    except BaseException as second:
+        if is_wanted(second):
+            raise
         return brief(f"{kind}, whose message raised {type(second).__name__}")
 
 
@@ -45,7 +75,9 @@ def said(error: BaseException) -> str:
     """Its words, whole, for they may be ours, such as can be written; its kind where it has none."""
     try:
         return _writable(str(error)) or type(error).__name__
-    except (Exception, SystemExit):
+    except BaseException as second:
+        if is_wanted(second):
+            raise
         return told(error)
 
 

@@ -7,9 +7,12 @@ What a number may be at all, and what contradicts what, is no diagnosis but vali
 Source:  our choice of bounds, an order of magnitude beyond what is published or more, but where a line says otherwise
 """
 
+import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
+
+TOKENS, STEPS = "trainer.max_completion_length", "trainer.max_steps"
 
 
 class Usual(NamedTuple):
@@ -19,6 +22,8 @@ class Usual(NamedTuple):
     high: float
     why: str
     zero: str | None = None  # what 0 does, None where it is ordinary
+    over: str = ""  # a number of the trainer of which low and high are multiples
+    times: str = ""  # one by which the value is multiplied before it is compared
 
 
 USUAL: dict[str, Usual] = {  # of the `trainer` group
@@ -52,6 +57,10 @@ USUAL: dict[str, Usual] = {  # of the `trainer` group
     "num_train_epochs": Usual(0, 1e4, "so many passes over the data do not end; set trainer.max_steps"),
     "neftune_noise_alpha": Usual(0, 100, "runs have 5 to 15"),
     "dataloader_num_workers": Usual(0, 128, "each is a process of its own"),
+    "turn_credit_weight": Usual(0, 100, "it is 1; far above, what an episode earns counts no more"),
+    "filter_min_std": Usual(
+        0, 1, "it is a spread of rewards; those of 0 and 1 have 0.5 at most, and none would be left"
+    ),
     "ref_model_mixup_alpha": Usual(1e-6, 1, "it is the share of the policy in the new reference", "it never moves"),
 }
 
@@ -69,8 +78,159 @@ BEYOND: dict[str, Usual] = {  # of other groups; what is said there has the numb
     "eval.temperature": Usual(0, 5, "beyond it little but noise is sampled"),
     "launch.device_memory_gib": Usual(0, 1024, "an accelerator of today has up to 288"),
     "passes over data.train_size": Usual(0, 1e4, "of trainer.max_steps"),
+    "lora.lora_alpha over lora.r": Usual(0.01, 100, "runs have 1 to 4; the adapter is multiplied by it"),
     "share of golds in their prompts": Usual(0, 0.9, "of rows of a file; the answer is to be chosen, or given away"),
 }
+
+_PROCESSES = "each is a process of its own, or a request under way"
+_NEVER = "most of it, or all, lies behind the last step"
+_ALL = "a right answer earns about 1, beside which it would be all that counts"
+_PEAR = "it is 1; far above PEAR takes nothing, below 0 it fines the entropy of answers as well"
+
+# Of rewards, controllers, and curricula, by their classes: what trains, and trains something else. Infinite: off.
+ARGUMENTS: dict[str, dict[str, Usual]] = {
+    "Accuracy": {"workers": Usual(1, 128, _PROCESSES)},
+    "Code": {
+        "workers": Usual(1, 256, _PROCESSES),
+        "memory_mib": Usual(32, 2**20, "Python alone takes about 20, and no machine has so much for each"),
+    },
+    "EntropyOptions": {"vocab_size": Usual(2, 1e7, "no tokenizer has so many, and estimated entropies grow with it")},
+    "Pear": {
+        "alpha": Usual(0, 10, _PEAR),
+        "weight": Usual(0, 10, "a nat would cost more than a right answer earns, so that wrong ones do as well"),
+        "s": Usual(0.01, 1, "the paper has at most 1; above it the penalty is not felt, near 0 no answer earns much"),
+        "min_think_tokens": Usual(0, 1, "no completion thinks so long, so no right answer is paid", over=TOKENS),
+    },
+    "PearExpert": {
+        "alpha_start": Usual(0, 10, _PEAR),
+        "alpha_steps": Usual(0, 10, _NEVER, over=STEPS),
+        "length_weight": Usual(0, 10, _ALL),
+    },
+    "L1Options": {
+        "a": Usual(
+            1e-3, 20, "reward per token: a completion's length would cost many right answers, or nothing", times=TOKENS
+        ),
+        "target": Usual(0, 1, "no completion is so long, so the length asked for is never reached", over=TOKENS),
+    },
+    "LaserD": {
+        "bonus": Usual(0, 10, _ALL),
+        "wrong": Usual(-10, 1, "a right answer earns 1, beside which being wrong would be all that counts"),
+        "refresh_steps": Usual(0, 10, _NEVER, over=STEPS),
+    },
+    "HierarchicalOptions": {
+        "alpha": Usual(0, 10, "the published range ends at 0.41; below 0 the term pays for what it fines"),
+        "wrong_bonus": Usual(0, 10, "it is a share of a cap, 0 to 1"),
+        "window": Usual(0, 1, "no completion has such a window", over=TOKENS),
+        "threshold": Usual(0, 12, "nats of a token: no token of a vocabulary of 150,000 has more"),
+    },
+    "HierarchicalExpert": {
+        "alpha_rate": Usual(0, 1, "published is 0.05: alpha would leap from one end of its range to the other"),
+        "alpha_range": Usual(0, 10, "the published range ends at 2"),
+    },
+    "InformationGain": {
+        name: Usual(0, 10, _ALL)
+        for name in ("gain_weight", "outcome_weight", "question_cost", "repeat_penalty", "invalid_penalty")
+    },
+    "RewardModel": {
+        "scale": Usual(1e-3, 100, "scores are about 1 to 10 as they are; give the reward a weight instead"),
+        "batch_size": Usual(1, 4096, "completions of one pass, all in memory at once"),
+    },
+    "ThinkFormat": {"min_answer_tokens": Usual(0, 1, "no completion answers so long, so none is paid", over=TOKENS)},
+    "Remote": {"retries": Usual(0, 30, "each waits for the time limit again"), "at_once": Usual(1, 1024, _PROCESSES)},
+    "RemoteExpert": {"pause_s": Usual(0, 60, "seconds between two tries; is it in milliseconds?")},
+    "JudgeExpert": {
+        "max_tokens": Usual(4, 1e5, "a verdict takes some words, and no judge writes so many"),
+        "temperature": Usual(0, 2, "the judge would say anything; 0 is usual"),
+    },
+    "KLCov": {
+        "coef": Usual(0, 100, "the paper has 1; far above, the penalty is all that trains"),
+        "dead_zone": Usual(0, 1, "nats: about 0.01 covers round-off; no token of one rollout moves so far"),
+    },
+    "ClipCov": {"lower": Usual(-math.inf, 100, "the paper has 1; no token's covariance is so large")},
+    "CEGPPO": {
+        name: Usual(0, 10, "published are 0.25 to 1; what lies beyond the clip would outweigh all within")
+        for name in ("beta_low", "beta_high")
+    },
+    "CWGRPO": {"width": Usual(0.01, 100, "it is 1, in spreads of what is weighed; far above all weigh alike")},
+    "DynamicKL": {
+        "targets": Usual(1e-6, 1, "nats a token; published are 0.005 to 0.02"),
+        "start": Usual(1e-4, 100, "it multiplies beta; published is 1"),
+        "strength": Usual(0, 100, "it multiplies beta; 1 is published"),
+        "log_rate": Usual(0, 1, "0.05 is published: the multiplier would leap from one end to the other"),
+        "rate": Usual(0, 1, "0.1 is published: the multiplier would leap from one end to the other"),
+        "dead_zone": Usual(0, 1, "a share of the target within which nothing moves; 0.02 is published"),
+        "maximum": Usual(0, 1e4, "100 is published"),
+        "interval": Usual(0, 10, _NEVER, over=STEPS),
+    },
+    "Guard": {
+        "start_entropy": Usual(0, 12, "nats a token; no vocabulary of 150,000 has more"),
+        "start_steps": Usual(0, 10, _NEVER, over=STEPS),
+        "every": Usual(0, 10, _NEVER, over=STEPS),
+        "patience": Usual(0, 10, _NEVER, over=STEPS),
+        "kp": Usual(0, 1000, "15 was tuned: every small error would throw the knob from end to end"),
+        "ki": Usual(0, 50, "0.5 was tuned: every small error would throw the knob from end to end"),
+        "rate": Usual(0, 10, "the knob would go from one end to the other in one step"),
+        "maximum": Usual(0, 1e4, "the knob may come so far, where its penalty is all that trains"),
+        "surge_share": Usual(0, 100, "of the starting entropy; is it in percent?"),
+    },
+    "Steer": {"w_max": Usual(0, 10, "the release has 1.2")},
+    "WReinforce": {
+        "weight_positive": Usual(0, 10, "published are 0 to 1"),
+        "weight_negative": Usual(0, 10, "published are 0 to 1"),
+        "threshold": Usual(-10, 10, "rewards are about 0 to 1: all would be right, or none"),
+    },
+    "CourseOptions": {"pass_above": Usual(-10, 10, "rewards are about 0 to 1: all would pass, or none")},
+    "Birdie": {
+        "temperature": Usual(1e-3, 25, "in units of the reward; far above all tasks are drawn alike, far below one is"),
+        "every": Usual(0, 10, _NEVER, over=STEPS),
+    },
+}
+
+
+def unusual_arguments(value: Any, where: str, of: str, sizes: Mapping[str, float]) -> list[str]:
+    """What is odd about a reward, a controller, a rule, and the options inside it; user's own have no bounds.
+
+    where: its keys in the recipe. of: what the recipe calls it. sizes: TOKENS and STEPS, where they are known.
+    """
+    if not dataclasses.is_dataclass(value):
+        return []
+    table = {name: usual for made in reversed(_ours(value)) for name, usual in ARGUMENTS.get(made, {}).items()}
+    out = []
+    for field in dataclasses.fields(value):
+        held = getattr(value, field.name) if field.init else None
+        if dataclasses.is_dataclass(held):
+            inside = f"{where}.{field.name}{'' if field.name == 'expert' else '.args'}"
+            out += unusual_arguments(held, inside, of, sizes)
+        elif field.name in table and held != field.default:  # nobody chose the default
+            out += _odd(table[field.name], held, f"{where}.{field.name} of {of}", sizes)
+    return out
+
+
+def _ours(value: Any) -> list[str]:
+    return [
+        made.__name__ for made in type(value).__mro__ if made.__module__.split(".")[0] in ("entrl", "entrl_rewards")
+    ]
+
+
+def _odd(usual: Usual, held: Any, what: str, sizes: Mapping[str, float]) -> list[str]:
+    key = usual.over or usual.times
+    if key and not sizes.get(key, 0) > 0:  # not known
+        return []
+    scale = sizes.get(usual.times, 1) / sizes.get(usual.over, 1)
+    odd = [number for number in _numbers(held) if not usual.low <= number * scale <= usual.high]
+    beside = f" beside {key} of {sizes[key]:,}" if key else ""
+    return [f"{what} is {odd[0]:g}{beside}: {usual.why}; set it nearer, unless it is meant"] if odd else []
+
+
+def _numbers(held: Any) -> Iterator[float]:
+    """Those in it that are finite and not 0, which is off or judged elsewhere."""
+    if isinstance(held, Mapping):
+        held = list(held.values())
+    if isinstance(held, Sequence) and not isinstance(held, str):
+        for one in held:
+            yield from _numbers(one)
+    elif isinstance(held, int | float) and not isinstance(held, bool) and held and math.isfinite(held):
+        yield held
 
 
 def unusual(numbers: Mapping[str, Any], *, where: str = "trainer") -> list[str]:

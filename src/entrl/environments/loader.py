@@ -9,6 +9,7 @@ from typing import Any
 from entrl.environments.diagram import DiagramShort, DiagramSpecification, ScoredDiagramSpecification
 from entrl.environments.events import InquiryEnv
 from entrl.environments.twenty_questions import ScoredTwentyQuestions, TwentyQuestions, TwentyQuestionsAny
+from entrl.errors import named
 from entrl.settings.arguments import argument_hints
 from entrl.settings.groups import typed
 from entrl.settings.names import load_object, suggest
@@ -41,7 +42,8 @@ def load_environment(use: str, args: Mapping[str, Any] | None = None, *, base: P
         arguments[name] = typed(value, known.get(name, Any), f"environment {use!r}: {name}", as_written=False)
     check_tools(cls)
     factory = functools.partial(cls, **arguments)
-    factory()
+    with named(f"making environment {use!r}"):
+        factory()
     return factory
 
 

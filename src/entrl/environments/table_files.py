@@ -27,6 +27,7 @@ import numpy as np
 
 from entrl.beliefs import BeliefError, ShapeMismatch, UnknownAnswer
 from entrl.environments.tables import YES_NO, Table, animals, procedural_table
+from entrl.errors import named
 from entrl.settings.names import find_file, load_object, suggest
 
 _PROCEDURAL = re.compile(r"procedural:rows=(\d+),columns=(\d+),seed=(\d+)(?:,flip=([0-9.e-]+))?")
@@ -72,7 +73,8 @@ def load_table(source: str, *, base: Path | None = None) -> Table:
         if source.endswith(".csv"):
             return _from_csv(find_file(source, base), table_id)
         if ":" in source:
-            return _from_python(load_object(source, base=base).value, table_id)
+            with named(f"table {source!r}"):
+                return _from_python(load_object(source, base=base).value, table_id)
     except BeliefError as error:
         raise type(error)(f"table {source!r}: {error}") from error
     raise ValueError(f"cannot load a table from {source!r}; give FILE.json, FILE.csv or module:function")

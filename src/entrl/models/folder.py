@@ -28,7 +28,7 @@ def folder_problems(spec: Any) -> list[str]:
         return _tokenizer_path_problems(spec)
     return (
         config_problems(spec)
-        or [*_weight_problems(path), *_tokenizer_path_problems(spec), *_tokenizer_problems(spec, path)]
+        or [*weight_problems(path), *_tokenizer_path_problems(spec), *_tokenizer_problems(spec, path)]
         or _shape_problems(spec, path)
     )
 
@@ -100,7 +100,8 @@ def _generation_problem(file: Path) -> str | None:
     return f"model.path: {file} {why}; mend it, or delete it for the model's defaults"
 
 
-def _weight_problems(path: Path) -> list[str]:
+def weight_problems(path: Path) -> list[str]:
+    """Of its safetensors files: all there, and whole."""
     files = sorted(path.glob("*.safetensors"))
     if (path / INDEX).is_file():
         try:
@@ -121,6 +122,12 @@ def _header(file: Path) -> tuple[int, dict[str, Any]]:
         header = json.loads(opened.read(min(length, file.stat().st_size)))
     entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
     return 8 + length + max((entry["data_offsets"][1] for entry in entries.values()), default=0), entries
+
+
+def stored_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Of the tensors in its safetensors files, which are whole."""
+    entries = [_header(file)[1] for file in sorted(path.glob("*.safetensors"))]
+    return {name: tuple(entry["shape"]) for one in entries for name, entry in one.items()}
 
 
 def _torn(file: Path) -> str | None:
@@ -146,8 +153,7 @@ def _shape_problems(spec: Any, path: Path) -> list[str]:
         return [
             f"model.path: no model can be made of {path / 'config.json'}: {' '.join(str(error).split())[:160]}; mend it"
         ]
-    entries = [_header(file)[1] for file in sorted(path.glob("*.safetensors"))]
-    stored = {name: tuple(entry["shape"]) for one in entries for name, entry in one.items()}
+    stored = stored_shapes(path)
     wrong = [
         f"{name} has {stored[name]} and should have {tuple(weight.shape)}"
         for name, weight in model.state_dict().items()

@@ -12,6 +12,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from entrl.errors import named
 from entrl.settings.groups import annotations, field_hints, is_group, typed
 from entrl.settings.names import suggest
 
@@ -53,7 +54,8 @@ def _called(target: Callable[..., Any], args: Mapping[str, Any], source: str) ->
             )
         )
         raise TypeError(f"{source} needs {', '.join(lacking)}: write them into its args{taken}") from None
-    return target(**args)
+    with named(f"making {source}"):
+        return target(**args)
 
 
 def argument_hints(target: Callable[..., Any]) -> dict[str, Any]:
@@ -97,6 +99,11 @@ def _made_anew(ready: Any, args: Mapping[str, Any], source: str) -> Any:
         if isinstance(value, Mapping) and is_group(hints.get(name))
     }
     args = _checked({**args, **inner}, hints, source)
+    with named(f"making {source}"):
+        return _given_anew(ready, args)
+
+
+def _given_anew(ready: Any, args: Mapping[str, Any]) -> Any:
     try:
         plain = type(ready)()
     except TypeError:  # it cannot be made from nothing, so everything it has was given

@@ -19,7 +19,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from entrl.errors import told
+from entrl.errors import is_wanted, told
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -65,14 +65,14 @@ def import_file(path: Path) -> ModuleType:
         spec.loader.exec_module(module)
     except BaseException as error:
         del sys.modules[name]
-        if isinstance(error, SystemExit) or (isinstance(error, Exception) and not isinstance(error, ImportError)):
+        if not is_wanted(error) and not isinstance(error, ImportError):
             raise ValueError(f"{path} cannot be imported: {told(error)}; mend that file") from error
         raise
     return module
 
 
 def import_module(name: str) -> ModuleType:
-    """importlib.import_module, with a missing module told apart from an import that fails inside it."""
+    """importlib.import_module, with a missing module told apart from one that fails itself, a ValueError too."""
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
@@ -83,6 +83,10 @@ def import_module(name: str) -> ModuleType:
         raise ValueError(
             f"no module {name!r}{where}; name it as 'package.module:attribute', or a file as 'path.py:attribute'"
         ) from error
+    except BaseException as error:
+        if is_wanted(error) or isinstance(error, ImportError):
+            raise
+        raise ValueError(f"module {name!r} cannot be imported: {told(error)}; mend it") from error
 
 
 def load_object(

@@ -13,6 +13,7 @@ from entrl.models.load import tokenizer_of
 from entrl.runs.doctor.sampled import Sampled, pick, sample
 from entrl.runs.plan import Prepared, plan, prepare
 from entrl.runs.plan.contents import overlap_warnings
+from entrl.runs.plan.services import silent_services
 from entrl.runs.recipe import Recipe
 
 PROMPTS = 8
@@ -47,6 +48,10 @@ def examine(recipe: Recipe, *, prompts: int = PROMPTS, seed: int = 0, planned: b
     if found.errors:
         return found
     prepared = prepare(recipe)
+    if silent := silent_services(prepared.rewards):
+        found.unchecked = [text for text in found.unchecked if text not in silent]
+        found.errors += silent
+        return found
     if prepared.environment is not None:
         found.unchecked.append("prompts with an environment are not sampled; `entrl play` shows dialogues")
         return found

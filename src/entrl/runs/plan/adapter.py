@@ -5,6 +5,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from entrl.diagnosis.bounds import BEYOND
 from entrl.models.load import on_meta
 
 TRL_PEFT_TASK = "CAUSAL_LM"
@@ -70,7 +71,22 @@ def adapter_warnings(lora: Any, config: Any) -> list[str]:
         )
     if getattr(lora, "lora_alpha", None) == 0:
         out.append("lora.lora_alpha is 0, which the adapter is multiplied by: nothing will be trained; set it above 0")
-    return out
+    return out + _scale_warnings(lora)
+
+
+def _scale_warnings(lora: Any) -> list[str]:
+    """The factor that peft puts before an adapter, of the whole and of layers that have their own."""
+    usual, alpha, rank = BEYOND["lora.lora_alpha over lora.r"], getattr(lora, "lora_alpha", 0), getattr(lora, "r", 0)
+    alphas = {"lora.lora_alpha": alpha}
+    alphas |= {
+        f"lora.alpha_pattern.{name}": size for name, size in (getattr(lora, "alpha_pattern", None) or {}).items()
+    }
+    root = math.sqrt(rank) if getattr(lora, "use_rslora", False) else rank
+    return [
+        f"{where} of {size:g} over {root:g} (of lora.r) is {size / root:g}: {usual.why}; set it nearer, unless meant"
+        for where, size in alphas.items()
+        if size and root and not usual.low <= size / root <= usual.high
+    ]
 
 
 def _names_any(name: str, modules: Sequence[str]) -> bool:

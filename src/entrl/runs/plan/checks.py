@@ -21,13 +21,14 @@ from entrl.runs.plan.adapter import adapter_problems
 from entrl.runs.plan.arithmetic import arithmetic_problems
 from entrl.runs.plan.environment import variable_problems
 from entrl.runs.plan.late import late_problems
-from entrl.runs.plan.loading import refuse_endless
+from entrl.runs.plan.limits import NotBack
+from entrl.runs.plan.loading import LIMIT, is_own, refuse_endless, tried_apart, with_limit
 from entrl.runs.plan.missing import name_problems
 from entrl.runs.plan.ranges import null_problems
 from entrl.runs.plan.sampler_trial import sampler_problems
+from entrl.runs.plan.services import service_problems
 from entrl.runs.plan.values import (
     nan_problems,
-    path_problems,
     reference_problems,
     size_problems,
     tasks_of,
@@ -60,6 +61,7 @@ class Prepared:
     curriculum: Loaded | None = None
     lora: Any = None
     environment: Callable[[], Any] | None = None  # makes instances, as TRL wants it
+    rows_come: bool = True  # whether loading them comes back
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -143,15 +145,16 @@ def prepare(recipe: Recipe, *, world_size: int | None = None) -> Prepared:
     out.problems += variable_problems() + value_problems(recipe.trainer) + weight_problems(recipe)
     out.problems += nan_problems(recipe) + size_problems(recipe)
     out.problems += folder_problems(recipe.model)
-    out.rewards = collect(lambda: refuse_endless(recipe) or recipe.build_rewards(), [])
-    out.problems += path_problems(out.rewards)
+    out.rewards = collect(lambda: refuse_endless(recipe, "rewards") or recipe.build_rewards(), [])
+    out.problems += service_problems(out.rewards)
     out.problems += best_problems(recipe, [reward_name(r.value) for r in out.rewards])
     if not null_problems(recipe.trainer):
         out.args = collect(lambda: _named_args(recipe, world_size), None)
-    out.controllers = collect(recipe.build_controllers, [])
-    out.curriculum = collect(recipe.build_curriculum, None)
+    out.controllers = collect(lambda: refuse_endless(recipe, "controllers") or recipe.build_controllers(), [])
+    out.curriculum = collect(lambda: refuse_endless(recipe, "curriculum") or recipe.build_curriculum(), None)
     out.lora = collect(recipe.build_lora, None)
-    out.environment = collect(recipe.build_environment, None)
+    out.environment = collect(lambda: refuse_endless(recipe, "environment") or recipe.build_environment(), None)
+    out.rows_come = collect(lambda: refuse_endless(recipe, "tables") or True, False)
     problems, notes = collect(lambda: model_problems(recipe.model, out.lora, out.args), ([], []))
     out.problems += problems
     out.notes += [*notes, *best_notes(recipe)]
@@ -160,7 +163,8 @@ def prepare(recipe: Recipe, *, world_size: int | None = None) -> Prepared:
     if out.lora is not None and served:
         collect(lambda: check_servable_config(out.lora), None)
     out.problems += evaluator_problems(recipe)
-    collect(lambda: counters({} if recipe.eval is None else recipe.eval.counts, base=recipe.base), {})
+    counts = {} if recipe.eval is None else recipe.eval.counts
+    collect(lambda: refuse_endless(recipe, "counts") or counters(counts, base=recipe.base), {})
     out.problems += environment_problems(recipe, out.rewards)
     if out.args is not None:
         reads = reads_policy(out.controller_objects, out.reward_funcs)
@@ -317,8 +321,8 @@ def column_problems(rewards: Sequence[Loaded], columns: Sequence[str]) -> list[s
     return problems
 
 
-def opening_problems(prepared: Prepared, rows: Any) -> list[str]:
-    """Whether the environment can open the task's first row; prompts must be messages."""
+def opening_problems(recipe: Recipe, prepared: Prepared, rows: Any) -> list[str]:
+    """Whether the environment can open the task's first row, tried in a fork; prompts must be messages."""
     if prepared.environment is None:
         return []
     first = rows[0]
@@ -326,9 +330,19 @@ def opening_problems(prepared: Prepared, rows: Any) -> list[str]:
         return [
             "an environment needs prompts that are lists of messages, and the task's are strings; take another task"
         ]
+    make, seconds = prepared.environment, recipe.reward_trial_s
+
+    def open_one() -> None:
+        make().reset(**first)
+
     try:
-        prepared.environment().reset(**first)
-    except (ValueError, TypeError, KeyError) as error:
+        if seconds and recipe.environment is not None and is_own(recipe.environment.use):
+            tried_apart(seconds, open_one, "opening the task's first row")
+        else:
+            open_one()
+    except NotBack as error:
+        return [f"environment: {with_limit(error, LIMIT)}"]
+    except Exception as error:
         return [f"the environment cannot open the task's first row: {told(error)}"]
     return []
 

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any, NoReturn, TypeVar
 
-from entrl.errors import told
+from entrl.errors import TimeIsUp, told
 
 T = TypeVar("T")
 LOOK_S = 0.05  # between two looks at a process whose end nobody tells
@@ -24,10 +24,6 @@ PR_SET_PDEATHSIG = 1
 
 class NotBack(ValueError):
     """What was tried has not come back: it took too long, ended its process, or raised what is no Exception."""
-
-
-class _TimeIsUp(BaseException):
-    """Not an Exception: the code that is tried must not catch it by accident."""
 
 
 def within(seconds: float, work: Callable[[], T], what: str) -> T:
@@ -39,13 +35,13 @@ def within(seconds: float, work: Callable[[], T], what: str) -> T:
         return work()
 
     def ring(number: int, frame: FrameType | None) -> NoReturn:
-        raise _TimeIsUp
+        raise TimeIsUp
 
     before = signal.signal(signal.SIGALRM, ring)
     signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
         return work()
-    except _TimeIsUp:
+    except TimeIsUp:
         raise NotBack(_late(what, seconds)) from None
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)

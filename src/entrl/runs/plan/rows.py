@@ -13,6 +13,7 @@ from entrl.models.load import load_config, tokenizer_of
 from entrl.runs.plan.checks import ELSEWHERE, Prepared, column_problems, first_line, opening_problems, required_names
 from entrl.runs.plan.contents import content_warnings, control_warnings, overlap_warnings, some, template_warnings
 from entrl.runs.plan.limits import within
+from entrl.runs.plan.services import silent_services
 from entrl.runs.plan.trial import tag_problems, try_rewards
 from entrl.runs.plan.values import tasks_of
 from entrl.runs.recipe import Recipe
@@ -44,7 +45,9 @@ class Found:
 
 def check_data(recipe: Recipe, prepared: Prepared) -> Found:
     """What `plan` says about the training set and the evaluation set."""
-    found, trained = Found(), None
+    found, trained = Found(unchecked=silent_services(prepared.rewards)), None
+    if not prepared.rows_come:
+        return found
     endless = recipe.data.endless
     size = recipe.data.probe(PROBE_ROWS) if endless else None
     if rows := _loaded(lambda: recipe.load_data(size=size), "data", found):
@@ -72,6 +75,8 @@ def check_rows(recipe: Recipe, prepared: Prepared, rows: Any, *, trial: bool = T
     """
     found = Found()
     check_training_rows(recipe, prepared, rows, found, count=len(rows))
+    if trial and recipe.reward_trial_s:
+        found.problems += silent_services(prepared.rewards)
     if trial:
         try_own_rewards(recipe, prepared, rows, found)
     for part in [] if recipe.eval is None else recipe.eval.parts.values():
@@ -110,7 +115,7 @@ def _loaded(load: Callable[[], Any], what: str, found: Found) -> Any:
 
 def check_training_rows(recipe: Recipe, prepared: Prepared, rows: Any, found: Found, *, count: int | None) -> None:
     """count: rows the run will have, of which `rows` may be a few; None where the task has not said."""
-    found.problems += column_problems(prepared.rewards, rows.column_names) + opening_problems(prepared, rows)
+    found.problems += column_problems(prepared.rewards, rows.column_names) + opening_problems(recipe, prepared, rows)
     found.problems += _course_problems(prepared, rows)
     if count is not None and not recipe.data.endless and (recipe.data.train_size or 0) > count:
         found.warnings.append(
@@ -178,7 +183,7 @@ def check_evaluation_rows(recipe: Recipe, prepared: Prepared, rows: Any, found: 
     """trained: the training set, or a few of its rows, where it could be loaded"""
     spec = recipe.eval
     assert isinstance(spec, EvalSpec)
-    found.problems += [f"eval: {problem}" for problem in opening_problems(prepared, rows)]
+    found.problems += [f"eval: {problem}" for problem in opening_problems(recipe, prepared, rows)]
     if spec.size not in (None, USUAL_SIZE) and not is_endless(spec.task) and len(rows) < spec.size:
         found.warnings.append(
             f"eval.size of {spec.size:,} is more than the {len(rows):,} problems that {spec.task} has; lower it"

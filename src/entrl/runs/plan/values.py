@@ -4,12 +4,10 @@
 """
 
 import math
-import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from entrl.diagnosis.bounds import BEYOND, unusual
+from entrl.diagnosis.bounds import BEYOND, STEPS, TOKENS, unusual, unusual_arguments
 from entrl.runs.plan.ranges import range_problems
 from entrl.runs.recipe import Recipe
 from entrl.settings.groups import flat
@@ -24,7 +22,6 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "importance_sampling_level": ("token", "sequence"),
     "vllm_mode": ("colocate", "server"),
 }
-SIZES = ("alpha", "bonus", "a")  # of terms of our rewards
 
 
 def value_problems(trainer: dict[str, Any]) -> list[str]:
@@ -48,28 +45,6 @@ def weight_problems(recipe: Recipe) -> list[str]:
         for i, spec in enumerate(recipe.rewards)
         if not math.isfinite(spec.weight)
     ]
-
-
-def path_problems(rewards: Sequence[Loaded]) -> list[str]:
-    """What rewards of models and services need before their first call: a model, a key, a place for answers."""
-    out = []
-    for i, reward in enumerate(rewards):
-        where, own = f"rewards.{i}.args", reward.value
-        path, key, cache = (getattr(own, name, None) for name in ("path", "api_key_env", "cache_file"))
-        if path == "":
-            out.append(f"{where}.path of {reward.source} is empty; name the folder or hub id of the model that scores")
-        elif isinstance(path, str) and path.startswith((".", "/", "~")) and not Path(path).expanduser().is_dir():
-            out.append(f"{where}.path of {reward.source}: the folder {path} does not exist; correct it")
-        if isinstance(key, str) and not os.environ.get(key):
-            out.append(f"{where}.api_key_env of {reward.source} names {key}, which is not set here; set it")
-        if isinstance(cache, str) and not _can_be_written(Path(cache).expanduser()):
-            out.append(f"{where}.cache_file of {reward.source}: {cache} cannot be written; name another place")
-    return out
-
-
-def _can_be_written(file: Path) -> bool:
-    there = next(place for place in (file, *file.absolute().parents) if place.exists())
-    return os.access(there, os.W_OK) and (there == file or there.is_dir())
 
 
 def nan_problems(recipe: Recipe) -> list[str]:
@@ -115,6 +90,7 @@ def value_warnings(recipe: Recipe, args: Any, prepared: Any) -> list[str]:
         *_weight_warnings(recipe, prepared.rewards),
         *_reward_warnings(recipe, args, prepared.rewards),
         *_controller_warnings(recipe, prepared.controllers),
+        *_argument_warnings(recipe, args, prepared),
         *_evaluation_warnings(recipe, args),
         *_launch_warnings(recipe),
     ]
@@ -167,12 +143,6 @@ def _reward_warnings(recipe: Recipe, args: Any, rewards: Sequence[Loaded]) -> li
                 f"{where}.max_length of {spec.use} is {longest:,}, and no completion is longer than "
                 f"trainer.max_completion_length of {args.max_completion_length:,}; set both to the same"
             )
-        for name in SIZES:
-            size = getattr(value, name, None)
-            if reward.source.startswith("entrl_rewards.") and isinstance(size, int | float) and size < 0:
-                out.append(
-                    f"{where}.{name} of {spec.use} is {size:g}: below 0 the term pays for what it fines; set it >= 0"
-                )
     paying = [
         r.source for r, spec in zip(rewards, recipe.rewards, strict=False) if spec.weight and _pays_correctness(r)
     ]
@@ -207,6 +177,22 @@ def _controller_warnings(recipe: Recipe, controllers: Sequence[Loaded]) -> list[
                 f"Write [{band[0] / 100:g}, {band[1] / 100:g}]"
             )
     return out
+
+
+def _argument_warnings(recipe: Recipe, args: Any, prepared: Any) -> list[str]:
+    sizes = {TOKENS: args.max_completion_length, STEPS: args.max_steps}
+    parts = [
+        (f"{group}.{i}.args", loaded.value, spec.use)
+        for group, made, specs in (
+            ("rewards", prepared.rewards, recipe.rewards),
+            ("controllers", prepared.controllers, recipe.controllers),
+        )
+        for i, (loaded, spec) in enumerate(zip(made, specs, strict=False))
+    ]
+    if prepared.course is not None and recipe.curriculum is not None:
+        parts.append(("curriculum", prepared.course.options, recipe.curriculum.use))
+        parts.append(("curriculum.args", prepared.course.rule, recipe.curriculum.use))
+    return [text for where, value, use in parts for text in unusual_arguments(value, where, use, sizes)]
 
 
 def _launch_warnings(recipe: Recipe) -> list[str]:

@@ -1,21 +1,24 @@
 """How the trainer meets reward functions: what each one asks for, and clear errors when one misbehaves."""
 
+import asyncio
 import functools
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any
 
-from torch import nn
+import numpy as np
+from torch import Tensor, nn
 from trl.trainer.utils import is_async_callable
 
-from entrl.errors import brief, told
+from entrl.errors import brief, is_wanted, told
 
 # What EntropyGRPOTrainer can hand to a reward beside TRL's own arguments. One entry per completion in each.
 SIGNALS = ("token_entropies", "token_logprobs", "token_mask", "group_index", "prompt_ids", "truncated", "answer_texts")
 ANSWERS = ("answer_texts",)  # delivered unasked: a reward may hand its arguments on to a verifier that reads them
 SHARED_SIGNALS = ("think_tags", "gather", "training", "tokenizer")  # one value for all completions
 SCORED_SIGNALS = ("token_entropies", "token_logprobs")  # cost a pass over the rollout where TRL runs none
+LEAVES = frozenset({int, float, str, bool, bytes, type(None)})
 
 
 class RewardError(ValueError):
@@ -72,12 +75,17 @@ class GuardedReward:
         kwargs = self._arguments(kwargs)
         try:
             return self.reward(**kwargs)
-        except (Exception, SystemExit) as error:
+        except BaseException as error:
+            if is_wanted(error):
+                raise
             raise RewardError(f"reward {self.__name__!r} raised {told(error)}") from error
 
     def _arguments(self, kwargs: dict[str, Any]) -> dict[str, Any]:
-        """What the reward is called with: its shared signals besides, and nothing unasked that it does not take."""
-        kwargs = kwargs | self.shared
+        """What the reward is called with: its shared signals besides, and nothing unasked that it does not take.
+
+        Everything is its own to change: later rewards, the log and the loss read the same completions and columns.
+        """
+        kwargs = {name: copied(value) for name, value in kwargs.items()} | self.shared
         signature = _signature(self.reward)
         if signature is None:
             return kwargs
@@ -120,7 +128,9 @@ class GuardedReward:
                 continue
             try:
                 number = _as_float(value)
-            except Exception:  # whatever its __float__ raises
+            except BaseException as error:  # whatever its __float__ raises
+                if is_wanted(error):
+                    raise
                 raise RewardError(
                     f"reward {self.__name__!r} returned {_written(value)} for row {row} of {rows}; "
                     "return a number, or None where the reward does not apply"
@@ -143,7 +153,9 @@ class GuardedAsyncReward(GuardedReward):
         kwargs = self._arguments(kwargs)
         try:
             return await self.reward(**kwargs)
-        except (Exception, SystemExit) as error:
+        except BaseException as error:
+            if is_wanted(error) or _is_ended_from_outside(error):
+                raise
             raise RewardError(f"reward {self.__name__!r} raised {told(error)}") from error
 
 
@@ -179,11 +191,33 @@ def checked_rollout_func(rollout_func: Callable | None) -> Callable | None:
     return checked
 
 
+def copied(value: Any) -> Any:
+    """Lists, tuples, mappings, tensors and arrays anew down to their leaves; anything else (an environment) itself."""
+    kind = type(value)
+    if kind is list and LEAVES.issuperset(map(type, value)):  # token ids are many
+        return value.copy()
+    if kind is list or kind is tuple:
+        return kind(copied(one) for one in value)
+    if kind is dict:
+        return {name: copied(one) for name, one in value.items()}
+    if isinstance(value, Tensor):
+        return value.clone()
+    return value.copy() if isinstance(value, np.ndarray) else value
+
+
+def _is_ended_from_outside(error: BaseException) -> bool:
+    """A coroutine that is closed, or whose task was cancelled."""
+    task = asyncio.current_task() if isinstance(error, asyncio.CancelledError) else None
+    return type(error) is GeneratorExit or (task is not None and task.cancelling() > 0)
+
+
 def _written(value: Any) -> str:
     """As Python writes it, with its type."""
     try:
         return brief(f"{value!r} ({type(value).__name__})")
-    except Exception:  # whatever its __repr__ raises
+    except BaseException as error:  # whatever its __repr__ raises
+        if is_wanted(error):
+            raise
         return brief(f"a {type(value).__name__}")
 
 
