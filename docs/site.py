@@ -21,7 +21,14 @@ OUTSIDE = (
         "benchmarks/*.md",
         "benchmarks/*.json*",
     ),
-    *("recipes/README.md", "recipes/*/README.md", "recipes/*/*/README.md", "recipes/*/results.md", "recipes/*/*.json"),
+    *(
+        "recipes/README.md",
+        "recipes/*/README.md",
+        "recipes/*/*/README.md",
+        "recipes/*/results.md",
+        "recipes/*/*.json",
+        "recipes/*/*.svg",
+    ),
     "tests/data/verdict_rates.json",
 )
 ORIGIN = re.compile(r"\]\((?!\w+:|#)([^)\s]+)")  # what a link names, where it is no address and no heading
