@@ -66,7 +66,13 @@ class Birdie(Rule):
         return (self.column,)
 
     def weights(self, prompts: Prompts) -> Floats:
-        value_P = np.array([self._values.get(task, 0.0) for task in prompts.columns[self.column]]) / self.temperature
+        task_P = prompts.columns[self.column]
+        if wrong := [i for i, task in enumerate(task_P) if not isinstance(task, (str, int))]:
+            raise ValueError(
+                f"birdie: the column {self.column!r} holds {task_P[wrong[0]]!r} for prompt {wrong[0]}; it names each "
+                "prompt's task: give it one, or leave the prompt out"
+            )
+        value_P = np.array([self._values.get(task, 0.0) for task in task_P]) / self.temperature
         soft_P = np.exp(value_P - value_P.max())
         return (1 - self.explore) * soft_P / soft_P.sum() + self.explore / len(soft_P)
 
