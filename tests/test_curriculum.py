@@ -311,8 +311,8 @@ def test_skills_refuses():
 
 @pytest.mark.parametrize(
     ("old", "new", "reward"),
-    [(2, 1.98, 0.0015), (2, 1.9, 0.18), (2, 1.82, 1), (2, 2.2, -1), (2, 2, 0), (0, 0, 0)],
-    ids=["one_percent", "five_percent", "nine_percent", "ten_up", "no_change", "solved"],
+    [(2, 1.98, 0.0015), (2, 1.9, 0.18), (2, 1.82, 1), (2, 2.2, -1), (2, 2, 0), (0, 0, 0), (0.3, 0, 0), (0, 0.3, 0)],
+    ids=["one_percent", "five_percent", "nine_percent", "ten_up", "no_change", "solved", "reaches_0", "leaves_0"],
 )
 def test_the_card_s_numbers_of_birdie(old, new, reward):
     assert loss_reward(old, new) == pytest.approx(reward, rel=0.05)
