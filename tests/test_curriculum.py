@@ -311,8 +311,8 @@ def test_skills_refuses():
 
 @pytest.mark.parametrize(
     ("old", "new", "reward"),
-    [(2, 1.98, 0.0015), (2, 1.9, 0.18), (2, 1.82, 1), (2, 2.2, -1), (2, 2, 0), (0, 0, 0)],
-    ids=["one_percent", "five_percent", "nine_percent", "ten_up", "no_change", "solved"],
+    [(2, 1.98, 0.0015), (2, 1.9, 0.18), (2, 1.82, 1), (2, 2.2, -1), (2, 2, 0), (0, 0, 0), (0.3, 0, 0), (0, 0.3, 0)],
+    ids=["one_percent", "five_percent", "nine_percent", "ten_up", "no_change", "solved", "reaches_0", "leaves_0"],
 )
 def test_the_card_s_numbers_of_birdie(old, new, reward):
     assert loss_reward(old, new) == pytest.approx(reward, rel=0.05)
@@ -380,6 +380,13 @@ def test_birdie_refuses(options, words):
         Birdie(**options)
 
 
+def test_birdie_refuses_a_prompt_without_a_task():
+    with pytest.raises(
+        ValueError, match="birdie: the column 'task' holds None for prompt 1; it names each prompt's task"
+    ):
+        course_of(Birdie(), 2, task=["a", None])
+
+
 def test_concordance_of_six_models():
     scores = np.arange(6.0)
     falling = 3 - scores / 10
@@ -405,6 +412,9 @@ def test_preselect_refuses():
         PreSelect(benchmark=[0.1, 0.2]).weights(prompts([0] * 2, [0] * 2, losses=[[1, 2], [1, 2, 3]]))
     with pytest.raises(ValueError, match="scores of 0 models"):
         PreSelect().weights(prompts([0], [0], losses=[[]]))
+    for losses, held in ((None, "None"), ([1, None], r"\[1, None\]"), ([math.nan, 2], r"\[nan, 2\]")):
+        with pytest.raises(ValueError, match=f"'losses' holds {held} for prompt 1; it lists .* leave the prompt out"):
+            course_of(PreSelect(benchmark=[0.1, 0.2]), 2, losses=[[1, 2], losses])
     with pytest.raises(ValueError, match="one model makes no pair"):
         PreSelect(benchmark=[0.5])
     with pytest.raises(ValueError, match="keep is a share"):
@@ -506,17 +516,43 @@ def test_what_a_course_refuses():
     with pytest.raises(ValueError, match=r"no column 'skills' \(skills reads it\)"):
         Course(Skills()).bind(Rows(problem_id=["a"]), seed=0)
 
+    with pytest.raises(
+        ValueError, match=r"prompt 1 has no 'problem_id' \(null, as in 2 of 3 rows\).*give each row one"
+    ):
+        Course(Band()).bind(Rows(problem_id=["a", None, None]), seed=0)
     with pytest.raises(ValueError, match="a streamed data set cannot give"):
         Course(Band()).bind(iter([]), seed=0)
 
-    class Short(Rule):
-        name = "short"
 
-        def weights(self, prompts):
-            return np.ones(1)
+class Given(Rule):
+    name = "given"
 
-    with pytest.raises(ValueError, match=r"short gave weights of shape \(1,\) for 4 prompts"):
-        course_of(Short())
+    def __init__(self, weights):
+        self.given = weights
+
+    def weights(self, prompts):
+        return self.given
+
+
+@pytest.mark.parametrize(
+    ("weights", "words"),
+    [
+        (np.ones(1), r"given gave weights of shape \(1,\) for 4 prompts"),
+        ([1, 1, math.nan, 1], r"gave prompt 2 the weight nan; weights are finite and >= 0"),
+        ([1, -1, 1, 1], r"gave prompt 1 the weight -1\.0"),
+        (["a"] * 4, r"given gave weights that are no numbers \(could not convert string to float: 'a'\); return one"),
+        ([[1], [1, 2]], r"given gave weights that are no numbers"),
+    ],
+)
+def test_senseless_weights_are_refused_before_the_run(weights, words):
+    with pytest.raises(ValueError, match=words):
+        course_of(Given(weights))
+
+
+def test_a_plain_list_of_weights_is_as_good_as_an_array():
+    lists, arrays = (course_of(Given(weights)) for weights in ([0, 1, 2, 0], np.array([0.0, 1.0, 2.0, 0.0])))
+    assert lists.prompts_of(0, [0, 1]) == arrays.prompts_of(0, [0, 1])
+    assert lists.metrics() == arrays.metrics()
 
 
 @pytest.mark.parametrize(

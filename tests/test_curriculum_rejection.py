@@ -66,6 +66,13 @@ def test_prop2diff_gives_hard_problems_more_and_each_at_least_one():
     assert hardest.target_P.max() == 20
 
 
+@pytest.mark.parametrize(("right", "target"), [(8, 1), (7, 24), (4, 96), (0, 192)])
+def test_a_pilot_of_eight_sets_the_targets_of_the_table(right, target):
+    asking = Asking.of(RejectionSpec(rule="prop2diff", correct=192, max_trials=8000), 1)
+    asking.add({0: [True] * right + [False] * (8 - right)})
+    assert asking.target_P.tolist() == [target]
+
+
 @given(st.integers(1, 6), st.integers(1, 40), st.integers(1, 9), st.sampled_from(["uniform", "prop2diff"]))
 @settings(max_examples=60, deadline=None)
 def test_every_problem_closes_and_overshoots_by_less_than_a_round(correct, limit, per_round, rule):

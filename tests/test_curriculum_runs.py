@@ -307,6 +307,24 @@ def test_what_earlier_runs_found_lets_a_short_run_s_curriculum_act(model: str, t
     assert not warned()
 
 
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("raise RuntimeError('no luck')", "curriculum rule raised RuntimeError: no luck; mend it"),
+        ("raise SystemExit(3)", "curriculum rule raised SystemExit: 3; mend it"),
+        ("return [float('nan')] * len(prompts)", "the rule gave prompt 0 the weight nan"),
+    ],
+)
+def test_plan_tries_a_rule_of_one_s_own(body: str, message: str, model: str, tmp_path: Path):
+    file = tmp_path / "own.py"
+    file.write_text(
+        "from entrl.curriculum.rules import Rule\n\n\nclass Own(Rule):\n"
+        f"    def weights(self, prompts):\n        {body}\n"
+    )
+    (problem,) = plan(small(model, f"curriculum={{use: '{file}:Own'}}")).problems
+    assert message in problem
+
+
 def test_a_rule_of_one_s_own(model: str, tmp_path: Path):
     file = tmp_path / "own.py"
     file.write_text(

@@ -327,6 +327,16 @@ CASES = [
         changes={"curriculum": {"use": "band", "pass_above": 500.0}},
         warns="curriculum.pass_above of band is 500",
     ),
+    Wrong(
+        what="curriculum that full marks do not pass",
+        changes={"curriculum": {"use": "band", "pass_above": 1.0}},
+        warns="curriculum.pass_above is 1, and accuracy gives 0 to 1: no answer passes",
+    ),
+    Wrong(
+        what="curriculum that wrong answers pass",
+        changes={"curriculum": {"use": "band", "pass_above": -0.5}},
+        warns="curriculum.pass_above is -0.5, and accuracy gives 0 to 1: every answer passes",
+    ),
     key("workers that stay, of none", "dataloader_*: persistent_workers", dataloader_persistent_workers=True),
     key("start of no workers", "multi-process loading", dataloader_multiprocessing_context="fork"),
     key("start misspelt", "valid start", dataloader_num_workers=1, dataloader_multiprocessing_context="frok"),

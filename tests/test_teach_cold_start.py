@@ -461,6 +461,17 @@ def test_a_failure_is_written_down(file, tmp_path):
     assert "nowhere" in manifest["error"]
 
 
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="is about a machine without a GPU")
+def test_bfloat16_without_a_gpu_names_its_keys_before_anything_is_drawn(file):
+    file.write_text(file.read_text().replace("bf16: false, use_cpu: true,", ""))
+    for words in ((), ("sft.bf16=true",)):
+        with pytest.raises(ValueError, match=r"set sft\.use_cpu: true, and sft\.bf16: false for 32 bits"):
+            cold_start(load(file, *words), console=QUIET)
+    assert not (file.parent / "start" / "train.jsonl").exists()
+    for word in ("sft.bf16=false", "sft.use_cpu=true"):
+        assert cold_start(load(file, word), overwrite=True, console=QUIET)["status"] == "finished"
+
+
 @pytest.mark.parametrize("what", ["notes.txt", "metrics.jsonl"])
 def test_a_foreign_folder_is_left_alone(file, tmp_path, what):
     (tmp_path / "start").mkdir()

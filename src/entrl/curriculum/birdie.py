@@ -5,6 +5,7 @@
     R = clip(-100 e tanh(n), -1, 1)          e = 2.718...
 
 The cube makes small changes count almost nothing: at loss 2 a drop of 1 % gives 0.0015, of 5 % 0.18, of 9 % all of 1.
+A loss of exactly 0 before or after gives 0, also 0.3 -> 0: a cross-entropy never is, 1 - accuracy often.
 The bandit moves each task's value towards its reward and draws tasks by them:
 
     Q <- Q + step (R - Q)        w_i = (1 - explore) exp(Q / temperature) / Z + explore / P
@@ -66,7 +67,13 @@ class Birdie(Rule):
         return (self.column,)
 
     def weights(self, prompts: Prompts) -> Floats:
-        value_P = np.array([self._values.get(task, 0.0) for task in prompts.columns[self.column]]) / self.temperature
+        task_P = prompts.columns[self.column]
+        if wrong := [i for i, task in enumerate(task_P) if not isinstance(task, (str, int))]:
+            raise ValueError(
+                f"birdie: the column {self.column!r} holds {task_P[wrong[0]]!r} for prompt {wrong[0]}; it names each "
+                "prompt's task: give it one, or leave the prompt out"
+            )
+        value_P = np.array([self._values.get(task, 0.0) for task in task_P]) / self.temperature
         soft_P = np.exp(value_P - value_P.max())
         return (1 - self.explore) * soft_P / soft_P.sum() + self.explore / len(soft_P)
 

@@ -68,6 +68,11 @@ class Course:
                 raise ValueError(
                     f"curriculum: the rows have no column {name!r} ({why}), only {', '.join(given)}; add it to the task"
                 )
+        if without := [row for row, problem in enumerate(rows[ID]) if problem is None]:
+            raise ValueError(
+                f"curriculum: prompt {without[0]} has no {ID!r} (null, as in {len(without)} of {len(rows[ID])} rows), "
+                "and pass rates are kept by it; give each row one, or leave those out"
+            )
         ids, asked, self.seed = [str(problem) for problem in rows[ID]], rows[PROMPT], seed
         self._columns = {name: list(rows[name]) for name in self.rule.columns}
         self._rows = {}
@@ -76,7 +81,8 @@ class Course:
         keys = {problem: problem_key(problem, [asked[row] for row in found]) for problem, found in self._rows.items()}
         self.problems, self._ids = [keys[problem] for problem in ids], {key: problem for problem, key in keys.items()}
         self._forget()
-        self._weights()
+        if (weight_P := self._weights()) is not None:
+            probabilities(weight_P, floor=self.options.floor)  # refuses senseless ones before anything is drawn
         return self
 
     def code(self, problem: Any) -> int:
@@ -115,10 +121,16 @@ class Course:
     def _weights(self) -> Floats | None:
         if self._chosen is not None:
             return self._chosen[0]
-        weight_P = self.rule.weights(self.prompts())
-        if weight_P is not None and np.shape(weight_P) != (len(self.problems),):
+        given = self.rule.weights(self.prompts())
+        try:
+            weight_P = None if given is None else np.asarray(given, dtype=float)
+        except (ValueError, TypeError) as error:
             raise ValueError(
-                f"{self.rule.name} gave weights of shape {np.shape(weight_P)} for {len(self.problems)} prompts"
+                f"{self.rule.name} gave weights that are no numbers ({error}); return one per prompt"
+            ) from None
+        if weight_P is not None and weight_P.shape != (len(self.problems),):
+            raise ValueError(
+                f"{self.rule.name} gave weights of shape {weight_P.shape} for {len(self.problems)} prompts"
             )
         self._chosen = (weight_P,)
         return weight_P

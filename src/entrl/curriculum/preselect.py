@@ -19,6 +19,7 @@ from typing import ClassVar
 import numpy as np
 
 from entrl.curriculum.rules import Floats, Ints, Prompts, Rule
+from entrl.settings.json_lines import is_number
 
 
 def concordance(losses_PM: Floats, scores_M: Floats) -> Ints:
@@ -56,15 +57,21 @@ class PreSelect(Rule):
         return (self.column,)
 
     def weights(self, prompts: Prompts) -> Floats:
-        models = len(self.benchmark)
-        wrong = [i for i, losses in enumerate(prompts.columns[self.column]) if len(losses) != models]
+        models, losses_P = len(self.benchmark), prompts.columns[self.column]
+        for i, losses in enumerate(losses_P):
+            if not isinstance(losses, (list, tuple)) or not all(map(is_number, losses)):
+                raise ValueError(
+                    f"preselect: the column {self.column!r} holds {losses!r} for prompt {i}; it lists each prompt's "
+                    "losses, finite numbers, one for each model: measure them, or leave the prompt out"
+                )
+        wrong = [i for i, losses in enumerate(losses_P) if len(losses) != models]
         if wrong or not models:
-            has = f"prompt {wrong[0]} has {len(prompts.columns[self.column][wrong[0]])} losses" if wrong else "none"
+            has = f"prompt {wrong[0]} has {len(losses_P[wrong[0]])} losses" if wrong else "none"
             raise ValueError(
                 f"preselect: benchmark lists the scores of {models} models, and {has}; give one score for each loss "
                 f"in the column {self.column!r}"
             )
-        losses_PM = np.array(prompts.columns[self.column], dtype=float)
+        losses_PM = np.array(losses_P, dtype=float)
         count_P = concordance(losses_PM, np.array(self.benchmark, dtype=float))
         threshold = np.sort(count_P)[::-1][math.ceil(self.keep * len(count_P)) - 1]
         return (count_P >= threshold).astype(float)

@@ -6,8 +6,8 @@ prop2diff and alike for all under uniform. Of the right answers the first ones u
 
 Source:  DART-Math, arXiv 2407.13690, and hkust-nlp/dart-math at 219b32467b: Uniform k_u 40 within 2048 trials,
          Prop2Diff k_p 192 within 8000 and more
-Differs: the repository takes fail rates from 8 to 192 answers drawn beforehand; here the pilot's, smoothed by one right
-         and one wrong answer. `give_up` and the removal of duplicates are ours, both off by default
+Differs: the repository takes fail rates from 8 to 192 answers drawn beforehand; here the pilot's. `give_up` and
+         the removal of duplicates are ours, both off by default
 Needs:   nothing. Trials count when they are asked for, so the last round of a problem may overshoot `max_trials`
 """
 
@@ -86,7 +86,7 @@ class Asking:
             self.trials_P[problem] += len(right)
             self.correct_P[problem] += sum(right)
         if self.rounds == 0 and self.spec.rule == "prop2diff":
-            fail_rate_P = (self.trials_P - self.correct_P + 1) / (self.trials_P + 2)
+            fail_rate_P = (self.trials_P - self.correct_P) / self.trials_P
             self.target_P = prop2diff_targets(fail_rate_P, k_p=self.spec.correct, divide_by_max=self.spec.divide_by_max)
         self.rounds += 1
 

@@ -28,6 +28,7 @@ class Number:
     pooled: bool = False  # a mean over tokens: its change is not the mean of the problems' changes
     more_is_better: bool | None = None  # None: no direction is better. True: held against a study's margin
     main: bool = False  # among the few that a study's tables and comparisons show
+    absent: float | None = None  # what it is where its group is there without it
 
     @property
     def label(self) -> str:
@@ -38,9 +39,11 @@ class Number:
         return self.path.startswith("inquiry/")
 
     def read(self, evaluation: Mapping[str, Any]) -> float | None:
-        value: Any = evaluation
-        for key in (self.path or self.name).split("/"):
-            value = value.get(key) if isinstance(value, Mapping) else None
+        *groups, last = (self.path or self.name).split("/")
+        group: Any = evaluation
+        for key in groups:
+            group = group.get(key) if isinstance(group, Mapping) else None
+        value = group.get(last, self.absent) if isinstance(group, Mapping) else None
         return value if is_number(value) else None
 
     def text(self, value: float, *, sign: bool = False) -> str:
@@ -93,7 +96,7 @@ NUMBERS = (
     ),
     Number(name="counts/*", title="* a completion", digits=2),
     Number(name="legal_share", title="Legal share of a plan", unit="%", problem="legal_share"),
-    Number(name="errors/*", title="Error: *", unit="%"),
+    Number(name="errors/*", title="Error: *", unit="%", absent=0.0),
     Number(name="missing_close_rate", title="Missing closing tag", unit="%"),
     Number(name="truncation_rate", title="Truncated", unit="%"),
     Number(name="unverified", title="Unverified", digits=0),

@@ -125,8 +125,9 @@ def _of_task(
     tuning: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
     values: dict[str, dict[str, Mapping[str, float]]] = {}
+    of_task = _with_errors([(run, n) for run, n in found if run.task.name == task.name])
     for arm in study.arms_of(task):
-        own = {str(run.seed): n for run, n in found if run.task.name == task.name and run.arm.name == arm.name}
+        own = {str(run.seed): n for run, n in of_task if run.arm.name == arm.name}
         if own:
             values[arm.name] = own
     base = values.get(study.reference, {})
@@ -142,6 +143,13 @@ def _of_task(
     }
     told = credits_of(study, task, values)
     return block | ({"tuning": tuning} if tuning else {}) | ({"credit": told} if told else {})
+
+
+def _with_errors(found: Sequence[tuple[Run, Mapping[str, float]]]) -> list[tuple[Run, Mapping[str, float]]]:
+    """A run over puzzles names the errors that its answers had; those that only other runs had are 0 in it."""
+    errors = sorted({key for _, n in found for key in n if key.startswith("errors/")})
+    judged = {"legal_share", *errors}
+    return [(run, {**n, **{e: 0.0 for e in errors if e not in n}} if judged & n.keys() else n) for run, n in found]
 
 
 def _paired(

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from entrl.errors import named, said
 from entrl.models.load import load_config, tokenizer_of
 from entrl.runs.plan.checks import ELSEWHERE, Prepared, column_problems, first_line, opening_problems, required_names
 from entrl.runs.plan.contents import content_warnings, control_warnings, overlap_warnings, some, template_warnings
@@ -142,9 +143,10 @@ def _course_problems(prepared: Prepared, rows: Any) -> list[str]:
     if prepared.course is None:
         return []
     try:
-        prepared.course.bind(rows, seed=0)
-    except (ValueError, TypeError, KeyError) as error:
-        return [str(error)]
+        with named(f"curriculum {prepared.course.rule.name}"):
+            prepared.course.bind(rows, seed=0)
+    except (ValueError, TypeError, OSError, ImportError) as error:
+        return [said(error)]
     return []
 
 

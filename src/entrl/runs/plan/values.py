@@ -89,6 +89,7 @@ def value_warnings(recipe: Recipe, args: Any, prepared: Any) -> list[str]:
         *unusual(recipe.trainer),
         *_weight_warnings(recipe, prepared.rewards),
         *_reward_warnings(recipe, args, prepared.rewards),
+        *_pass_warnings(recipe),
         *_controller_warnings(recipe, prepared.controllers),
         *_argument_warnings(recipe, args, prepared),
         *_evaluation_warnings(recipe, args),
@@ -120,6 +121,19 @@ def _weight_warnings(recipe: Recipe, rewards: Sequence[Loaded]) -> list[str]:
                 f"rewards.{i}.weight of {spec.use} is 0: it is logged and pays nothing; leave it out, unless meant"
             )
     return out
+
+
+def _pass_warnings(recipe: Recipe) -> list[str]:
+    """A curriculum whose bound for a pass lies outside of the scores that `accuracy` gives."""
+    spec = recipe.curriculum
+    shipped = any(reward.use == "accuracy" for reward in recipe.rewards)
+    if spec is None or spec.reward != "accuracy" or not shipped or 0 <= spec.pass_above < 1:
+        return []
+    who = "no answer" if spec.pass_above >= 1 else "every answer"
+    return [
+        f"curriculum.pass_above is {spec.pass_above:g}, and accuracy gives 0 to 1: {who} passes, which shows the rule "
+        "no difference; set it from 0 to below 1 (0.5 as it is)"
+    ]
 
 
 def _reward_warnings(recipe: Recipe, args: Any, rewards: Sequence[Loaded]) -> list[str]:

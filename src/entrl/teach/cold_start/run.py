@@ -101,6 +101,7 @@ def _make(start: ColdStart, console: Console) -> dict[str, Any]:
     from entrl.teach.cold_start.rejection import Kept, rejection_report
 
     be_quiet()
+    _refuse_bf16_without_gpu(start.sft)
     with _threads(start.threads):
         began = time.perf_counter()
         lora = start.build_lora()
@@ -138,6 +139,18 @@ def _make(start: ColdStart, console: Console) -> dict[str, Any]:
         "weights_sha256": weights_sha256(start.model_dir),
         "seconds": {"answers": round(taught - began, 1), "sft": round(ended - taught, 1)},
     }
+
+
+def _refuse_bf16_without_gpu(sft: Mapping[str, Any]) -> None:
+    """Before anything is drawn; transformers would say it afterwards, and name no key."""
+    from entrl.runs.plan.checks import has_accelerator
+
+    asked = not sft.get("fp16") if sft.get("bf16") is None else sft["bf16"]  # as TRL reads it
+    if asked and not sft.get("use_cpu") and not has_accelerator():
+        raise ValueError(
+            "this machine has no GPU, and the SFT would compute in bfloat16 there (TRL's default); set sft.use_cpu: "
+            "true, and sft.bf16: false for 32 bits"
+        )
 
 
 def _drawn_from(start: ColdStart) -> str:

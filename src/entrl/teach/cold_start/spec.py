@@ -60,7 +60,7 @@ class LessonsSpec:
     rechecks: bool = False  # lessons that overthink (entrl.tasks.rechecks) in place of the mixture
     trace: TraceSpec | None = None  # search traces of Countdown and Sudoku in place of both
     gold: bool = False  # the task's own right answers, without thinking, in place of all three
-    slips: float = 0.0  # of gold, and hanoi, checkers, river or blocks: share of the moves that are another legal one
+    slips: float = 0.0  # of gold, and hanoi, checkers, river or blocks: share of the moves with another legal one
     seed: int = 0
 
     def __post_init__(self) -> None:
