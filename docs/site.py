@@ -25,7 +25,7 @@ OUTSIDE = (
         "recipes/README.md",
         "recipes/*/README.md",
         "recipes/*/*/README.md",
-        "recipes/*/results.md",
+        "recipes/*/*results.md",
         "recipes/*/*.json",
         "recipes/*/*.svg",
     ),
