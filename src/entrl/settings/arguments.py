@@ -110,7 +110,7 @@ def _given_anew(ready: Any, args: Mapping[str, Any]) -> Any:
         return dataclasses.replace(ready, **args)
     fields = [f.name for f in dataclasses.fields(ready) if f.init]
     given = {name: value for name in fields if (value := getattr(ready, name)) != getattr(plain, name)}
-    return type(ready)(**(given | args))
+    return type(ready)(**{**given, **args})
 
 
 def _is_factory(target: Callable[..., Any]) -> bool:
