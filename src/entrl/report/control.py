@@ -6,7 +6,7 @@ says nothing, or the wrong thing, about the answer.
 Source:  hkust-nlp/model-task-align-rl: rewards without information train well where model and task are aligned; the
          rule that a gain must exceed the control's, by the paired interval, is ours
 Needs:   recipes of both runs, and evaluations after training on the same problems; of a study its arms' recipes and
-         differences paired over seeds (`entrl_lab.replicate.credit`)
+         differences paired over seeds
 """
 
 from collections.abc import Iterable, Mapping
