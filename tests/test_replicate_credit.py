@@ -4,12 +4,12 @@ import json
 
 import pytest
 from rich.console import Console
+from study_lines import put_line
 
 from entrl.report.control import credit
 from entrl.report.metrics import named
 from entrl.stats.pairing import seed_differences
 from entrl_lab.replicate import load_study, replicate
-from entrl_lab.replicate.rows import hashes
 
 RECIPE = """
 model: {path: tiny-reasoner}
@@ -48,10 +48,7 @@ def results(folder, study=STUDY, metric="sampled_accuracy"):
     (folder / "study.yaml").write_text(study.replace("OUT", str(folder)))
     made = load_study(folder / "study.yaml")
     for run in made.runs({}):
-        told = {metric: SAMPLED[run.arm.name][run.seed - 1]}
-        line = {"run": run.name, "commit": "0123456789abcdef", "dirty": False, "numbers": told}
-        with made.rows.open("a") as out:
-            out.write(json.dumps({**line, "settings": hashes(made, run)}) + "\n")
+        put_line(made, run, {metric: SAMPLED[run.arm.name][run.seed - 1]})
     console = Console(record=True, width=400, quiet=False, file=(folder / "said.txt").open("w"))
     replicate(made.file, report_only=True, out=folder / "results.json", console=console)
     return json.loads((folder / "results.json").read_text())

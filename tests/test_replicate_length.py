@@ -10,6 +10,7 @@ from xml.etree import ElementTree
 
 import pytest
 from rich.console import Console
+from study_lines import put_line
 from tiny_model import saved_model
 
 from entrl.settings.provenance import git_state
@@ -73,9 +74,7 @@ def made_lines(file, *, accuracy=0.99, without=()):
         told |= {"mean_length_greedy": tokens + 3, "mean_length_sampled": tokens}
         told |= {"entropy/think": 0.1, "counts/rechecks": tokens / 17 - 1}
         told |= {"train/flat_groups": 0.9, "train/flat_rollouts": 0.5, "train/reward_std": 0.02, "train/grad_norm": 0.3}
-        line = {"run": run.name, "commit": "0123456789abcdef", "dirty": False, "numbers": told}
-        with study.rows.open("a") as out:
-            out.write(json.dumps({**line, "settings": hashes(study, run)}) + "\n")
+        put_line(study, run, told)
     return study
 
 

@@ -179,10 +179,8 @@ class Pear(Gated):
         if log_metric is not None:
             metrics = phase_metrics(phases, signals.get("truncated"), prefix="pear")
             metrics |= self._reward_metrics(out, known_B, correct_B, paid_B) | {"pear/alpha": self.alpha_at(step)}
-            if signals.get("group_index") is not None:
-                whole_B = torch.as_tensor(signals["group_index"])
-                rho = rank_correlations(phases.tokens, out.penalty, whole_B, paid_B)
-                metrics["pear/length_correlation"] = fmean(rho) if rho else None
+            rho = rank_correlations(phases.tokens, out.penalty, group_B, paid_B)
+            metrics["pear/length_correlation"] = fmean(rho) if rho else None
             for name, value in metrics.items():
                 if value is not None:
                     log_metric(name, value)
@@ -211,11 +209,12 @@ class Pear(Gated):
         )
 
     def _groups(self, signals: dict[str, Any], rows: int) -> Tensor:
-        if not self.needs_whole_groups:
-            return torch.arange(rows)
-        if signals.get("group_index") is None:
+        """(B,) the prompt of each row; each its own where nobody says and no option asks."""
+        if signals.get("group_index") is not None:
+            return torch.as_tensor(signals["group_index"])
+        if self.needs_whole_groups:
             raise TypeError("these pear options compare a prompt's completions: use EntropyGRPOTrainer (group_index)")
-        return torch.as_tensor(signals["group_index"])
+        return torch.arange(rows)
 
     def _yardstick(self, phases: Phases, group_B: Tensor, gather: Gather | None, training: bool) -> Tensor:
         """H_answer to subtract: a completion without an answer gets 0, whatever the baseline."""

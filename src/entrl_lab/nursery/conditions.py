@@ -195,8 +195,9 @@ def correlation_condition(rows: Sequence[Sampled], bounds: tuple[float, float]) 
 
 def correlations(rows: Sequence[Sampled]) -> list[float]:
     """Spearman's rho of each group in which both length and penalty of right rows differ."""
-    group_B = torch.tensor([number for number, group in enumerate(grouped(rows)) for _ in group])
-    in_order = [row for group in grouped(rows) for row in group]
+    groups = grouped(rows)
+    group_B = torch.tensor([number for number, group in enumerate(groups) for _ in group])
+    in_order = [row for group in groups for row in group]
     tokens_B = torch.tensor([row.tokens for row in in_order])
     penalty_B = torch.tensor([row.penalty for row in in_order], dtype=torch.float64)
     return rank_correlations(tokens_B, penalty_B, group_B, torch.tensor([row.right for row in in_order]))
